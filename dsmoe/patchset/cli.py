@@ -1,0 +1,187 @@
+"""The command line of apply_patch.py: arguments to functions, outcomes to lines or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, Sequence
+
+from dsmoe.patchset import apply as commands
+from dsmoe.patchset import state as states
+from dsmoe.patchset.base import DEFAULT_BASE, Base, load_bases
+from dsmoe.patchset.errors import EXIT_CODES, DsmoeError, EnvironmentProblem, UsageError
+
+_EXAMPLES = """examples:
+  python apply_patch.py ~/efs/DeepSpeed                    apply to a clone at bd3ebd
+  python apply_patch.py build/DeepSpeed --from-release     build the checkout, then apply
+  python apply_patch.py ~/efs/DeepSpeed --status           name the state, change nothing
+  python apply_patch.py ~/efs/DeepSpeed --check            try every patch, change nothing
+  python apply_patch.py ~/efs/DeepSpeed --revert           back to the base
+  python apply_patch.py ~/efs/DeepSpeed --export           edits in the checkout -> patch/, overlay/
+  python apply_patch.py ~/efs/DeepSpeed --export --to NAME.patch
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; its epilog lists examples and every exit code."""
+    codes = "\n".join(f"  {code:<4} {text}" for code, text in EXIT_CODES)
+    parser = _Parser(
+        prog="apply_patch.py",
+        description="Apply this project's patch series to one pinned DeepSpeed checkout.",
+        epilog=f"{_EXAMPLES}\nexit codes:\n{codes}\n\nThe manual is docs/applying.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", metavar="PATH", type=Path, help="top folder of the checkout")
+    action = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("--check", "report every patch that does not fit; change nothing"),
+        ("--status", "name the state of the checkout; change nothing"),
+        ("--revert", "bring the checkout back to the base"),
+        ("--export", "write the checkout's edits into patch/, overlay/ and result.json"),
+        ("--lock", "write result.json after patch/ or overlay/ was edited by hand"),
+        ("--from-release", "build the checkout from the release archive first, then apply"),
+    ):
+        action.add_argument(name, action="store_true", help=text)
+    parser.add_argument("--no-apply", action="store_true", help="with --from-release: build only")
+    parser.add_argument("--archive", metavar="FILE", type=Path, help="a local release archive")
+    parser.add_argument(
+        "--to", metavar="NAME", help="with --export: the patch that takes the edits"
+    )
+    parser.add_argument("--base", metavar="NAME", help="the base (default: recognised by HEAD)")
+    parser.add_argument("--bases", metavar="DIR", type=Path, help="the folder of bases")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code of the table in errors.py."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name need not fit the terminal
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        report = _run(make_parser().parse_args(arguments))
+    except DsmoeError as error:
+        return _failed(error, as_json)
+    except KeyboardInterrupt:
+        return _failed(_Stopped("stopped from the keyboard; repeat the command to finish"), as_json)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
+        text = f"{error.filename}: {error.strerror}; free space or mend the rights and repeat"
+        return _failed(EnvironmentProblem(text), as_json)
+    if as_json:
+        print(json.dumps(report, indent=2, sort_keys=True))
+    return int(report["exit_code"])
+
+
+class _Stopped(DsmoeError):
+    exit_code = 130
+
+
+def _failed(error: DsmoeError, as_json: bool) -> int:
+    details: list[str] = getattr(error, "details", [])
+    if as_json:
+        report = {
+            "outcome": "failed",
+            "error": type(error).__name__.lstrip("_"),
+            "message": str(error),
+            "details": details,
+            "exit_code": error.exit_code,
+        }
+        print(json.dumps(report, indent=2, sort_keys=True))
+    else:
+        print(f"apply_patch.py: {error}", file=sys.stderr)
+        for line in details:
+            print(f"  {line}", file=sys.stderr)
+    return error.exit_code
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    def say(text: str) -> None:
+        if not options.json:
+            with contextlib.suppress(BrokenPipeError):  # a reader that left stops no move
+                print(text, flush=True)
+
+    if options.to and not options.export:
+        raise UsageError("--to belongs to --export")
+    if (options.no_apply or options.archive) and not options.from_release:
+        raise UsageError("--no-apply and --archive belong to --from-release")
+    bases = load_bases(options.bases, options.base)
+    bases.sort(key=lambda base: base.name != DEFAULT_BASE)
+    if options.status:
+        return _status(options.path, bases, say)
+    if options.from_release:
+        return _from_release(options, bases, say)
+    if options.export:
+        from dsmoe.patchset.export import export
+
+        return _report(export(options.path, bases, options.to, say), say)
+    action = commands.apply
+    if options.check:
+        action = commands.check
+    elif options.revert:
+        action = commands.revert
+    elif options.lock:
+        action = commands.lock
+    return _report(action(options.path, bases, say), say)
+
+
+def _from_release(options: argparse.Namespace, bases: list[Base], say: Any) -> dict[str, Any]:
+    from dsmoe.patchset.release import build_checkout
+
+    base = bases[0]
+    new = build_checkout(options.path, base, options.archive, say)
+    if not options.no_apply:
+        return _report(commands.apply(options.path, [base], say), say)
+    state = states.describe(options.path, [base])
+    message = "built" if new else "already built"
+    return _report(commands.Outcome(message.replace(" ", "-"), message, state), say)
+
+
+def _report(outcome: commands.Outcome, say: Any) -> dict[str, Any]:
+    say(outcome.message)
+    for path in outcome.state.edited:
+        say(f"  edited: {path}")
+    return {
+        "outcome": outcome.name,
+        "message": outcome.message,
+        "changed": outcome.changed,
+        "trees": outcome.trees,
+        "state": outcome.state.as_json(),
+        "exit_code": 0,
+    }
+
+
+_STATE_WORDS = {
+    states.PRISTINE: "pristine: the base, nothing applied",
+    states.APPLIED: "applied",
+    states.APPLIED_EDITED: "applied, then edited",
+    states.BASE_EDITED: "the base, edited, nothing applied",
+    states.PARTLY: "partly applied: repeat the command to finish, or use --revert",
+    states.OTHER_SERIES: "applied with another series; apply again to renew it",
+}
+
+
+def _status(path: Path, bases: list[Base], say: Any) -> dict[str, Any]:
+    state = states.describe(path, bases)
+    code = states.EXIT_CODES[state.name]
+    if state.message:
+        say(f"{state.name}: {state.message}")
+    else:
+        say(f"{state.path}: base {state.base} ({state.label}), HEAD {state.head}")
+        say(_STATE_WORDS[state.name])
+    for name in state.edited:
+        say(f"  edited: {name}")
+    return {"outcome": state.name, "state": state.as_json(), "exit_code": code}

@@ -1,0 +1,193 @@
+"""Running git, through GitPython, in an environment that the user cannot bend.
+
+Every call names its repository with ``-C``; every ``GIT_*`` variable of the caller is removed,
+global and system configuration is hidden, and the keys that a repository's own configuration
+could set to change bytes or diffs are overridden on the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Sequence
+
+from dsmoe.patchset.errors import EnvironmentProblem, PatchsetError
+
+# Each key can change what is written, compared or printed; -c outranks every file.
+_OVERRIDES = (
+    "core.autocrlf=false",
+    "core.eol=lf",
+    "core.safecrlf=false",
+    "core.attributesFile=" + os.devnull,
+    "core.excludesFile=" + os.devnull,
+    "core.hooksPath=" + os.devnull,  # read-tree -u runs post-index-change
+    "core.fsmonitor=false",  # may name a program
+    "core.quotePath=false",
+    "core.commentChar=#",
+    "apply.whitespace=nowarn",
+    "apply.ignoreWhitespace=no",
+    "diff.noprefix=false",
+    "diff.mnemonicPrefix=false",
+    "diff.algorithm=myers",
+    "diff.indentHeuristic=false",
+    "diff.interHunkContext=0",
+    "diff.suppressBlankEmpty=false",
+    "diff.orderFile=" + os.devnull,
+    "diff.renames=false",
+    "diff.relative=false",
+    "diff.default.xfuncname=^$^",  # matches nothing: no upstream text after the second @@
+    "merge.conflictStyle=merge",
+    "submodule.recurse=false",
+    "status.relativePaths=false",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "advice.detachedHead=false",
+)
+
+_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
+_RIGHTS = ("Read-only file system", "Permission denied", "insufficient permission")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one git command gave: exit status, stdout as bytes, stderr as text."""
+
+    status: int
+    out: bytes
+    err: str
+
+    @property
+    def text(self) -> str:
+        return os.fsdecode(self.out).rstrip("\n")
+
+
+def require_git() -> Any:
+    """GitPython's ``Git`` class; ``EnvironmentProblem`` when it or git itself is missing."""
+    if shutil.which("git") is None:
+        raise EnvironmentProblem(
+            "git was not found on PATH; install git (for example: apt-get install git)"
+        )
+    # Without this GitPython itself raises a long ImportError about the executable.
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    try:
+        from git.cmd import Git as PythonGit
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"the Python package GitPython cannot be imported ({error}); "
+            "install it: python -m pip install GitPython"
+        ) from None
+    return PythonGit
+
+
+@dataclass(frozen=True)
+class Git:
+    """git in one repository: ``Git(path).run("status")``.
+
+    ``index`` and ``objects`` redirect GIT_INDEX_FILE and GIT_OBJECT_DIRECTORY; ``alternates`` is
+    the object folder that stays readable then. ``lock_fd`` is inherited by every child, so that
+    a lock held on it lives as long as the last git process that we started.
+    """
+
+    path: Path
+    index: Path | None = None
+    objects: Path | None = None
+    alternates: Path | None = None
+    lock_fd: int | None = None
+    trusted: bool = False
+
+    def using(self, **changes: Any) -> Git:
+        """A copy with other redirections."""
+        return replace(self, **changes)
+
+    def run(
+        self,
+        *args: str,
+        stdin: bytes = b"",
+        ok: Sequence[int] = (0,),
+        env: dict[str, str] | None = None,
+        neutral: bool = True,
+    ) -> Result:
+        """Run one command; raise when its status is not in ``ok``.
+
+        Raises:
+            EnvironmentProblem: git is missing, or its error names rights or disk space.
+            PatchsetError: any other failure, with git's own words.
+        """
+        result = self._execute(args, stdin, env or {}, neutral)
+        if result.status not in ok:
+            raise failure(result, args, self.path)
+        return result
+
+    def _execute(
+        self, args: tuple[str, ...], stdin: bytes, env: dict[str, str], neutral: bool
+    ) -> Result:
+        python_git = require_git()
+        # GitPython always starts from os.environ, so the variables are dropped by env(1); a
+        # GIT_DIR of a calling hook would otherwise send our writes to another repository.
+        unset = [part for name in os.environ if _unwanted(name) for part in ("-u", name)]
+        command = ["env"] + unset if unset else []
+        settings = dict(env)
+        if neutral:
+            settings.update(GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_NOSYSTEM="1")
+            settings.update(GIT_ATTR_NOSYSTEM="1")
+        settings.update(GIT_OPTIONAL_LOCKS="0", GIT_TERMINAL_PROMPT="0")
+        if self.index is not None:
+            settings["GIT_INDEX_FILE"] = str(self.index)
+        if self.objects is not None:
+            settings["GIT_OBJECT_DIRECTORY"] = str(self.objects)
+            settings["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = _alternate(self.alternates)
+        if unset:  # env -u would drop ours too: name them on its command line instead
+            command += [f"{name}={value}" for name, value in settings.items()]
+            settings = {}
+        command += ["git", "-C", str(self.path)]
+        if neutral:
+            command += [part for item in _OVERRIDES for part in ("-c", item)]
+        if self.trusted:
+            command += ["-c", "safe.directory=*"]
+        command += args
+        extra: dict[str, Any] = {}
+        if self.lock_fd is not None:
+            extra["pass_fds"] = (self.lock_fd,)
+        with tempfile.TemporaryFile() as source:
+            source.write(stdin)
+            source.seek(0)
+            status, out, err = python_git().execute(
+                command,
+                istream=source,
+                env=settings,
+                with_extended_output=True,
+                with_exceptions=False,
+                stdout_as_string=False,
+                strip_newline_in_stdout=False,
+                **extra,
+            )
+        return Result(status, out, err)
+
+
+def _unwanted(name: str) -> bool:
+    # GIT_EXEC_PATH is where a relocated git finds its own programs; GIT_PYTHON_* is GitPython's.
+    return name.startswith("GIT_") and name != "GIT_EXEC_PATH" and "_PYTHON_" not in name
+
+
+def _alternate(path: Path | None) -> str:
+    text = str(path)
+    if ":" in text or text.startswith('"'):
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return text
+
+
+def failure(result: Result, args: Sequence[str], path: Path) -> Exception:
+    """The exception that fits a failed git command."""
+    words = " ".join(line.strip() for line in result.err.splitlines()[:6]) or "(no message)"
+    what = f"git {args[0]} failed in {path} with status {result.status}: {words}"
+    if result.status == -signal.SIGXFSZ or any(text in result.err for text in _SPACE):
+        return EnvironmentProblem(
+            f"no room to write in {path}; free disk space and repeat ({what})"
+        )
+    if any(text in result.err for text in _RIGHTS):
+        return EnvironmentProblem(f"no right to write in {path}; make it writable ({what})")
+    return PatchsetError(what)
