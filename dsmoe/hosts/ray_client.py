@@ -1,0 +1,74 @@
+"""A process of its own that asks a running Ray cluster for its nodes.
+
+Run by path, ``python ray_client.py ADDRESS``, by ray_cluster.py, for three reasons: Ray's
+connection cannot be interrupted when an address hangs, it aborts the process on some failures, and
+it writes to the terminal. Each answer is one line of standard output: MARK and a JSON object,
+either ``{"nodes": [{"id", "alive", "address", "gpus", "head"}, ...]}`` or ``{"error", "kind"}``.
+It answers once at the start and once for each line on standard input, and ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+MARK = "dsmoe-ray-answer "
+
+
+def nodes(ray: Any, gcs_host: str) -> list[dict[str, Any]]:
+    """All nodes that the cluster remembers, dead ones too; ``gpus`` is Ray's own float."""
+    rows = []
+    for node in ray.nodes():
+        resources = node.get("Resources") or {}
+        address = str(node.get("NodeManagerAddress", ""))
+        rows.append(
+            {
+                "id": str(node.get("NodeID", "")),
+                "alive": bool(node.get("Alive", False)),
+                "address": address,
+                "gpus": float(resources.get("GPU", 0)),
+                # Releases without the mark run the control store on the head.
+                "head": "node:__internal_head__" in resources or address == gcs_host,
+            }
+        )
+    return rows
+
+
+def main(address: str) -> int:
+    """Connect to the cluster at ``address`` and answer until the input ends."""
+    if address == "local":
+        return _answer({"error": "the address 'local' would start a cluster", "kind": "Refused"}, 1)
+    try:
+        import ray
+
+        ray.init(
+            address=address,
+            logging_level=logging.CRITICAL,
+            configure_logging=False,
+            log_to_driver=False,
+        )
+        context = ray.get_runtime_context()
+        gcs_host = str(getattr(context, "gcs_address", "")).rpartition(":")[0]
+        _answer({"nodes": nodes(ray, gcs_host)}, 0)
+        for _ in sys.stdin:
+            _answer({"nodes": nodes(ray, gcs_host)}, 0)
+        ray.shutdown()
+    except BaseException as error:
+        # Whatever Ray raises, SystemExit included, is an answer to the parent, not a traceback.
+        return _answer({"error": str(error), "kind": type(error).__name__}, 1)
+    return 0
+
+
+def _answer(body: dict[str, Any], code: int) -> int:
+    print(MARK + json.dumps(body), flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    # Run by path, so the first entry is this folder: its modules must not hide others' names.
+    if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+        del sys.path[0]
+    sys.exit(main(sys.argv[1]))
