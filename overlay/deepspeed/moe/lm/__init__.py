@@ -1,0 +1,21 @@
+"""A decoder-only language model with a mixture of experts, at the Alpa artifact's sizes."""
+
+from .config import MoELMConfig
+from .evaluate import Evaluation, evaluate
+from .generate import generate
+from .groups import param_groups
+from .model import MoELM, StepStats
+from .sizes import SIZES, config_for, parameter_count
+
+__all__ = [
+    "SIZES",
+    "Evaluation",
+    "MoELM",
+    "MoELMConfig",
+    "StepStats",
+    "config_for",
+    "evaluate",
+    "generate",
+    "param_groups",
+    "parameter_count",
+]

@@ -1,0 +1,60 @@
+"""Causal self-attention, by torch's fused function or written out.
+
+Shape suffixes: B sequences, S positions, M model width, N heads, D = M / N width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HAS_FUSED = hasattr(F, "scaled_dot_product_attention")  # torch 2.0
+
+
+def fused_attention(q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, dropout: float) -> Tensor:
+    """Causal attention in one kernel, which torch chooses. Returns [B, N, S, D]."""
+    return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD, dropout_p=dropout, is_causal=True)
+
+
+def math_attention(q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, dropout: float) -> Tensor:
+    """The same, written out, with the softmax in fp32. Returns [B, N, S, D]."""
+    length = q_BNSD.shape[-2]
+    scores_BNSS = torch.matmul(q_BNSD, k_BNSD.transpose(-1, -2)) / math.sqrt(q_BNSD.shape[-1])
+    future_SS = torch.ones(length, length, dtype=torch.bool, device=q_BNSD.device).triu(1)
+    scores_BNSS = scores_BNSS.masked_fill(future_SS, float("-inf"))
+    exact = torch.promote_types(scores_BNSS.dtype, torch.float32)
+    share_BNSS = torch.softmax(scores_BNSS, dim=-1, dtype=exact).to(v_BNSD.dtype)
+    return torch.matmul(F.dropout(share_BNSS, dropout, training=dropout > 0), v_BNSD)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a position sees itself and those before it.
+
+    Args:
+        hidden_size: model width M.
+        num_heads: heads N; M is a multiple of N.
+        dropout: probability, applied to the attention weights in training.
+        attention: "fused" or "math"; "fused" falls back to "math" where torch has no fused one.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float, attention: str) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.fused = attention == "fused" and HAS_FUSED
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x_BSM: Tensor) -> Tensor:
+        """Attend within each sequence; [B, S, M] to [B, S, M]."""
+        batch, length, width = x_BSM.shape
+        heads = self.num_heads
+        qkv = self.qkv(x_BSM).view(batch, length, 3, heads, width // heads)
+        q_BNSD, k_BNSD, v_BNSD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.dropout if self.training else 0.0
+        attend = fused_attention if self.fused else math_attention
+        y_BNSD = attend(q_BNSD, k_BNSD, v_BNSD, dropout)
+        return self.out(y_BNSD.transpose(1, 2).reshape(batch, length, width))

@@ -1,0 +1,144 @@
+"""A decoder-only transformer whose every second feed-forward layer is a mixture of experts.
+
+The family of GShard (arXiv 2006.16668) and GSPMD (arXiv 2105.04663), at the sizes of the Alpa
+artifact: pre-layer-norm, learned positions, output layer tied to the embedding.
+
+Shape suffixes: B sequences, S positions, M model width, V vocabulary, L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from deepspeed.moe.expert_init import derive_seed, draw_seed
+from torch import Tensor, nn
+
+from .block import Block, MoEBlockOutput, recomputed
+from .config import MoELMConfig
+from .weights import initialise
+
+
+class StepStats(NamedTuple):
+    """The parts of the last loss, detached and left on the device: reading one waits for it."""
+
+    cross_entropy: Tensor
+    """Mean over the tokens that count, in nats."""
+    aux_loss: Tensor
+    """Balance losses summed over the MoE layers, without the coefficient; uniform routing is L."""
+    z_loss: Tensor
+    """Router z-losses summed over the MoE layers, without the coefficient."""
+    expert_load: Tensor
+    """[L, E]: tokens of this process whose first choice each expert was."""
+    dropped_share: Tensor
+    """[L]: share of the choices tried that found their expert full; NaN where it is not known."""
+
+
+class MoELM(nn.Module):
+    """The language model of a :class:`MoELMConfig`.
+
+    DeepSpeed's groups (``deepspeed.utils.groups.initialize``) must exist first if the model has
+    experts: each process then holds its share of them. Weights depend on the seed alone, not on
+    the expert parallel size, nor on ``moe_implementation``.
+
+    Args:
+        config: sizes and choices.
+        seed: of the initial weights; by default drawn from the default generator, so that
+            processes that called ``torch.manual_seed`` alike agree.
+    """
+
+    def __init__(self, config: MoELMConfig, seed: int | None = None) -> None:
+        super().__init__()
+        seed = draw_seed() if seed is None else seed
+        self.config = config
+        self.last_stats: StepStats | None = None
+        output_std = config.init_std / math.sqrt(2 * config.num_layers)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = nn.Embedding(config.sequence_length, config.hidden_size)
+        moe_layers = set(config.moe_layers)
+        self.layers = nn.ModuleList(
+            Block(config, i in moe_layers, output_std) for i in range(config.num_layers)
+        )
+        self.final_norm = nn.LayerNorm(config.hidden_size)
+        initialise(self, derive_seed(seed, "model"), config.init_std, output_std)
+
+    def forward(
+        self, tokens: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None
+    ) -> Tensor:
+        """Logits, or with ``labels`` the training loss.
+
+        Args:
+            tokens: [B, S] token numbers, S at most ``config.sequence_length``.
+            labels: [B, S] the token to predict at each position.
+            loss_mask: [B, S] weights of the positions in the cross-entropy, 0 to leave one out.
+                It has no say in the routing: a masked token still takes its place at an expert.
+
+        Returns:
+            [B, S, V] logits without labels; with labels the scalar cross-entropy (in fp32, mean
+            over the weights) + aux_loss_coefficient * aux + z_loss_coefficient * z, the last two
+            summed over the MoE layers. The parts are in ``last_stats``.
+
+        Raises:
+            ValueError: for sequences longer than the learned positions.
+        """
+        length = tokens.shape[1]
+        if length > self.config.sequence_length:
+            raise ValueError(
+                f"tokens have {length} positions; expected at most"
+                f" sequence_length = {self.config.sequence_length}: shorten them"
+            )
+        x_BSM = self.embedding(tokens) + self.positions.weight[:length]
+        if self.config.dropout:
+            x_BSM = F.dropout(x_BSM, self.config.dropout, training=self.training)
+        outputs: list[MoEBlockOutput] = []
+        remat = self.config.remat and self.training
+        for layer in self.layers:
+            out = recomputed(layer, x_BSM) if remat else layer(x_BSM)
+            if isinstance(out, MoEBlockOutput):
+                outputs.append(out)
+                x_BSM = out.hidden_BSM
+            else:
+                x_BSM = out
+        logits_BSV = F.linear(self.final_norm(x_BSM), self.embedding.weight)
+        if labels is None:
+            return logits_BSV
+        return self._loss(_cross_entropy(logits_BSV, labels, loss_mask), outputs)
+
+    def _loss(self, cross_entropy: Tensor, outputs: list[MoEBlockOutput]) -> Tensor:
+        """Add the routers' losses and keep the parts."""
+        loss = cross_entropy
+        none = torch.zeros((), dtype=loss.dtype, device=loss.device)
+        aux_loss, z_loss = none, none
+        load_LE = none.new_zeros((0, self.config.num_experts))
+        dropped_L = none.new_zeros((0,))
+        if outputs:
+            aux_loss = torch.stack([out.aux_loss for out in outputs]).sum()
+            z_loss = torch.stack([out.z_loss for out in outputs]).sum()
+            load_LE = torch.stack([out.expert_load_E for out in outputs])
+            dropped_L = torch.stack([out.dropped_share for out in outputs])
+            loss = loss + self.config.aux_loss_coefficient * aux_loss
+            if self.config.z_loss_coefficient:
+                loss = loss + self.config.z_loss_coefficient * z_loss
+        self.last_stats = StepStats(
+            cross_entropy.detach(),
+            aux_loss.detach(),
+            z_loss.detach(),
+            load_LE.detach(),
+            dropped_L.detach(),
+        )
+        return loss
+
+
+def _cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
+    """Weighted mean cross-entropy in fp32 (fp64 for fp64 logits); 0 if nothing has weight."""
+    exact = torch.promote_types(logits_BSV.dtype, torch.float32)
+    flat = logits_BSV.reshape(-1, logits_BSV.shape[-1]).to(exact)
+    labels = labels_BS.reshape(-1)
+    if mask_BS is None:
+        return F.cross_entropy(flat, labels, reduction="sum") / max(labels.numel(), 1)
+    weights = mask_BS.reshape(-1).to(exact)
+    total = weights.sum()
+    total = torch.where(total == 0, torch.ones_like(total), total)
+    return (F.cross_entropy(flat, labels, reduction="none") * weights).sum() / total

@@ -1,0 +1,54 @@
+"""Initial weights of the whole model from one seed.
+
+Every dense parameter is drawn from a stream named after it, every expert from a stream of its
+global number (deepspeed/moe/expert_init.py), always on the CPU: the result is the same for every
+expert parallel size, every MoE implementation and every device.
+"""
+
+from __future__ import annotations
+
+import torch
+from deepspeed.moe.expert_init import derive_seed, initialise_experts
+from deepspeed.moe.layer import MoE
+from deepspeed.moe.utils import is_moe_param
+from deepspeed.utils import groups
+from torch import Tensor, nn
+
+_RESIDUAL_PROJECTIONS = ("attention.out.weight", "ffn.fc2.weight")
+
+
+def _normal(parameter: Tensor, std: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.empty(parameter.shape, device="cpu").normal_(std=std, generator=generator)
+    parameter.copy_(drawn)
+
+
+def initialise(model: nn.Module, seed: int, std: float, output_std: float) -> None:
+    """Set every weight of a :class:`~deepspeed.moe.lm.model.MoELM`; meta tensors are left alone.
+
+    Matrices are normal with ``std``, those whose output is added to the residual stream with
+    ``output_std``; biases are 0, and layer norms the identity.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.is_meta or is_moe_param(parameter):
+                continue
+            if parameter.dim() > 1:
+                wanted = output_std if name.endswith(_RESIDUAL_PROJECTIONS) else std
+                _normal(parameter, wanted, derive_seed(seed, name))
+            elif name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            else:
+                parameter.zero_()
+        for name, module in model.named_modules():
+            if isinstance(module, MoE) and not next(module.parameters()).is_meta:
+                _initialise_moe(module, derive_seed(seed, name))
+
+
+def _initialise_moe(moe: MoE, seed: int) -> None:
+    experts = moe.deepspeed_moe.experts
+    first = groups.get_expert_parallel_rank() * moe.deepspeed_moe.num_local_experts
+    if hasattr(experts, "deepspeed_experts"):
+        initialise_experts(experts.deepspeed_experts, first, seed)
+    else:
+        experts.stacked.initialise(first, seed)
