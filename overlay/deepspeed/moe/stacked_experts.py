@@ -5,6 +5,8 @@ Shape suffixes: E experts of this process, R rows of an expert, M model width, H
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -42,9 +44,18 @@ class StackedExperts(nn.Module):
         self.b1 = nn.Parameter(torch.empty(num_local_experts, ffn_size))
         self.w2 = nn.Parameter(torch.empty(num_local_experts, ffn_size, hidden_size))
         self.b2 = nn.Parameter(torch.empty(num_local_experts, hidden_size))
+        self._mark()
+
+    def _mark(self) -> None:
         for parameter in self.parameters():
             parameter.allreduce = False
             parameter.adafactor_batch_dims = 1
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copying and unpickling drop a parameter's attributes; unmarked experts would be averaged
+        over all processes, so they are marked again."""
+        super().__setstate__(state)
+        self._mark()
 
     def initialise(self, first_global_expert: int, layer_seed: int) -> None:
         """Draw the weights (normal; biases 0), each expert from its own stream.

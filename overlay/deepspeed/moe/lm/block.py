@@ -74,7 +74,8 @@ def build_moe(config: MoELMConfig, output_std: float) -> nn.Module:
             min_capacity=config.min_capacity,
             noisy_gate_policy=config.noisy_gate_policy,
             drop_tokens=config.drop_tokens,
-            use_rts=False,
+            # without it bd3ebd's top-1 gate never applies the capacity and fails on an overflow
+            use_rts=True,
         )
     return GShardMoE(
         config.hidden_size,

@@ -146,8 +146,6 @@ class MoELMConfig:
             _refuse("renormalize", self.renormalize, f"'kept' {why}")
         if self.top_k == 2 and self.second_expert_policy != "sampling":
             _refuse("second_expert_policy", self.second_expert_policy, f"'sampling' {why}")
-        if self.top_k == 2 and not self.drop_tokens:
-            _refuse("drop_tokens", self.drop_tokens, f"True {why}")
 
     @property
     def ffn_size(self) -> int:

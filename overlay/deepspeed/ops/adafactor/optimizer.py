@@ -16,8 +16,8 @@ from .update import Block, settings, update_blocks
 MODES = ("sharded", "artifact")
 
 #: Units of one shape are updated together, up to this many elements: a larger batch saves no
-#: time, and its temporary tensors (two of this size) cost memory.
-BATCH_ELEMENTS = 2**25
+#: time, and its temporary tensors (three of this size) cost memory.
+BATCH_ELEMENTS = 2**24
 
 
 class Adafactor(torch.optim.Optimizer):

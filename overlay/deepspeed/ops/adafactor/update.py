@@ -66,19 +66,18 @@ class Block(NamedTuple):
 
 def update_blocks(blocks: Sequence[Block], s: Settings, dtype: torch.dtype) -> None:
     """One step for blocks that share R, C, dtypes and settings; computed in ``dtype``."""
-    grad = _joined([block.grad for block in blocks])
-    owned = len(blocks) > 1 or grad.dtype != dtype
-    grad = grad.to(dtype)
+    grad = _joined([block.grad for block in blocks]).to(dtype)
     param = _joined([block.param for block in blocks]).to(dtype)
     counts = [block.grad.shape[0] for block in blocks]
 
-    row_sq, col_sq = _square_sums(grad, grad.shape[1] > 1)
+    squares = grad.square()
+    row_sq, col_sq = _sums(squares, grad.shape[1] > 1)
     col = _blend([block.col for block in blocks], col_sq, grad.shape[1], counts, s)
     row = None
     if row_sq is not None:
         rows = [block.row for block in blocks if block.row is not None]
         row = _blend(rows, row_sq, grad.shape[2], counts, s)
-    direction = _precondition(grad, _row_factor(row), col, in_place=owned)
+    direction = _precondition(grad, _row_factor(row), col, out=squares)
 
     numel = grad.shape[1] * grad.shape[2]
     rate, length = _rates(_norm(param), _norm(direction), numel, s)
@@ -109,7 +108,8 @@ class CutUpdate:
         padded = self.part.col.new_zeros(self.row_count * self.cut.cols)
         self._inner(padded).copy_(self.part.grad)
         self.grad = padded.view(1, self.row_count, self.cut.cols)
-        row_sq, col_sq = _square_sums(self.grad, self.cut.rows > 1)
+        self.squares = self.grad.square()
+        row_sq, col_sq = _sums(self.squares, self.cut.rows > 1)
         rows, cols, norm = message.split([self.cut.row_count, self.cut.cols, 1])
         if row_sq is not None:
             rows[self.first_row : self.first_row + self.row_count].copy_(row_sq[0])
@@ -126,7 +126,7 @@ class CutUpdate:
         if self.part.row is not None:
             row = _blend([self.part.row.view(1, -1)], rows.view(1, -1), cut.cols, [1], s)
             factor = _row_factor(row)[:, self.first_row : self.first_row + self.row_count]
-        self.direction = _precondition(self.grad, factor, col, in_place=True)
+        self.direction = _precondition(self.grad, factor, col, out=self.squares)
         square_norm.copy_(_norm(self.direction).square_())
 
     def apply(self, square_norm: Tensor) -> None:
@@ -147,13 +147,11 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
-def _square_sums(grad_nrc: Tensor, factored: bool) -> tuple[Tensor | None, Tensor]:
-    """Sums of squares over columns (NR; None unless ``factored``) and over rows (NC)."""
+def _sums(squares_nrc: Tensor, factored: bool) -> tuple[Tensor | None, Tensor]:
+    """Sums over columns (NR; None unless ``factored``) and over rows (NC)."""
     if not factored:
-        return None, grad_nrc.square().squeeze(1)
-    # Norms, squared again: they need no tensor of squares as large as the gradient.
-    row = torch.linalg.vector_norm(grad_nrc, dim=2)
-    return row.square_(), torch.linalg.vector_norm(grad_nrc, dim=1).square_()
+        return None, squares_nrc.squeeze(1)
+    return squares_nrc.sum(dim=2), squares_nrc.sum(dim=1)
 
 
 def _norm(tensor_nrc: Tensor) -> Tensor:
@@ -175,11 +173,10 @@ def _row_factor(row_nr: Tensor | None) -> Tensor | None:
 
 
 def _precondition(
-    grad_nrc: Tensor, row_factor: Tensor | None, col_nc: Tensor, in_place: bool
+    grad_nrc: Tensor, row_factor: Tensor | None, col_nc: Tensor, out: Tensor
 ) -> Tensor:
-    """Gradient over the root of the second moment, NRC."""
-    col_factor = col_nc.rsqrt().unsqueeze(1)
-    direction = grad_nrc.mul_(col_factor) if in_place else grad_nrc * col_factor
+    """Gradient over the root of the second moment, NRC, written to ``out``."""
+    direction = torch.mul(grad_nrc, col_nc.rsqrt().unsqueeze(1), out=out)
     return direction if row_factor is None else direction.mul_(row_factor.unsqueeze(2))
 
 

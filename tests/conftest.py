@@ -1,0 +1,51 @@
+"""Every test sees the patched DeepSpeed: $DSMOE_DEEPSPEED, else build/DeepSpeed, made if missing.
+
+A checkout with local edits is tested as it is, so that a change can be tried before it is
+exported; one that holds an older series is brought up to date.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dsmoe.benchmark import checkout as checkouts  # noqa: E402
+from dsmoe.errors import DsmoeError  # noqa: E402
+from dsmoe.patchset import state  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    place = checkouts.location()
+    if not os.environ.get(checkouts.VARIABLE):
+        found = state.describe(place).name if place.exists() else "missing"
+        if found not in (state.APPLIED, state.APPLIED_EDITED):
+            try:
+                checkouts.ensure(place)
+            except DsmoeError as error:
+                raise pytest.UsageError(str(error)) from None
+    # In front of a deepspeed that may be installed, here and in every process a test starts.
+    sys.path.insert(0, str(place))
+    paths = [str(place), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The patched DeepSpeed that the tests run."""
+    return checkouts.location()
+
+
+@pytest.fixture(scope="session")
+def gpus() -> int:
+    """CUDA devices here; counted in a process of its own, so that no test inherits CUDA."""
+    code = "import torch; print(torch.cuda.device_count())"
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True).stdout or 0)
