@@ -41,7 +41,7 @@ def deepspeed_config(case: Case, device: str) -> dict[str, Any]:
     if case.precision == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": case.loss_scale}
     elif case.precision == "bf16":
-        config["bf16"] = {"enabled": True}
+        config["bfloat16"] = {"enabled": True}
     return config
 
 

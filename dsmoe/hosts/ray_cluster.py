@@ -121,7 +121,8 @@ class RayCluster:
                 answer = json.loads(line[len(MARK) :])
                 if "error" in answer:
                     raise _refusal(self.address, answer["kind"], answer["error"])
-                return answer["nodes"]
+                rows: list[dict[str, Any]] = answer["nodes"]
+                return rows
 
 
 def find(address: str, seconds: float, reason: str, any_device: bool) -> Found:

@@ -55,7 +55,8 @@ def apply(path: Path, bases: Sequence[Base], say: Say = print) -> Outcome:
         at = look(checkout, built)
         before = describe_checkout(checkout, built, at)
         if before.name == PARTLY:
-            say("a former run was stopped half-way: finishing it")
+            was = "a former run was stopped half-way" if before.interrupted else "partly applied"
+            say(f"{was}: completing it")
         changed = move(checkout, built, at, "applied", handle)
         after = describe_checkout(checkout, built)
     if changed:

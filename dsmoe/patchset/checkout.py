@@ -46,7 +46,7 @@ def open_checkout(path: Path, bases: Sequence[Base]) -> Checkout:
         NotACheckout: nothing there, no repository, a bare one, or not its top folder.
         OtherBase: a repository whose HEAD is none of ``bases``.
     """
-    path = Path.cwd() / path.expanduser()
+    path = Path.cwd() / path
     wanted = bases[0]
     remedy = f"python apply_patch.py {path} --from-release builds one"
     if not path.is_dir():
@@ -99,12 +99,13 @@ def open_checkout(path: Path, bases: Sequence[Base]) -> Checkout:
 
 
 def _open_git(path: Path, remedy: str) -> Git:
-    # The only command under the user's own configuration: it alone says whether the user
-    # trusts a repository that belongs to somebody else (safe.directory).
+    # The only commands under the user's own configuration: it alone says whether the user
+    # trusts a repository that belongs to somebody else, and which files the user ignores.
     git = Git(path)
     probe = git.run("rev-parse", "--git-dir", ok=(0, 128), neutral=False)
     if probe.status == 0:
-        return git.using(trusted=True)
+        found = git.run("config", "--path", "core.excludesFile", ok=(0, 1), neutral=False)
+        return git.using(trusted=True, excludes=found.text if found.status == 0 else None)
     if "dubious ownership" in probe.err or "unsafe repository" in probe.err:
         raise NotACheckout(
             f"git does not trust {path}, which belongs to another user; if you do: "

@@ -23,7 +23,6 @@ _OVERRIDES = (
     "core.eol=lf",
     "core.safecrlf=false",
     "core.attributesFile=" + os.devnull,
-    "core.excludesFile=" + os.devnull,
     "core.hooksPath=" + os.devnull,  # read-tree -u runs post-index-change
     "core.fsmonitor=false",  # may name a program
     "core.quotePath=false",
@@ -48,7 +47,12 @@ _OVERRIDES = (
     "advice.detachedHead=false",
 )
 
-_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
+_SPACE = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "unable to write file",  # all that git says when a checkout runs out of room
+)
 _RIGHTS = ("Read-only file system", "Permission denied", "insufficient permission")
 
 
@@ -75,11 +79,16 @@ def require_git() -> Any:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     try:
         from git.cmd import Git as PythonGit
+        from git.cmd import execute_kwargs
     except ImportError as error:
         raise EnvironmentProblem(
             f"the Python package GitPython cannot be imported ({error}); "
             "install it: python -m pip install GitPython"
         ) from None
+    if "strip_newline_in_stdout" not in execute_kwargs:  # a diff would lose its last newline
+        raise EnvironmentProblem(
+            "the Python package GitPython is too old; python -m pip install 'GitPython>=3.1.30'"
+        )
     return PythonGit
 
 
@@ -89,7 +98,8 @@ class Git:
 
     ``index`` and ``objects`` redirect GIT_INDEX_FILE and GIT_OBJECT_DIRECTORY; ``alternates`` is
     the object folder that stays readable then. ``lock_fd`` is inherited by every child, so that
-    a lock held on it lives as long as the last git process that we started.
+    a lock held on it lives as long as the last git process that we started. ``excludes`` is the
+    user's own list of ignored files, the one setting that is kept.
     """
 
     path: Path
@@ -98,6 +108,7 @@ class Git:
     alternates: Path | None = None
     lock_fd: int | None = None
     trusted: bool = False
+    excludes: str | None = None
 
     def using(self, **changes: Any) -> Git:
         """A copy with other redirections."""
@@ -146,6 +157,8 @@ class Git:
         command += ["git", "-C", str(self.path)]
         if neutral:
             command += [part for item in _OVERRIDES for part in ("-c", item)]
+        if self.excludes is not None:
+            command += ["-c", f"core.excludesFile={self.excludes}"]
         if self.trusted:
             command += ["-c", "safe.directory=*"]
         command += args

@@ -90,7 +90,7 @@ class Notes:
 def locked(
     checkout: Checkout,
     say: Callable[[str], None] = lambda text: None,
-    wait: float = LOCK_WAIT_SECONDS,
+    wait: float | None = None,
 ) -> Iterator[int]:
     """Hold the lock of ``checkout``; yields the descriptor that git children must inherit.
 
@@ -107,7 +107,7 @@ def locked(
             f"cannot write in {checkout.git_dir} ({error.strerror}); make the checkout writable"
         ) from None
     try:
-        _acquire(handle, path, say, wait)
+        _acquire(handle, path, say, LOCK_WAIT_SECONDS if wait is None else wait)
         yield handle
     finally:
         os.close(handle)

@@ -18,7 +18,7 @@ from dsmoe.patchset.series import Patch, overlay_files, read_names, read_patch
 MAX_ADDED = 60
 _FIELD = re.compile(r"^([A-Z][A-Za-z-]*):(.*)$")
 _KNOWN = {"Description", "Origin", "Bug", "Forwarded", "Defect", "X-Test", "Author", "Last-Update"}
-_PLAIN = {"series", "README.md", ".gitkeep", STAGE}
+_PLAIN = {"series", "README.md", ".gitkeep", "base.json", "result.json", STAGE}
 
 
 def read_fields(header: bytes) -> dict[str, str]:
@@ -59,9 +59,9 @@ def lint(base: Base, root: Path | None = None, allow_empty: bool = False) -> lis
     problems = [f"{name}: listed twice" for name in sorted(set(names)) if names.count(name) > 1]
     if not names and not allow_empty:
         problems.append(f"{base.series}: the series is empty")
-    listed = {(folder / name).resolve() for name in names}
+    listed = {(folder / name).resolve() for name in names} | set(base.overlays)
     for path in sorted(folder.iterdir()):
-        if path.name not in _PLAIN and path.resolve() not in listed and path != base.result_file:
+        if path.name not in _PLAIN and path.resolve() not in listed:
             problems.append(f"{path.name}: in {folder.name}/ but not in the series")
     owned: dict[str, str] = {}
     for name in dict.fromkeys(names):

@@ -137,7 +137,12 @@ def build_checkout(path: Path, base: Base, archive: Path | None = None, say: Say
         raise UsageError(f"base {base.name} has no release archive; clone {base.upstream} instead")
     if _is_there(path, base, say):
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot make the folder {path.parent}: {error.strerror}; choose another path"
+        ) from None
     source = archive or fetch_archive(base, say=say)
     check_archive(base, source)
     with _building(path) as folder:

@@ -98,7 +98,7 @@ def engine_config(scenario: dict[str, Any]) -> dict[str, Any]:
     if scenario["precision"] == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": 64.0}
     if scenario["precision"] == "bf16":
-        config["bf16"] = {"enabled": True}
+        config["bfloat16"] = {"enabled": True}
     return {**config, **scenario["config"]}
 
 
@@ -185,3 +185,239 @@ def reference(scenario: dict[str, Any], micro_batches: int) -> dict[str, Any]:
 
 def references(requests: list[tuple[dict[str, Any], int]]) -> list[dict[str, Any]]:
     return [reference(*request) for request in requests]
+
+
+def save_and_resume(scenario: dict[str, Any], folder: str, half: int) -> dict[str, Any]:
+    """Train on with a fresh engine from a checkpoint of step ``half``; both halves' losses."""
+    scenario = full(scenario)
+    steps = scenario["steps"]
+    engine = start_engine(scenario)
+    train_steps(engine, scenario, 0, half)
+    engine.save_checkpoint(folder, tag="half", client_state={"mine": 7})
+    expected = train_steps(engine, scenario, half, steps)
+    expected["weights"] = whole_weights(engine.module)
+    return {"expected": expected, "resumed": resume(scenario, folder, half)}
+
+
+def resume(scenario: dict[str, Any], folder: str, half: int) -> dict[str, Any]:
+    """The rest of the steps after loading ``folder`` into a model of other initial weights."""
+    scenario = full(scenario)
+    other = build({**scenario, "seed": 99})
+    engine = start_engine(scenario, other)
+    path, client_state = engine.load_checkpoint(folder, tag="half")
+    assert path is not None and client_state["mine"] == 7
+    assert engine.global_steps == half
+    result = train_steps(engine, scenario, half, scenario["steps"])
+    return {**result, "weights": whole_weights(engine.module)}
+
+
+def save_and_resume_all(
+    scenarios: list[dict[str, Any]], folder: str, half: int
+) -> list[dict[str, Any]]:
+    return [save_and_resume(s, f"{folder}/{i}", half) for i, s in enumerate(scenarios)]
+
+
+def load_error(scenario: dict[str, Any], folder: str, tag: str) -> str:
+    """What loading ``tag`` raises; empty if it loads."""
+    engine = start_engine(full(scenario))
+    try:
+        engine.load_checkpoint(folder, tag=tag)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def weights_after_loading(
+    scenario: dict[str, Any], folder: str, tag: str | None, module_only: bool
+) -> dict[str, Any]:
+    """The model's weights after loading, and ZeRO's fp32 copies of them flattened together."""
+    scenario = full({**scenario, "seed": 99})
+    engine = start_engine(scenario)
+    path, _ = engine.load_checkpoint(folder, tag=tag, load_module_only=module_only)
+    partitions = getattr(engine.optimizer, "single_partition_of_fp32_groups", [])
+    return {
+        "loaded": path is not None,
+        "weights": whole_weights(engine.module),
+        "masters": [p.detach().clone() for p in partitions],
+    }
+
+
+def train_and_save(scenario: dict[str, Any], folder: str, tags: list[str]) -> dict[str, Any]:
+    """Train one step before each tag and save it."""
+    scenario = full(scenario)
+    engine = start_engine(scenario)
+    for step, tag in enumerate(tags):
+        train_steps(engine, scenario, step, step + 1)
+        engine.save_checkpoint(folder, tag=tag)
+    return whole_weights(engine.module)
+
+
+def reduced_slices(scenario: dict[str, Any]) -> dict[str, Any]:
+    """Every slice that ZeRO reduces in one step: (its elements, the processes of its group)."""
+    scenario = full(scenario)
+    engine = start_engine(scenario)
+    calls = []
+    real = dist.reduce
+
+    def watched(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append((tensor.numel(), dist.get_world_size(kwargs["group"])))
+        return real(tensor, *args, **kwargs)
+
+    dist.reduce = watched
+    try:
+        train_steps(engine, scenario, 0, 1)
+    finally:
+        dist.reduce = real
+    elements: dict[int, int] = {}
+    for numel, size in calls:
+        elements[size] = elements.get(size, 0) + numel
+    held = {"dense": 0, "expert": 0}
+    for parameter in engine.module.parameters():
+        held["expert" if is_moe_param(parameter) else "dense"] += parameter.numel()
+    return {"reduced": elements, "held": held}
+
+
+def gate_after_steps(scenario: dict[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's own layer in 16 bit: is the gate's parameter still the one ZeRO trains?"""
+    scenario = full(scenario)
+    model = build(scenario)
+    before = {n: p for n, p in model.named_parameters() if "gate.wg" in n}
+    engine = start_engine(scenario, model)
+    values = {n: p.detach().clone() for n, p in before.items()}
+    train_steps(engine, scenario, 0, 3)
+    after = {n: p for n, p in engine.module.named_parameters() if "gate.wg" in n}
+    return {
+        "same_parameter": all(after[n] is p for n, p in before.items()),
+        "dtypes": [str(p.dtype) for p in after.values()],
+        "moved": [bool((after[n] != values[n]).any()) for n in before],
+        "equal_everywhere": [_equal_on_all_ranks(p) for p in after.values()],
+    }
+
+
+def _equal_on_all_ranks(parameter: torch.Tensor) -> bool:
+    highest, lowest = parameter.detach().float().clone(), parameter.detach().float().clone()
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    return bool(torch.equal(highest, lowest))
+
+
+def weights_after_start(scenario: dict[str, Any]) -> dict[str, Any]:
+    """Has starting the engine changed a weight or counted a step?"""
+    scenario = full(scenario)
+    model = build(scenario)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    engine = start_engine(scenario, model)
+    steps = [float(s["step"]) for s in engine.optimizer.optimizer.state.values() if "step" in s]
+    masters = [p.detach().clone() for p in engine.optimizer.single_partition_of_fp32_groups]
+    total = sum(float(p.double().sum()) for p in before.values())
+    return {
+        "steps": steps,
+        "master_sum": sum(float(p.double().sum()) for p in masters),
+        "weight_sum": total,
+    }
+
+
+def bucket_after_backward(scenario: dict[str, Any]) -> dict[str, Any]:
+    """How much of the reduce bucket one backward pass has written or divided."""
+    scenario = full(scenario)
+    engine = start_engine(scenario)
+    seen = []
+    real = engine.optimizer.average_tensor
+
+    def watched(tensor: torch.Tensor) -> None:
+        tensor[engine.optimizer.elements_in_ipg_bucket :] = 8.0
+        real(tensor)
+        rest = tensor[engine.optimizer.elements_in_ipg_bucket :]
+        seen.append((int(rest.numel()), bool((rest == 8.0).all())))
+
+    engine.optimizer.average_tensor = watched
+    train_steps(engine, scenario, 0, 1)
+    return {"seen": seen}
+
+
+def unfused_norm(scenario: dict[str, Any]) -> dict[str, Any]:
+    """The gradient norm that fp16 without ZeRO reports, and what its gradients add up to."""
+    scenario = full(scenario)
+    engine = start_engine(scenario)
+    optimizer = engine.optimizer
+    expected = []
+    real = optimizer.unscale_and_clip_grads
+
+    def watched(norm: float, *args: Any, **kwargs: Any) -> Any:
+        dense = torch.zeros(1, dtype=torch.float64)
+        expert = torch.zeros(1, dtype=torch.float64)
+        for group in optimizer.fp16_groups:
+            for p in group:
+                (expert if is_moe_param(p) else dense).add_(p.grad.double().pow(2).sum())
+        dist.all_reduce(expert, group=groups.get_expert_parallel_group())
+        expected.append(float((dense + expert).sqrt()))
+        return real(norm, *args, **kwargs)
+
+    optimizer.unscale_and_clip_grads = watched
+    found = train_steps(engine, scenario, 0, 2)["norms"]
+    return {"found": found, "expected": expected}
+
+
+def timers_used(scenario: dict[str, Any]) -> dict[str, Any]:
+    """The MoE timers that one step of DeepSpeed's own layer has started."""
+    scenario = full(scenario)
+    engine = start_engine(scenario)
+    train_steps(engine, scenario, 0, 1)
+    layers = [*engine.moe_layers, *engine.gate_modules]
+    return {"layers": len(layers), "timers": [list(layer.timers.timers) for layer in layers]}
+
+
+def experts_of_own_layer(expert_parallel: int) -> dict[str, torch.Tensor]:
+    """First weights of the experts of DeepSpeed's own layer, by global expert number."""
+    scenario = full({"expert_parallel": expert_parallel})
+    build(scenario)
+    torch.manual_seed(3)
+    from deepspeed.moe.layer import MoE
+
+    layer = MoE(8, torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 8)), 4, k=2)
+    experts = layer.deepspeed_moe.experts.deepspeed_experts
+    first = groups.get_expert_parallel_rank() * len(experts)
+    return {
+        **{str(first + i): e[0].weight.detach().clone() for i, e in enumerate(experts)},
+        "after": torch.rand(4),
+    }
+
+
+def adafactor_state_sizes(scenario: dict[str, Any]) -> dict[str, int]:
+    """Elements of this rank's partitions and of the optimizer's state, in either mode."""
+    sizes = {}
+    for mode in ("sharded", "artifact"):
+        scenario = full(scenario)
+        params = {**OPTIMIZERS["Adafactor"], "mode": mode}
+        config = {"optimizer": {"type": "Adafactor", "params": params}}
+        engine = start_engine({**scenario, "config": config})
+        train_steps(engine, scenario, 0, 1)
+        partitions = engine.optimizer.single_partition_of_fp32_groups
+        sizes["elements"] = sum(p.numel() for p in partitions)
+        sizes[mode] = sum(_elements(s) for s in engine.optimizer.optimizer.state.values())
+    return sizes
+
+
+def _elements(state: Any) -> int:
+    if torch.is_tensor(state):
+        return state.numel()
+    return sum(map(_elements, state.values())) if isinstance(state, dict) else 0
+
+
+def warnings_of_a_run(scenario: dict[str, Any], folder: str) -> list[str]:
+    """What Python warns of between building the engine and saving a checkpoint."""
+    import warnings
+
+    scenario = full(scenario)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        engine = start_engine(scenario)
+        train_steps(engine, scenario, 0, scenario["steps"])
+        engine.save_checkpoint(folder, tag="one")
+    ignored = (ResourceWarning,)  # off by default in Python
+    return [str(w.message) for w in caught if not issubclass(w.category, ignored)]
+
+
+def parameter_dtypes(scenario: dict[str, Any]) -> list[str]:
+    engine = start_engine(full(scenario))
+    return sorted({str(p.dtype) for p in engine.module.parameters()})

@@ -81,11 +81,14 @@ def test_identity_experts_return_the_input_of_every_token_that_was_kept(capacity
 
 
 def test_rows_and_choices_are_each_others_inverse() -> None:
-    _, _, routing = routed(3, 8, 4, 3, seed=6)
+    x, _, routing = routed(3, 8, 4, 3, seed=6)
     plan = make_plan(routing)
     slots, kept = plan.slot_KN.reshape(-1), plan.kept_KN.reshape(-1)
     assert plan.choice_R[slots[kept]].tolist() == kept.nonzero()[:, 0].tolist()
     assert int(plan.filled_R.sum()) == int(kept.sum()) == len(set(slots[kept].tolist()))
+    rows = dispatch(x, plan).reshape(-1, 3)
+    assert bool(rows[plan.filled_R].all()) and not rows[~plan.filled_R].any(), "empty rows are 0"
+    assert not bool(plan.filled_R.all())
 
 
 def test_half_precision_output_is_summed_in_fp32() -> None:

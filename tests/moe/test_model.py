@@ -67,6 +67,20 @@ def test_loss_is_cross_entropy_and_the_routers_losses() -> None:
     assert float(lm.last_stats.cross_entropy) == 0
 
 
+@pytest.mark.parametrize("loss", ["aux_loss_coefficient", "z_loss_coefficient"])
+def test_routers_losses_train_the_gates_in_proportion_to_their_coefficient(loss: str) -> None:
+    """In float64, to 1e-12."""
+    gate_gradients = []
+    for coefficient in (0.0, 0.5, 1.0):
+        changes = {"aux_loss_coefficient": 0.0, loss: coefficient}
+        lm = model(**changes).double()
+        lm(INPUTS, LABELS).backward()
+        gate_gradients.append(lm.layers[3].ffn.deepspeed_moe.gate.wg.weight.grad)
+    none, half, full = gate_gradients
+    torch.testing.assert_close(full - none, 2 * (half - none), rtol=0, atol=1e-12)
+    assert float((full - none).abs().max()) > 1e-4
+
+
 def test_fused_and_math_attention_are_equal() -> None:
     """In float64 to 1e-12, output and gradients."""
     fused, written_out = model().double(), model(attention="math").double()

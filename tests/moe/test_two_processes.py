@@ -25,6 +25,8 @@ CONFIG = {
     "second_expert_policy": "all",
     "z_loss_coefficient": 0.1,
 }
+VERSION = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+COMPILES = VERSION >= (2, 13)  # earlier releases were not tried
 EXPERTS = ".deepspeed_moe.experts.stacked."
 
 
@@ -32,7 +34,7 @@ def tokens_of(rank: int) -> torch.Tensor:
     return torch.randint(32, (3, 9), generator=torch.Generator().manual_seed(rank))
 
 
-def step(implementation: str, tokens: torch.Tensor) -> dict:
+def step(implementation: str, tokens: torch.Tensor, compiled: bool = False) -> dict:
     """Weights, loss and gradients by name; expert weights as they are held here."""
     from deepspeed.moe.lm import MoELM, MoELMConfig, evaluate
 
@@ -40,7 +42,8 @@ def step(implementation: str, tokens: torch.Tensor) -> dict:
     model = MoELM(MoELMConfig(moe_implementation=implementation, **CONFIG))
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.double()
-    loss = model(tokens[:, :-1], tokens[:, 1:])
+    run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    loss = run(tokens[:, :-1], tokens[:, 1:])
     loss.backward()
     return {
         "weights": weights,
@@ -58,6 +61,8 @@ def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     groups.initialize(ep_size=2)
     found = {name: step(name, tokens_of(rank)) for name in ("index", "einsum")}
+    if COMPILES:
+        found["compiled"] = step("index", tokens_of(rank), compiled=True)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -87,6 +92,18 @@ def test_equals_one_process(implementation: str, two: list[dict], one_process: N
             found = held[0]["gradients"][name] + held[1]["gradients"][name]
         assert torch.equal(weights, weight), name
         torch.testing.assert_close(found, total, rtol=0, atol=1e-12, msg=name)
+
+
+@pytest.mark.skipif(not COMPILES, reason="compiled exchange was tried from torch 2.13 on")
+def test_compiles_whole_with_the_exchange_inside(two: list[dict]) -> None:
+    """One graph for each process (fullgraph), to 1e-12 of the plain model."""
+    for rank in two:
+        plain, compiled = rank["index"], rank["compiled"]
+        torch.testing.assert_close(compiled["loss"], plain["loss"], rtol=0, atol=1e-12)
+        for name, gradient in plain["gradients"].items():
+            torch.testing.assert_close(
+                compiled["gradients"][name], gradient, rtol=0, atol=1e-12, msg=name
+            )
 
 
 def test_evaluation_adds_up_over_the_processes(two: list[dict], one_process: None) -> None:

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from .dispatch import combine, dispatch, make_plan
 from .expert_init import draw_seed
+from .gate import Gate
 from .gating import Routing, RoutingRule, expert_capacity, product_form, route
 from .layer import MoE
 from .sharded_moe import _AllToAll
 from .stacked_experts import StackedExperts
-
-_JITTER = 1e-2  # DeepSpeed's: inputs of the gate times a uniform draw from 0.99 to 1.01
 
 
 class LayerStats(NamedTuple):
@@ -31,23 +30,6 @@ class LayerStats(NamedTuple):
     z_loss: Tensor
     expert_load_E: Tensor
     dropped_share: Tensor
-
-
-class Gate(nn.Module):
-    """The router's linear map, [N, M] to [N, E] logits, in fp32 (fp64 for fp64 input)."""
-
-    def __init__(self, hidden_size: int, num_experts: int, jitter: bool) -> None:
-        super().__init__()
-        self.jitter = jitter
-        self.wg = nn.Linear(hidden_size, num_experts, bias=False)
-
-    def forward(self, x_NM: Tensor) -> Tensor:
-        """See the class. The weight is cast, never replaced: ZeRO keeps hold of the parameter."""
-        exact = torch.promote_types(x_NM.dtype, torch.float32)
-        x_NM = x_NM.to(exact)
-        if self.jitter and self.training:
-            x_NM = x_NM * (1 - _JITTER + 2 * _JITTER * torch.rand_like(x_NM))
-        return F.linear(x_NM, self.wg.weight.to(exact))
 
 
 class LocalExperts(nn.Module):

@@ -1,4 +1,4 @@
-"""Read a checkpoint file as data: no code in it is run.
+"""Read a checkpoint file as data, running no code in it; write one whole or not at all.
 
 torch reads pickles, and a pickle can call anything. Where torch offers ``weights_only`` a file is
 read with it, allowing beside tensors and plain containers just the classes that DeepSpeed stores.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import pickle
 from typing import Any, List
 
@@ -48,9 +49,31 @@ def load(path: Any, map_location: Any = None) -> Any:
             f"({reason}); expected tensors, plain containers and loss scalers. If you trust its "
             "origin, convert it first with torch.load(..., weights_only=False)"
         ) from error
-    except (EOFError, RuntimeError) as error:
+    except FileNotFoundError:
+        raise
+    except (EOFError, OSError, RuntimeError) as error:
         reason = str(error).split("\n")[0][:300]
         raise RuntimeError(
             f"checkpoint file {path} cannot be read ({reason}); it is cut short or damaged: load "
             "the checkpoint before it"
         ) from error
+
+
+def save(state: Any, path: Any) -> None:
+    """``torch.save(state, path)`` that leaves a whole file or the former one, also when killed."""
+    beside = f"{path}.tmp"
+    with open(beside, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_latest(folder: Any, tag: str) -> None:
+    """Name ``tag`` in the file ``latest`` of ``folder``, whole or not at all."""
+    latest = os.path.join(folder, "latest")
+    with open(f"{latest}.tmp", "w") as file:
+        file.write(tag)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{latest}.tmp", latest)

@@ -1,0 +1,62 @@
+"""Experts in a checkpoint: one file an expert, whatever the expert parallel size or the layer.
+
+DeepSpeed's own layer names its experts' parameters one by one. A layer that keeps the experts of
+a process stacked in one parameter, [E_local, ...], is saved the same way: its slices go to the
+files of the experts by their global numbers, and are stacked again on loading.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List
+
+import torch
+
+#: Part of the name of a parameter whose first dimension is the local experts.
+STACKED = ".deepspeed_moe.experts.stacked."
+
+
+def split_stacked_experts(
+    state: Dict[str, Any], by_expert: Dict[str, Dict[str, Any]], first_expert: int
+) -> None:
+    """Move the stacked parameters of ``state`` into ``by_expert``, a slice an expert.
+
+    ``by_expert`` is keyed by the global expert number as text, as the engine has it. The slices
+    are copies: a view would take the whole flat buffer of ZeRO into every file.
+    """
+    for key in [key for key in state if STACKED in key]:
+        for local, value in enumerate(state.pop(key)):
+            by_expert[str(first_expert + local)][key] = value.detach().clone()
+
+
+def stack_expert(saved: Dict[str, Any], state: Dict[str, Any]) -> None:
+    """Append the stacked parameters of one expert, ``saved``, to those in ``state``.
+
+    Called for the local experts in order; other keys of ``saved`` are left for the caller.
+    """
+    for key in [key for key in saved if STACKED in key]:
+        value = saved.pop(key).unsqueeze(0)
+        state[key] = torch.cat([state[key], value]) if key in state else value
+
+
+def check_layout(zero: Any, saved: List[Dict[str, Any]]) -> None:
+    """Refuse ZeRO states that were saved at another expert parallel size.
+
+    A partition of expert parameters then holds parts of other experts. Raises RuntimeError that
+    names both sizes and the way to load the weights alone. Another number of data parallel
+    processes is no hindrance.
+    """
+    if not zero.has_moe_layers:
+        return
+    here = _expert_parallel_size(zero, zero.partition_count)
+    there = _expert_parallel_size(zero, saved[0]["partition_count"])
+    if here != there:
+        raise RuntimeError(
+            f"the checkpoint's optimizer state was saved with expert parallel size {there}, "
+            f"expected {here} as here: resume with {there}, or load the weights alone with "
+            "load_module_only=True"
+        )
+
+
+def _expert_parallel_size(zero: Any, partition_count: List[int]) -> int:
+    counts = dict(zip(zero.is_moe_param_group, partition_count))
+    return counts[False] // counts[True] if len(counts) == 2 else 1

@@ -1,0 +1,46 @@
+"""The pinned launcher where there is no GPU, and how it reports a run that died."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def launch(checkout: Path, script: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(checkout / "bin" / "ds"), *options, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_processes_without_gpus(checkout: Path, tmp_path: Path, gpus: int) -> None:
+    """As many processes as --num_gpus says, each with its rank; without it, one."""
+    if gpus:
+        pytest.skip("this machine has GPUs; the patch is for machines without")
+    script = tmp_path / "say.py"
+    script.write_text("import os; print('I am', os.environ['RANK'], os.environ['WORLD_SIZE'])\n")
+    two = launch(checkout, script, "--num_gpus", "2")
+    assert two.returncode == 0, two.stderr
+    assert sorted(l for l in two.stdout.splitlines() if "I am" in l) == ["I am 0 2", "I am 1 2"]
+    one = launch(checkout, script)
+    assert [l for l in one.stdout.splitlines() if "I am" in l] == ["I am 0 1"]
+
+
+def test_killed_run_is_a_failure(checkout: Path, tmp_path: Path) -> None:
+    """A launched process group that dies by a signal is not a success."""
+    script = tmp_path / "die.py"
+    # The launcher's child (deepspeed.launcher.launch) is this script's parent.
+    script.write_text("import os, signal; os.kill(os.getppid(), signal.SIGKILL)\n")
+    done = launch(checkout, script, "--num_gpus", "1")
+    assert done.returncode == 128 + 9, done.stderr[-500:]
+
+
+def test_failed_process_is_a_failure(checkout: Path, tmp_path: Path) -> None:
+    script = tmp_path / "fail.py"
+    script.write_text("import sys; sys.exit(3)\n")
+    assert launch(checkout, script, "--num_gpus", "1").returncode != 0
