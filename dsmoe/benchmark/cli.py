@@ -3,119 +3,116 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import importlib.util
+import json
 import sys
-from pathlib import Path
 
-from dsmoe.benchmark import checkout, run_case
+from dsmoe.benchmark import checkout, launch, resume, run_case
+from dsmoe.benchmark.deepspeed_config import deepspeed_config
+from dsmoe.benchmark.interrupts import Interrupted, StopSignals
+from dsmoe.benchmark.machine import Machine, this_machine
+from dsmoe.benchmark.options import RUN_FAILED, check_device, chosen_cases, parser
 from dsmoe.benchmark.report_table import print_report
 from dsmoe.benchmark.results import RECORDS, ROWS
-from dsmoe.benchmark.suites import PRECISIONS, SUITES, Case, find_case
-from dsmoe.errors import DsmoeError, UsageError
-
-RUN_FAILED = 1
-
-EXAMPLES = f"""examples:
-  ./run_deepspeed_benchmark.sh 8                  the artifact's case for 8 GPUs
-  ./run_deepspeed_benchmark.sh 1                  with no GPU: a small model on the CPU
-  ./run_deepspeed_benchmark.sh 2 --data ~/books   two processes, on your own text
-  ./run_deepspeed_benchmark.sh 1 --zero-stage 1 --steps 50 --output /tmp/zero1
-
-exit codes: 0 the run finished, {RUN_FAILED} it failed (a row with -1 and the reason is written),
-2 wrong arguments, 8 something is missing on this machine, 9 the text cannot be used, 10 the
-results cannot be written; docs/exit-codes.md has them all. Ctrl-C ends every process: 130."""
+from dsmoe.benchmark.run_folder import DEEPSPEED
+from dsmoe.benchmark.suites import Case
+from dsmoe.errors import DsmoeError, EnvironmentProblem
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="run_deepspeed_benchmark.sh",
-        description="Train DeepSpeed's MoE language model and record how fast it went.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = top.add_argument
-    add("gpus", metavar="NUM_GPUS", type=_count, help="GPUs, or processes where there is no GPU")
-    add("--suite", choices=list(SUITES), help="default: artifact on GPUs, smoke without")
-    add("--data", nargs="+", default=[], metavar="PATH", help="text: files, folders, globs")
-    add("--tokenizer", metavar="FILE", help="a tokenizers JSON file; default: bytes")
-    add("--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    add("--steps", type=_count, metavar="N", help="measured iterations")
-    add("--zero-stage", type=int, choices=(0, 1, 2), help="default: the case's, 2")
-    add("--precision", choices=PRECISIONS, help="default: the case's")
-    add("--micro-batches", type=_count, metavar="N", help="accumulated in one iteration")
-    add("--expert-parallel", type=_count, metavar="N", help="processes that share the experts")
-    add("--seed", type=int, metavar="N", help="of weights and order of the text")
-    return top
-
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
-
-
-def chosen_case(options: argparse.Namespace, device: str) -> Case:
-    """The suite's case for NUM_GPUS with the options laid over it."""
-    suite = options.suite or ("artifact" if device == "cuda" else "smoke")
-    if device == "cpu" and suite != "smoke":
-        raise UsageError(
-            f"suite {suite} needs GPUs and none was found here; expected --suite smoke (the "
-            "default without GPUs)"
-        )
-    case = find_case(suite, options.gpus)
-    parallel = {
-        "zero_stage": options.zero_stage,
-        "expert_parallel": options.expert_parallel,
-    }
-    changes = {
-        "parallel": dataclasses.replace(case.parallel, **_given(parallel)),
-        "precision": options.precision,
-        "micro_batches": options.micro_batches,
-        "iterations": options.steps,
-        "seed": options.seed,
-    }
-    return dataclasses.replace(case, **_given(changes))
-
-
-def _given(options: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def run(options: argparse.Namespace) -> int:
-    machine = run_case.this_machine()
-    case = chosen_case(options, machine.device)
-    available = machine.hardware.get("device_count")
-    if available is not None and case.parallel.processes > available:
-        raise UsageError(
-            f"{case.parallel.processes} GPUs are asked for and this machine has {available}; "
-            "name at most that many"
-        )
+def run(options: argparse.Namespace, stop: StopSignals) -> int:
+    machine = this_machine()
+    cases = chosen_cases(options, machine.device)
+    check_device(cases, machine.device, machine.hardware.get("device_count"))
+    if options.port:
+        launch.check_port(options.port)
+    if options.tensorboard:
+        check_tensorboard()
+    if options.dry_run:
+        for case in cases:
+            print_dry_run(case, machine, options)
+        return 0
     place = checkout.location()
     step(f"DeepSpeed checkout {place}")
     checkout.ensure(place)
     trees = checkout.trees(place)
-    text = run_case.text_options(options.data, options.tokenizer)
-    cache = checkout.ROOT / "build" / "text"
+    settings = run_settings(options)
+    codes = []
+    for case in cases:
+        codes.append(run_one(case, machine, trees, settings, options, stop))
+    return max(codes)
+
+
+def run_one(
+    case: Case,
+    machine: Machine,
+    trees: checkout.Trees,
+    settings: run_case.Settings,
+    options: argparse.Namespace,
+    stop: StopSignals,
+) -> int:
+    """Run one case and print its table; 0, or RUN_FAILED."""
     step(f"text: {', '.join(options.data) or 'the Python standard library'}")
-    content = run_case.prepare_text(cache, text, case).info
+    content = run_case.prepare_text(settings.cache, settings.text, case).info
     print(f"  {content.train_tokens:,} tokens to train on, {content.held_out_tokens:,} held out")
-    step(
-        f"training {case.suite} {case.model.name} on {case.parallel.processes} "
-        f"{'GPU' if machine.device == 'cuda' else 'CPU process'}(s): "
-        f"ZeRO-{case.parallel.zero_stage}, expert parallel {case.parallel.expert_parallel}, "
-        f"{case.optimizer}, {case.precision}"
-    )
-    record = run_case.run_case(case, machine, trees, options.output, cache, text)
+    words = describe(case, machine)
+    if options.resume:
+        record = resume.finished(settings.output, case, machine.device, trees, content)
+        if record is not None:
+            step(f"finished already, skipped: {words} ({settings.output / record.run_folder})")
+            return 0
+    step(f"training {words}")
+    record = run_case.run_case(case, machine, trees, settings, content, stop)
     print()
     print_report(record)
-    print(f"\nrow in {options.output / ROWS}, record in {options.output / RECORDS}")
+    print(f"\nrow in {settings.output / ROWS}, record in {settings.output / RECORDS}")
     if machine.device == "cpu":
         print("a CPU run: marked smoke-cpu, so that it never passes for a case of the paper")
     return 0 if record.status == "ok" else RUN_FAILED
+
+
+def run_settings(options: argparse.Namespace) -> run_case.Settings:
+    return run_case.Settings(
+        output=options.output.expanduser(),
+        cache=checkout.ROOT / "build" / "text",
+        text=run_case.text_options(options.data, options.tokenizer),
+        time_out=options.time_out,
+        port=options.port,
+        tensorboard=options.tensorboard.expanduser() if options.tensorboard else None,
+    )
+
+
+def describe(case: Case, machine: Machine) -> str:
+    """The case in one line."""
+    unit = "GPU" if machine.device == "cuda" else "CPU process"
+    return (
+        f"{case.suite} {case.model.name} on {case.parallel.processes} {unit}(s): "
+        f"ZeRO-{case.parallel.zero_stage}, expert parallel {case.parallel.expert_parallel}, "
+        f"{case.optimizer}, {case.precision}, {case.micro_batches} x {case.micro_batch_size} "
+        f"sequences{', remat' if case.remat else ''}"
+    )
+
+
+def print_dry_run(case: Case, machine: Machine, options: argparse.Namespace) -> None:
+    """Print what would be started. Nothing is written, built or downloaded."""
+    settings = run_settings(options)
+    run_dir = settings.output / "runs" / f"TIME-{run_case.run_name(case)}"
+    port = options.port or launch.free_port()
+    job = launch.Job(checkout.location(), run_dir, case.parallel.processes, port)
+    tensorboard = (str(settings.tensorboard), run_dir.name) if settings.tensorboard else None
+    print(f"# {describe(case, machine)}")
+    print(f"# the DeepSpeed configuration would be {run_dir / DEEPSPEED}:")
+    for line in json.dumps(deepspeed_config(case, machine.device, tensorboard)).splitlines():
+        print(f"#   {line}")
+    print(job.shell_line())
+
+
+def check_tensorboard() -> None:
+    """Raises EnvironmentProblem where no writer of event files is installed."""
+    if not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
+        raise EnvironmentProblem(
+            "--tensorboard needs the package tensorboard, which is not installed; run: "
+            f"{sys.executable} -m pip install tensorboard"
+        )
 
 
 def step(words: str) -> None:
@@ -126,10 +123,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
     options = parser().parse_args(arguments)
     try:
-        return run(options)
+        with StopSignals() as stop:
+            if options.plan:
+                from dsmoe.benchmark.plan import print_plans
+
+                return print_plans(options)
+            return run(options, stop)
+    except Interrupted as error:
+        print(f"\n{error}: all processes of the run were ended", file=sys.stderr)
+        return error.exit_code
     except DsmoeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("\ninterrupted: all processes of the run were ended", file=sys.stderr)
-        return 130

@@ -11,11 +11,14 @@ BUCKET_ELEMENTS_GPU = 500_000_000
 BUCKET_ELEMENTS_CPU = 5_000_000
 
 
-def deepspeed_config(case: Case, device: str) -> dict[str, Any]:
+def deepspeed_config(
+    case: Case, device: str, tensorboard: tuple[str, str] | None = None
+) -> dict[str, Any]:
     """The configuration that ``deepspeed.initialize`` is given for ``case`` on ``device``.
 
     ``train_batch_size`` is the case's global batch in sequences (the artifact's own file says
-    8192 for 1024). ``device`` is ``cpu`` or ``cuda``.
+    8192 for 1024). ``device`` is ``cpu`` or ``cuda``. ``tensorboard`` is the folder of the event
+    files and the name of this run below it.
     """
     bucket = BUCKET_ELEMENTS_GPU if device == "cuda" else BUCKET_ELEMENTS_CPU
     config: dict[str, Any] = {
@@ -24,7 +27,7 @@ def deepspeed_config(case: Case, device: str) -> dict[str, Any]:
         "gradient_accumulation_steps": case.micro_batches,
         "steps_per_print": 1_000_000,
         "gradient_clipping": case.clip,
-        "optimizer": _optimizer(case),
+        "optimizer": _optimizer(case, device),
         "zero_allow_untested_optimizer": True,
         "wall_clock_breakdown": False,
     }
@@ -42,22 +45,22 @@ def deepspeed_config(case: Case, device: str) -> dict[str, Any]:
         config["fp16"] = {"enabled": True, "loss_scale": case.loss_scale}
     elif case.precision == "bf16":
         config["bfloat16"] = {"enabled": True}
+    if tensorboard:
+        folder, name = tensorboard
+        config["tensorboard"] = {"enabled": True, "output_path": folder, "job_name": name}
     return config
 
 
-def _optimizer(case: Case) -> dict[str, Any]:
+def _optimizer(case: Case, device: str) -> dict[str, Any]:
+    rate = {"lr": case.learning_rate}
+    decay = {"weight_decay": case.weight_decay}
     if case.optimizer == "adafactor":
-        return {
-            "type": "Adafactor",
-            "params": {
-                "lr": case.learning_rate,
-                "relative_step": False,
-                "weight_decay": case.weight_decay,
-            },
-        }
+        artifact = case.adafactor_mode == "artifact"
+        # The artifact's optimizer was left at relative_step=True, which ignores lr.
+        own = {"relative_step": artifact, "mode": case.adafactor_mode}
+        return {"type": "Adafactor", "params": {**rate, **decay, **own}}
     if case.optimizer == "adamw":
-        return {
-            "type": "AdamW",
-            "params": {"lr": case.learning_rate, "weight_decay": case.weight_decay},
-        }
-    return {"type": "SGD", "params": {"lr": case.learning_rate}}
+        # torch's own: DeepSpeed's fused Adam is a CUDA extension that needs a compiler.
+        fused = {"fused": True} if device == "cuda" else {}
+        return {"type": "AdamW", "params": {**rate, **decay, "torch_adam": True, **fused}}
+    return {"type": "SGD", "params": {**rate, **decay}}

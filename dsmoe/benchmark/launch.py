@@ -4,134 +4,181 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
+import shlex
 import socket
-import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
-from dsmoe.benchmark.run_folder import FAILURE, ITERATIONS, LOG, IterationLog, read_json
+from dsmoe.benchmark.interrupts import StopSignals
+from dsmoe.benchmark.processes import own_session
+from dsmoe.benchmark.reasons import reason
+from dsmoe.benchmark.run_folder import ITERATIONS, LOG, IterationLog
+from dsmoe.errors import EnvironmentProblem, UsageError
 
 POLL_SECONDS = 0.1
-STOP_SECONDS = 10
 PRETRAIN = Path(__file__).with_name("pretrain.py")
+LOCALHOST = "127.0.0.1"
 
 
 def free_port() -> int:
     """A port of this machine that nothing listens on at the moment."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((LOCALHOST, 0))
         return int(probe.getsockname()[1])
 
 
-def command(checkout: Path, run_dir: Path, processes: int, port: int) -> list[str]:
-    """The launcher's command for ``processes`` processes on this machine."""
-    return [
-        sys.executable,
-        str(checkout / "bin" / "ds"),
-        "--num_gpus",
-        str(processes),
-        "--master_addr",
-        "127.0.0.1",
-        "--master_port",
-        str(port),
-        str(PRETRAIN),
-        "--run-dir",
-        str(run_dir),
-    ]
+def check_port(port: int) -> int:
+    """``port``, if nothing listens on it. Raises UsageError or EnvironmentProblem."""
+    if not 1 <= port <= 65535:
+        raise UsageError(f"port {port}: expected a number from 1 to 65535")
+    with socket.socket() as probe:
+        # As torch's own listening socket does, so that a port in TIME_WAIT counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"port {port} cannot be used: {error.strerror}; expected a free one: leave --port "
+                "out, and one is chosen"
+            ) from error
+    return port
 
 
-def environment(checkout: Path, processes: int) -> dict[str, str]:
-    """The environment of the launcher: the patched DeepSpeed first, the cores shared out."""
-    env = dict(os.environ)
-    paths = [str(checkout), *filter(None, [env.get("PYTHONPATH")])]
-    env["PYTHONPATH"] = os.pathsep.join(paths)
-    env["PYTHONUNBUFFERED"] = "1"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    env.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // processes)))
-    if "GLOO_SOCKET_IFNAME" not in env and "lo" in (name for _, name in socket.if_nameindex()):
-        # gloo looks up this machine's name, which need not resolve to an address of its own.
-        env["GLOO_SOCKET_IFNAME"] = "lo"
-    return env
+@dataclass(frozen=True)
+class Job:
+    """What the launcher is asked for: ``processes`` training processes on this machine.
+
+    ``hostfile`` and ``master`` are for runs on several machines; without a host file the launcher
+    is given an empty one, so that it never picks up /job/hostfile, its own default.
+    """
+
+    checkout: Path
+    run_dir: Path
+    processes: int
+    port: int
+    hostfile: Path | None = None
+    master: str = LOCALHOST
+
+    def command(self) -> list[str]:
+        """The launcher's command line, a list that no shell reads."""
+        return [
+            sys.executable,
+            str(self.checkout / "bin" / "ds"),
+            "--hostfile",
+            str(self.hostfile or os.devnull),
+            *([] if self.hostfile else ["--num_gpus", str(self.processes)]),
+            "--master_addr",
+            self.master,
+            "--master_port",
+            str(self.port),
+            str(PRETRAIN),
+            "--watched",
+            "--run-dir",
+            str(self.run_dir),
+        ]
+
+    def added_environment(self) -> dict[str, str]:
+        """The variables that are set beside those of this process."""
+        paths = [str(self.checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
+        added = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        if "OMP_NUM_THREADS" not in os.environ:
+            added["OMP_NUM_THREADS"] = str(max(1, cores() // self.processes))
+        if (
+            self.hostfile is None
+            and "GLOO_SOCKET_IFNAME" not in os.environ
+            and "lo" in (name for _, name in socket.if_nameindex())
+        ):
+            # gloo looks up this machine's name, which need not resolve to an address of its own.
+            added["GLOO_SOCKET_IFNAME"] = "lo"
+        return added
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self.added_environment()}
+
+    def shell_line(self) -> str:
+        """The command as a line for a POSIX shell, every word quoted."""
+        added = [f"{name}={shlex.quote(text)}" for name, text in self.added_environment().items()]
+        return " ".join([*added, *map(shlex.quote, self.command())])
+
+    def check(self) -> None:
+        """Raises EnvironmentProblem where the launcher is not there."""
+        launcher = self.checkout / "bin" / "ds"
+        if not launcher.is_file():
+            raise EnvironmentProblem(
+                f"{launcher}: no such file; expected DeepSpeed's launcher: run python "
+                f"apply_patch.py {shlex.quote(str(self.checkout))}"
+            )
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds without a new iteration after which a run is ended: before the first one, after."""
+
+    first: float
+    later: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a run ended: ``code`` of the launcher (0 is good) and, if it failed, the reason."""
 
-    def __init__(self, code: int, reason: str | None) -> None:
-        self.code = code
-        self.reason = reason
+    code: int
+    reason: str | None
 
 
 def run(
-    args: list[str],
-    env: dict[str, str],
-    run_dir: Path,
+    job: Job,
+    limits: Limits,
     on_iteration: Callable[[dict[str, Any]], None],
+    stop: StopSignals,
 ) -> Outcome:
     """Run the launcher to its end; every new iteration is handed on as it is written.
 
-    All output goes to ``log.txt`` in the run folder. An interrupt or an error here ends all the
-    processes that were started before it goes on.
+    All output goes to ``log.txt`` in the run folder. An interrupt, a time-out or an error here
+    ends all the processes that were started before it goes on. Raises Interrupted.
     """
-    iterations = IterationLog(run_dir / ITERATIONS)
-    with (run_dir / LOG).open("wb") as log, _own_group(args, env, log) as process:
+    job.check()
+    iterations = IterationLog(job.run_dir / ITERATIONS)
+    log = job.run_dir / LOG
+    late = None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop.held())
+        started = stack.enter_context(own_session(job.command(), job.environment(), log))
+        seen, last = 0, time.monotonic()
         while True:
-            code = process.poll()
+            code = started.process.poll()
             for line in iterations.new_lines():
+                seen, last = int(line["iteration"]), time.monotonic()
                 on_iteration(line)
             if code is not None:
                 break
+            stop.check()
+            late = _late(limits, seen, time.monotonic() - last)
+            if late:
+                break
             time.sleep(POLL_SECONDS)
+    if late:
+        return Outcome(1, f"{late} (see {log})")
+    assert code is not None
     if code == 0:
         return Outcome(0, None)
-    return Outcome(code, _reason(run_dir, code))
+    return Outcome(code, reason(code, started.output.marks, list(started.output.tail), log))
 
 
-@contextlib.contextmanager
-def _own_group(args: list[str], env: dict[str, str], log: Any) -> Iterator[subprocess.Popen]:
-    """A process in a session of its own, all of whose processes are gone afterwards."""
-    process = subprocess.Popen(
-        args, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+def _late(limits: Limits, seen: int, waited: float) -> str | None:
+    limit = limits.later if seen else limits.first
+    if waited <= limit:
+        return None
+    after = f"after iteration {seen}" if seen else "and no iteration was finished"
+    return (
+        f"nothing happened for {limit:g} s {after}, a collective may hang; all processes were "
+        "ended: --time-out allows more"
     )
-    try:
-        yield process
-    finally:
-        _end_group(process)
-
-
-def _end_group(process: subprocess.Popen) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        deadline = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < deadline:
-            process.poll()
-            if not _group_lives(process.pid):
-                return
-            time.sleep(0.05)
-
-
-def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _reason(run_dir: Path, code: int) -> str:
-    """Why the run failed: what the process itself said, else the last error in its log."""
-    if (run_dir / FAILURE).is_file():
-        return str(read_json(run_dir / FAILURE)["reason"])
-    how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-    text = (run_dir / LOG).read_text(encoding="utf-8", errors="replace")
-    errors = [
-        line.strip()
-        for line in text.splitlines()
-        if "Error" in line.split(":", 1)[0] and "CalledProcessError" not in line
-    ]
-    said = f": {errors[-1][:300]}" if errors else ""
-    return f"the training processes ended with {how}{said} (see {run_dir / LOG})"

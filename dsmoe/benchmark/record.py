@@ -52,6 +52,10 @@ class RunRecord:
     # "ok" or "failed"; a failed run has a reason and no figures.
     status: str = "ok"
     reason: str | None = None
+    # The configuration that deepspeed.initialize was given, whole.
+    deepspeed_config: dict[str, Any] = field(default_factory=dict)
+    # The run's own files, below the results folder: log, iterations, configuration.
+    run_folder: str = ""
     # corpus.CorpusInfo as a dictionary.
     data: dict[str, Any] = field(default_factory=dict)
     # Each step's seconds: those before measuring, and the measured ones.

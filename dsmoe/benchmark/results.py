@@ -24,6 +24,34 @@ ROWS = "results_e2e.tsv"
 RECORDS = "results_e2e.jsonl"
 LOCK = ".results_e2e.lock"
 LOCK_SECONDS = 120
+# More than one record and its row take: a record is a few kilobytes, plus 20 bytes an iteration.
+RESERVE_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Holds disk space in ``folder`` for the length of the block.
+
+    A run that fills the disk can then still write its row. Raises :class:`ResultsError` where the
+    space is not there to begin with.
+    """
+    path = folder / f".reserve.{os.getpid()}"
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                # Not zeros: a file system may keep those without any space.
+                file.write(os.urandom(RESERVE_BYTES))
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ResultsError(
+                f"{folder}: cannot hold {RESERVE_BYTES >> 20} MiB of results: {error.strerror}; "
+                "free some space or name another folder with --output"
+            ) from error
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def append(folder: Path, record: RunRecord) -> Row:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import platform
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsmoe import __version__
 from dsmoe.benchmark import corpus, launch
 from dsmoe.benchmark.checkout import Trees
 from dsmoe.benchmark.deepspeed_config import deepspeed_config
+from dsmoe.benchmark.errors import ResultsError
+from dsmoe.benchmark.interrupts import Interrupted, StopSignals
+from dsmoe.benchmark.launch import Job, Limits, Outcome
+from dsmoe.benchmark.machine import Machine
 from dsmoe.benchmark.progress import Progress
 from dsmoe.benchmark.record import RunRecord, failed, finite_or_none, labels, measured
-from dsmoe.benchmark.results import append
+from dsmoe.benchmark.results import append, reserved
 from dsmoe.benchmark.run_folder import (
     CASE,
     DEEPSPEED,
@@ -24,58 +26,35 @@ from dsmoe.benchmark.run_folder import (
     write_json,
 )
 from dsmoe.benchmark.suites import Case
-from dsmoe.errors import EnvironmentProblem
 
 DEFAULT_TEXT_CAP = 8_000_000
+# The first iteration comes after the imports, the model and, on GPUs, the kernels' first use.
+FIRST_ITERATION_FACTOR = 3
+FIRST_ITERATION_SECONDS = 300.0
+TIME_OUT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where the case runs: one host, ``device`` cpu or cuda, and what it says of itself."""
+class Settings:
+    """How to run, whatever the case. ``time_out`` in seconds; ``port`` None: a free one.
 
-    device: str
-    instance: str
-    hardware: dict[str, Any]
-    versions: dict[str, str]
+    ``text``: keyword arguments of ``corpus.prepare``, whose cache is ``cache``. ``tensorboard``:
+    the folder for event files. Results go to ``output``.
+    """
 
-
-def this_machine(instance: str | None = None) -> Machine:
-    """This host as torch sees it. Raises EnvironmentProblem where torch is missing."""
-    try:
-        import torch
-    except ImportError as error:
-        raise EnvironmentProblem(
-            f"torch cannot be imported ({error}); run ./run_deepspeed_benchmark.sh, which sets up "
-            "what is missing, or install requirements.txt"
-        ) from error
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "dsmoe": __version__,
-        "deepspeed": "0.5.6 (bd3ebd)",
-    }
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        versions["cuda"] = str(torch.version.cuda)
-        hardware = {
-            "device_name": properties.name,
-            "device_count": torch.cuda.device_count(),
-            "device_memory_bytes": properties.total_memory,
-        }
-        return Machine("cuda", instance or properties.name.replace(" ", "-"), hardware, versions)
-    hardware = {"device_name": platform.processor() or platform.machine(), "cores": _cores()}
-    return Machine("cpu", "cpu", hardware, versions)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    output: Path
+    cache: Path
+    text: dict[str, Any]
+    time_out: float = TIME_OUT_SECONDS
+    port: int | None = None
+    tensorboard: Path | None = None
 
 
 def text_options(paths: list[str], tokenizer: str | None) -> dict[str, Any]:
     """Keyword arguments of ``corpus.prepare``: named text whole, the default text capped."""
     return {
         "paths": [str(Path(p).expanduser().absolute()) for p in paths],
-        "tokenizer": tokenizer,
+        "tokenizer": str(Path(tokenizer).expanduser().absolute()) if tokenizer else None,
         "cap": None if paths else DEFAULT_TEXT_CAP,
     }
 
@@ -87,22 +66,45 @@ def prepare_text(cache: Path, options: dict[str, Any], case: Case) -> corpus.Cor
     return text
 
 
-def run_case(
-    case: Case, machine: Machine, trees: Trees, output: Path, cache: Path, text: dict[str, Any]
-) -> RunRecord:
-    """Train ``case`` and append its row and record to the files in ``output``.
+def run_name(case: Case) -> str:
+    """What the case's run folder is called after its time."""
+    return f"{case.suite}-{case.model.name}-{case.parallel.processes}"
 
-    The record's ``status`` says how it ended; a failed run is recorded too. Raises DsmoeError
-    for what is wrong before anything starts.
+
+def run_case(
+    case: Case,
+    machine: Machine,
+    trees: Trees,
+    settings: Settings,
+    content: corpus.CorpusInfo,
+    stop: StopSignals,
+) -> RunRecord:
+    """Train ``case`` and append its row and record to the files in ``settings.output``.
+
+    The record's ``status`` says how it ended; a failed run is recorded too, and so is one that is
+    interrupted, before Interrupted goes on. Raises DsmoeError for what is wrong before anything
+    starts.
     """
-    run_dir = make_run_folder(output, f"{case.suite}-{case.model.name}-{case.parallel.processes}")
-    spec = {"case": case.to_dict(), "cache": str(cache), "text": text}
-    write_json(run_dir / CASE, spec)
-    write_json(run_dir / DEEPSPEED, deepspeed_config(case, machine.device))
-    args = launch.command(trees.path, run_dir, case.parallel.processes, launch.free_port())
-    env = launch.environment(trees.path, case.parallel.processes)
-    with Progress(case.warmup + case.iterations, case.tokens_per_step) as progress:
-        outcome = launch.run(args, env, run_dir, progress.iteration)
+    interrupted = None
+    with reserved(settings.output):
+        try:
+            run_dir = make_run_folder(settings.output, run_name(case))
+            config = prepare_folder(run_dir, case, machine, settings)
+        except OSError as error:
+            raise ResultsError(f"{settings.output}: cannot be written: {error.strerror}") from error
+        port = settings.port or launch.free_port()
+        job = Job(trees.path, run_dir, case.parallel.processes, port)
+        losses: list[float] = []
+        with Progress(case.warmup + case.iterations, case.tokens_per_step) as progress:
+
+            def seen(line: dict[str, Any]) -> None:
+                losses.append(line["cross_entropy"])
+                progress.iteration(line)
+
+            try:
+                outcome = launch.run(job, limits(settings.time_out), seen, stop)
+            except Interrupted as error:
+                interrupted, outcome = error, Outcome(error.exit_code, str(error))
     common = {
         **labels(case, machine.device, machine.instance),
         "num_hosts": 1,
@@ -112,17 +114,57 @@ def run_case(
         "versions": machine.versions,
         "base_tree": trees.base,
         "result_tree": trees.result,
+        "deepspeed_config": config,
+        "run_folder": str(run_dir.relative_to(settings.output)),
+        "data": dict(vars(content)),
+        "time_stamp": time.time(),
     }
-    if outcome.code:
-        record = RunRecord(
-            **common,
-            **failed(case, outcome.reason or ""),
-            parameter_count=case.model.parameter_count,
-        )
-    else:
-        record = RunRecord(**common, **_figures(case, read_json(run_dir / OUTCOME)))
-    append(output, record)
+    record = _record(case, common, run_dir, outcome, losses)
+    append(settings.output, record)
+    if interrupted:
+        raise interrupted
     return record
+
+
+def prepare_folder(
+    run_dir: Path, case: Case, machine: Machine, settings: Settings
+) -> dict[str, Any]:
+    """Write what the training processes read; returns the DeepSpeed configuration."""
+    tensorboard = None
+    if settings.tensorboard:
+        tensorboard = (str(settings.tensorboard.absolute()), run_dir.name)
+    config = deepspeed_config(case, machine.device, tensorboard)
+    spec = {
+        "case": case.to_dict(),
+        "cache": str(settings.cache),
+        "text": settings.text,
+        "limits": vars(limits(settings.time_out)),
+    }
+    write_json(run_dir / CASE, spec)
+    write_json(run_dir / DEEPSPEED, config)
+    return config
+
+
+def limits(time_out: float) -> Limits:
+    """Seconds allowed without an iteration, the first one longer."""
+    first = max(FIRST_ITERATION_SECONDS, FIRST_ITERATION_FACTOR * time_out)
+    return Limits(first, time_out)
+
+
+def _record(
+    case: Case, common: dict[str, Any], run_dir: Path, outcome: Outcome, losses: list[float]
+) -> RunRecord:
+    reason = outcome.reason
+    if reason is None and not (run_dir / OUTCOME).is_file():
+        reason = f"the launcher reported success, but {run_dir / OUTCOME} is missing"
+    if reason is None:
+        return RunRecord(**common, **_figures(case, read_json(run_dir / OUTCOME)))
+    return RunRecord(
+        **common,
+        **failed(case, reason),
+        parameter_count=case.model.parameter_count,
+        losses=finite_or_none(losses),
+    )
 
 
 def _figures(case: Case, outcome: dict[str, Any]) -> dict[str, Any]:
@@ -134,5 +176,4 @@ def _figures(case: Case, outcome: dict[str, Any]) -> dict[str, Any]:
         "expert_load": outcome["expert_load"],
         "peak_memory_bytes": outcome["peak_memory_bytes"],
         "parameter_count": outcome["parameter_count"],
-        "data": outcome["text"],
     }

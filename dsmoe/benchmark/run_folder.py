@@ -18,7 +18,6 @@ CASE = "case.json"
 DEEPSPEED = "deepspeed.json"
 ITERATIONS = "iterations.jsonl"
 OUTCOME = "outcome.json"
-FAILURE = "failure.json"
 LOG = "log.txt"
 
 
@@ -26,7 +25,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    beside.replace(path)
 
 
 def read_json(path: Path) -> Any:

@@ -36,9 +36,22 @@ def test_version_in_any_folder(tmp_path: Path) -> None:
 
 
 def test_setuptools_comes_before_distutils(checkout: Path) -> None:
-    """Python 3.12 has no distutils of its own; setuptools puts one in place when imported."""
-    code = "import sys, op_builder.builder as b; print('setuptools' in sys.modules)"
-    assert run_python(code, cwd=checkout).split()[-1] == "True"
+    """Python 3.12 has no distutils of its own; setuptools puts one in place when imported.
+
+    As there, the standard library's distutils is hidden, and so (-S) is the start-up hook by which
+    an installed setuptools supplies it unasked: a setuptools on PYTHONPATH has no such hook.
+    """
+    code = (
+        f"import sys; sys.path += {sys.path!r}\n"
+        "from importlib.machinery import PathFinder\n"
+        "class Python312(PathFinder):\n"
+        "    @classmethod\n"
+        "    def find_spec(cls, name, path=None, target=None):\n"
+        "        if name == 'distutils': raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Python312)\n"
+        "import op_builder.builder"
+    )
+    run_python(code, "-S", cwd=checkout)
 
 
 def test_configuration_prints() -> None:

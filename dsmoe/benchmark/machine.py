@@ -1,0 +1,49 @@
+"""The machine that a case runs on, as torch sees it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+from dsmoe import __version__
+from dsmoe.benchmark.launch import cores
+from dsmoe.errors import EnvironmentProblem
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the case runs: one host, ``device`` cpu or cuda, and what it says of itself."""
+
+    device: str
+    instance: str
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+
+
+def this_machine(instance: str | None = None) -> Machine:
+    """This host as torch sees it. Raises EnvironmentProblem where torch is missing."""
+    try:
+        import torch
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"torch cannot be imported ({error}); run ./run_deepspeed_benchmark.sh, which sets up "
+            "what is missing, or install requirements.txt"
+        ) from error
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "dsmoe": __version__,
+        "deepspeed": "0.5.6 (bd3ebd)",
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        versions["cuda"] = str(torch.version.cuda)
+        hardware = {
+            "device_name": properties.name,
+            "device_count": torch.cuda.device_count(),
+            "device_memory_bytes": properties.total_memory,
+        }
+        return Machine("cuda", instance or properties.name.replace(" ", "-"), hardware, versions)
+    hardware = {"device_name": platform.processor() or platform.machine(), "cores": cores()}
+    return Machine("cpu", "cpu", hardware, versions)

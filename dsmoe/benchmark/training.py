@@ -1,0 +1,275 @@
+"""The training of one process: real text through the real DeepSpeed engine.
+
+One iteration is a whole step of the global batch: forward and backward of every micro-batch,
+reduction, clipping and the optimizer.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.moe.lm import MoELM, MoELMConfig, param_groups
+from deepspeed.utils import groups
+from deepspeed.utils.neutral import backend
+
+from dsmoe.benchmark import corpus, marks
+from dsmoe.benchmark.batches import WindowSampler, as_torch, evaluation_batches
+from dsmoe.benchmark.run_folder import CASE, DEEPSPEED, ITERATIONS, OUTCOME, read_json, write_json
+from dsmoe.benchmark.stage import Stage
+from dsmoe.errors import DsmoeError
+
+EVALUATION_BATCHES = 8
+
+
+class TrainingFailed(DsmoeError):
+    """The run cannot go on; the message is the reason that its row keeps."""
+
+    exit_code = 20
+
+
+def model_config(case: dict[str, Any]) -> MoELMConfig:
+    """The model's configuration for a case as ``suites.Case.to_dict`` gives it."""
+    model = case["model"]
+    return MoELMConfig(
+        hidden_size=model["hidden"],
+        num_layers=model["layers"],
+        num_experts=model["experts"],
+        num_heads=model["heads"],
+        vocab_size=model["vocab"],
+        sequence_length=model["sequence"],
+        ffn_multiplier=model["ffn_factor"],
+        top_k=model["top_k"],
+        capacity_factor=case["capacity_factor"],
+        eval_capacity_factor=case["capacity_factor"],
+        min_capacity=case["min_capacity"],
+        second_expert_policy=case["second_choice"],
+        aux_loss_coefficient=case["auxiliary"],
+        dropout=case["dropout"],
+        remat=case["remat"],
+    )
+
+
+@dataclass
+class Run:
+    """What the steps of a run share. ``device`` is where the tokens go."""
+
+    folder: Path
+    case: dict[str, Any]
+    engine: Any
+    text: corpus.Corpus
+    device: torch.device
+    # Where the run is, and the seconds that one iteration may take (0: any).
+    stage: Stage
+    seconds: float
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    def wait_for_device(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def train_whole(folder: Path, stage: Stage) -> None:
+    """Everything from joining the process group to ``outcome.json``; does not return.
+
+    Raises whatever goes wrong, with ``stage`` saying where.
+    """
+    run = start(folder, stage)
+    outcome = train(run, lambda line: _append(folder / ITERATIONS, line, run.rank))
+    if run.rank == 0:
+        write_json(folder / OUTCOME, outcome)
+    stop(run)
+
+
+def start(folder: Path, stage: Stage) -> Run:
+    """Join the process group, build the model and the engine, open the text."""
+    spec = read_json(folder / CASE)
+    case = spec["case"]
+    limits = spec.get("limits", {"first": 0, "later": 0})
+    stage.enter("while the processes meet", limits["first"])
+    cuda = torch.cuda.is_available()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    deepspeed.init_distributed(dist_backend=backend(), verbose=False)
+    groups.initialize(ep_size=case["parallel"]["expert_parallel"])
+    text = corpus.prepare(Path(spec["cache"]), **spec["text"])
+    torch.manual_seed(case["seed"])
+    stage.words = "while the model is built"
+    model = MoELM(model_config(case))
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=param_groups(model),
+        config=read_json(folder / DEEPSPEED),
+    )
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    return Run(folder, case, engine, text, device, stage, limits["later"])
+
+
+def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All iterations of the case; returns what ``outcome.json`` keeps.
+
+    Raises :class:`TrainingFailed` when the loss is not a number.
+    """
+    case = run.case
+    sampler = WindowSampler(
+        run.text.train,
+        case["model"]["sequence"],
+        case["global_batch"],
+        seed=case["seed"],
+        vocab_size=case["model"]["vocab"],
+    )
+    run.engine.train()
+    seconds, losses = [], []
+    for step in range(case["warmup"] + case["iterations"]):
+        if step:
+            run.stage.enter(f"at iteration {step + 1}", run.seconds)
+        else:
+            run.stage.words = "at iteration 1"  # its time began with the start
+        run.wait_for_device()
+        begin = time.perf_counter()
+        totals = one_step(run, sampler, step)
+        run.wait_for_device()
+        taken = time.perf_counter() - begin
+        dist.all_reduce(totals)
+        loss, cross_entropy, aux = (totals / dist.get_world_size()).tolist()
+        # At fp16 an overflow is the loss scaler's to skip; a loss that is no number is not.
+        if not math.isfinite(loss):
+            raise TrainingFailed(
+                f"the loss is {loss} at iteration {step + 1}; expected a finite number: lower "
+                "the learning rate, or use bf16 or a dynamic loss scale"
+            )
+        seconds.append(taken)
+        losses.append(cross_entropy)
+        report(
+            {
+                "iteration": step + 1,
+                "measured": step >= case["warmup"],
+                "seconds": taken,
+                "loss": loss,
+                "cross_entropy": cross_entropy,
+                "aux_loss": aux,
+                "grad_norm": run.engine.get_global_grad_norm(),
+                "skipped": run.engine.skipped_steps,
+            }
+        )
+    run.stage.enter("after the last iteration", run.seconds)
+    load = expert_load(run.engine.module)
+    warmup = case["warmup"]
+    return {
+        "warmup_seconds": seconds[:warmup],
+        "step_seconds": seconds[warmup:],
+        "losses": losses,
+        "held_out_loss": held_out_loss(run),
+        "expert_load": load,
+        "peak_memory_bytes": peak_memory(run.device),
+        "parameter_count": parameter_count(run.engine.module),
+        "text": vars(run.text.info),
+    }
+
+
+def one_step(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
+    """One whole iteration; [3] sums over its micro-batches / their number: loss and its parts."""
+    case = run.case
+    totals = torch.zeros(3, device=run.device)
+    for accumulation in range(case["micro_batches"]):
+        batch = sampler.micro_batch(
+            step, accumulation, run.rank, dist.get_world_size(), micro_batch_size(case)
+        )
+        tokens, labels = as_torch(batch, str(run.device))
+        loss = run.engine(tokens, labels)
+        run.engine.backward(loss)
+        run.engine.step()
+        stats = run.engine.module.last_stats
+        parts = torch.stack([loss.detach(), stats.cross_entropy, stats.aux_loss])
+        totals += parts.to(totals.dtype) / case["micro_batches"]
+    return totals
+
+
+def micro_batch_size(case: dict[str, Any]) -> int:
+    return case["global_batch"] // (case["parallel"]["processes"] * case["micro_batches"])
+
+
+def expert_load(model: MoELM) -> list[list[float]]:
+    """Each MoE layer's share of first choices by expert, over all processes' last micro-batch."""
+    load = model.last_stats.expert_load.double()
+    dist.all_reduce(load)
+    return (load / load.sum(dim=-1, keepdim=True).clamp(min=1)).tolist()
+
+
+@torch.no_grad()
+def held_out_loss(run: Run) -> float | None:
+    """Mean cross-entropy on text that was not trained on; None where there is too little."""
+    if run.text.held_out is None:
+        return None
+    case = run.case
+    run.engine.eval()
+    losses = []
+    for batch in evaluation_batches(
+        run.text.held_out,
+        case["model"]["sequence"],
+        micro_batch_size(case),
+        EVALUATION_BATCHES,
+        vocab_size=case["model"]["vocab"],
+    ):
+        tokens, labels = as_torch(batch, str(run.device))
+        run.engine(tokens, labels)
+        losses.append(float(run.engine.module.last_stats.cross_entropy))
+    run.engine.train()
+    return sum(losses) / len(losses) if losses else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak, the largest of all processes: the allocator's, or resident on a CPU."""
+    if device.type == "cuda":
+        here = torch.cuda.max_memory_allocated(device)
+    else:
+        kilobyte = 1 if sys.platform == "darwin" else 1024
+        here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
+    largest = torch.tensor([here], dtype=torch.int64, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest.item())
+
+
+def parameter_count(model: MoELM) -> int:
+    """Parameters of the whole model, each expert counted once."""
+    local = sum(p.numel() for p in model.parameters() if not getattr(p, "allreduce", True))
+    dense = sum(p.numel() for p in model.parameters() if getattr(p, "allreduce", True))
+    return dense + local * groups.get_expert_parallel_world_size()
+
+
+def stop(run: Run) -> None:
+    """Leave the process group together and end the process.
+
+    gloo's threads can outlive the interpreter and abort the process at exit ("terminate called
+    without an active exception", seen about once in 50 runs), which the launcher would take for
+    a failed run although everything is written; so the process ends here.
+    """
+    dist.barrier()
+    marks.say(run.rank, marks.FINISHED)
+    run.engine = None
+    gc.collect()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _append(path: Path, line: dict[str, Any], rank: int) -> None:
+    if rank == 0:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,152 @@
+"""Options reach the run and never a shell; what cannot be is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import FrontDoor
+
+from dsmoe.benchmark import cli
+from dsmoe.benchmark.deepspeed_config import deepspeed_config
+from dsmoe.benchmark.machine import Machine
+from dsmoe.benchmark.options import chosen_cases, parser
+from dsmoe.benchmark.results import RECORDS
+from dsmoe.errors import UsageError
+
+PLANT = '; touch {0}/planted; $(touch {0}/planted) `touch {0}/planted` "x'
+
+
+def planted(folder: Path) -> bool:
+    return any(path.name == "planted" for path in [*folder.rglob("*"), *Path.cwd().iterdir()])
+
+
+def test_a_run_with_hostile_names_then_resume(tmp_path: Path) -> None:
+    plant = PLANT.format("$PWD").replace("/", "")  # a slash cannot be in a name
+    text = tmp_path / f"text{plant}.txt"
+    text.write_text("No play makes Jack a dull boy.\n" * 300)
+    options = ["2", "--data", str(text), "--steps", "6", "--warmup", "2", "--optimizer", "adamw"]
+    options += [
+        "--precision",
+        "bf16",
+        "--tensorboard",
+        str(tmp_path / f"events{plant}"),
+        "--micro-batch-size",
+        "1",
+    ]
+    output = tmp_path / f"out{plant}"
+    run = FrontDoor(output, *options, environment={"NCCL_DEBUG": plant, "DSMOE_TEST": plant})
+    said = run.end(120)
+    assert run.code == 0, said
+    [record] = run.records()
+    assert record.status == "ok" and not planted(tmp_path)
+    assert (len(record.warmup_seconds), len(record.step_seconds), len(record.losses)) == (2, 6, 8)
+    assert record.case["micro_batches"] == 2 and record.peak_memory_bytes
+    # The configuration is kept whole, and is what the engine read.
+    kept = json.loads((output / record.run_folder / "deepspeed.json").read_text())
+    assert record.deepspeed_config == kept and kept["optimizer"]["type"] == "AdamW"
+    log = (output / record.run_folder / "log.txt").read_text()
+    assert re.search(r"bfloat16_enabled \.+ True", log)
+    assert list(tmp_path.glob("events*/*/events.out.tfevents.*"))
+    for figure in ("tokens/s", "seconds per iteration", "first loss", "last loss", "peak memory"):
+        assert figure in said
+    again = FrontDoor(output, *options, "--resume")
+    said = again.end(60)
+    assert again.code == 0 and "finished already, skipped" in said and len(run.records()) == 1
+    # A failed run is not a finished one, nor is another text.
+    lines = (output / RECORDS).read_text().replace(record.data["content"], "0" * 64)
+    (output / RECORDS).write_text(lines)
+    from dsmoe.benchmark.checkout import Trees
+    from dsmoe.benchmark.corpus import CorpusInfo
+    from dsmoe.benchmark.resume import finished
+
+    [other] = run.records()
+    case = chosen_cases_of(other.case)
+    trees = Trees(Path(), {}, other.result_tree)
+    info = CorpusInfo(**other.data)
+    assert finished(output, case, "cpu", trees, info) == other
+    assert finished(output, case, "cuda", trees, info) is None
+    assert finished(output, case, "cpu", Trees(Path(), {}, {"deepspeed": "0"}), info) is None
+    assert finished(output, case, "cpu", trees, CorpusInfo(**record.data)) is None
+
+
+def chosen_cases_of(values: dict):
+    from dsmoe.benchmark.suites import Case, ModelCase, Parallel
+
+    parts = {"model": ModelCase(**values["model"]), "parallel": Parallel(**values["parallel"])}
+    return Case(**{**values, **parts})
+
+
+def test_a_dry_run_prints_a_command_that_a_shell_reads_back(tmp_path: Path, capsys) -> None:
+    output = tmp_path / PLANT.format("$PWD")
+    assert cli.main(["2", "--suite", "smoke", "--dry-run", "--output", str(output)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    words = shlex.split(lines[-1])
+    assert words[words.index("--run-dir") + 1].startswith(str(output / "runs"))
+    assert f"# the DeepSpeed configuration would be {output}/runs/TIME-smoke" in lines[1]
+    assert json.loads(lines[2][1:])["zero_optimization"]["stage"] == 2
+    # A real shell makes the same words of it.
+    code = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    quoted = " ".join([shlex.quote(sys.executable), "-c", shlex.quote(code), lines[-1]])
+    done = subprocess.run(["sh", "-c", quoted], capture_output=True, text=True, cwd=tmp_path)
+    assert json.loads(done.stdout) == words
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["2", "--zero-stage", "3"], "ZeRO stage 3 cannot train a mixture.*take --zero-stage 2"),
+        (["2", "--expert-parallel", "3"], "expert_parallel 3 does not divide 2 processes"),
+        (["3"], "suite smoke has no case for 3 GPUs; it has 1, 2, 4"),
+        (["2", "--micro-batches", "5"], "5 micro-batches do not divide the global batch of 16"),
+        (["2", "--micro-batch-size", "3"], "3 sequences on 2 processes do not make"),
+        (["2", "--micro-batch-size", "4", "--micro-batches", "4"], "4 times 4 sequences on 2"),
+        (["2", "--optimizer", "sgd", "--adafactor-mode", "artifact"], "is for --optimizer adafac"),
+        (["4", "--suite", "artifact"], "suite artifact needs GPUs and none was found"),
+        (["2", "--port", "70000"], "port 70000: expected a number from 1 to 65535"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_anything_starts(
+    arguments: list[str], expected: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(cli, "this_machine", lambda: Machine("cpu", "cpu", {}, {}))
+    suite = [] if "--suite" in arguments else ["--suite", "smoke"]
+    assert cli.main([*arguments, *suite, "--output", str(tmp_path / "out")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and re.search(expected, line)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "two", "1e3"])
+def test_numbers_that_are_none(word: str, capsys) -> None:
+    for option in (["--steps", word], ["--time-out", word if word != "1e3" else "nan"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["1", *option])
+        assert ended.value.code == 2 and "is not a" in capsys.readouterr().err
+
+
+def cases(*arguments: str, device: str = "cuda"):
+    return chosen_cases(parser().parse_args(arguments), device)
+
+
+def test_options_change_the_case_and_nothing_else() -> None:
+    [case] = cases("4")
+    assert (case.suite, case.micro_batches, case.auxiliary) == ("artifact", 32, 0.01)
+    [case] = cases("4", "--micro-batch-size", "16", "--no-remat", "--precision", "bf16")
+    assert (case.micro_batches, case.micro_batch_size, case.remat) == (16, 16, False)
+    config = deepspeed_config(case, "cuda", ("/events", "run"))
+    assert config["train_batch_size"] == 1024 and config["bfloat16"] == {"enabled": True}
+    assert config["tensorboard"] == {"enabled": True, "output_path": "/events", "job_name": "run"}
+    [case] = cases("1", "--adafactor-mode", "artifact")
+    params = deepspeed_config(case, "cuda")["optimizer"]["params"]
+    assert (params["mode"], params["relative_step"]) == ("artifact", True)
+    assert [c.parallel.processes for c in cases("8", "--all")] == [1, 4, 8]
+    assert [c.iterations for c in cases("32", "--all")] == [5] * 5
+    with pytest.raises(UsageError, match="this machine has 2; name at most that many"):
+        cli.check_device(cases("4"), "cuda", 2)
