@@ -13,7 +13,7 @@ from dsmoe.patchset.errors import SeriesBroken
 from dsmoe.patchset.journal import locked
 from dsmoe.patchset.move import move, plan
 from dsmoe.patchset.series import load_series
-from dsmoe.patchset.state import APPLIED, PARTLY, PRISTINE, State, describe_checkout, look
+from dsmoe.patchset.state import PARTLY, State, describe_checkout, look
 from dsmoe.patchset.tree import read_tree
 
 Say = Callable[[str], None]
@@ -128,4 +128,4 @@ def _counts(patches: int, files: int) -> str:
     return f"{patches} patches and {files} overlay files"
 
 
-__all__ = ["APPLIED", "PRISTINE", "Outcome", "apply", "check", "found_line", "lock", "revert"]
+__all__ = ["Outcome", "apply", "check", "found_line", "lock", "revert"]

@@ -164,9 +164,7 @@ def reference(scenario: dict[str, Any], micro_batches: int) -> dict[str, Any]:
     scenario = full({**scenario, "expert_parallel": 1})
     model = build(scenario)
     kind = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW, "Adafactor": Adafactor}
-    optimizer = kind[scenario["optimizer"]](
-        model.parameters(), **OPTIMIZERS[scenario["optimizer"]]
-    )
+    optimizer = kind[scenario["optimizer"]](model.parameters(), **OPTIMIZERS[scenario["optimizer"]])
     data = tokens(scenario, micro_batches)
     losses, norms = [], []
     for step in range(scenario["steps"]):

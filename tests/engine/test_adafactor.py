@@ -31,3 +31,15 @@ def test_state_is_factored_under_zero() -> None:
     for result in sizes:
         assert result["sharded"] < 0.4 * result["elements"]
         assert result["artifact"] == result["elements"]
+
+
+def test_16_bit_without_zero_equals_zero() -> None:
+    """Stage 0 keeps an fp32 copy of each parameter; stacked experts stay apart in the copies too."""
+    common = {**ADAFACTOR, "expert_parallel": 1, "precision": "fp16"}
+    scenarios = [{**common, "stage": stage} for stage in (0, 2)]
+    whole, sharded = run_ranks(1, "train_all", scenarios)[0]
+    assert whole["losses"] == pytest.approx(sharded["losses"], rel=1e-4)
+    for name, weight in whole["weights"].items():
+        torch.testing.assert_close(
+            comparable(name, sharded["weights"][name]), comparable(name, weight), rtol=0, atol=2e-3
+        )

@@ -75,7 +75,10 @@ def test_other_expert_parallel_size_is_refused_for_a_resume(saved: tuple[Path, d
 def test_foreign_pickle_is_refused(saved: tuple[Path, dict], tmp_path: Path) -> None:
     folder, _ = _copy(saved, tmp_path)
     proof = tmp_path / "ran"
-    for name in ("zero_pp_rank_0_mp_rank_00_optim_states.pt", "expert_1_mp_rank_00_model_states.pt"):
+    for name in (
+        "zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "expert_1_mp_rank_00_model_states.pt",
+    ):
         torch.save(_Planted(str(proof)), folder / "second" / name)
         said = run_ranks(2, "load_error", SMALL, str(folder), "second")
         assert any("was refused" in text and name in text for text in said), said

@@ -85,7 +85,9 @@ def test_neutral_torch_is_torch_on_cuda() -> None:
         "print(t is torch, backend(), local_types(['torch.cuda.HalfTensor']))"
     )
     # deepspeed/__init__ is left out: it would really use the device that this pretends to have.
-    package = "import sys, types, os; p = [x for x in sys.path if os.path.isdir(x + '/deepspeed')]\n"
+    package = (
+        "import sys, types, os; p = [x for x in sys.path if os.path.isdir(x + '/deepspeed')]\n"
+    )
     package += "for n in ('deepspeed', 'deepspeed.utils'):\n"
     package += "    m = types.ModuleType(n); m.__path__ = [p[0] + '/' + n.replace('.', '/')]\n"
     package += "    sys.modules[n] = m\n"

@@ -89,7 +89,9 @@ def test_status_names_each_state(template: Project, tmp_path: Path, quiet) -> No
     assert (code, json.loads(text)["outcome"]) == (3, "not-a-checkout")
 
 
-def test_check_and_status_write_nothing(template: Project, checkout: Path) -> None:
+def test_check_and_status_write_nothing(template: Project, tmp_path: Path) -> None:
+    # Of one branch alone, so that the result's objects are not there already.
+    checkout = template.clone(tmp_path / "c", "--no-local", "--single-branch", "--branch=base")
     before = snapshot(checkout)
     code, text = template.main(checkout, "--check")
     assert code == 0 and "would change 12 files" in text

@@ -20,6 +20,7 @@ from .conftest import BASE_FILES, Project, git, read_files, result_files
 HOSTILE = """[core]
 \tautocrlf = true
 \tquotePath = true
+\tbigFileThreshold = 1
 \thooksPath = {hooks}
 \texcludesFile = {hooks}/everything
 \tattributesFile = {hooks}/attributes

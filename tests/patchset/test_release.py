@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from dsmoe.patchset import release
+from dsmoe.patchset import archive, release
 from dsmoe.patchset.apply import apply, check, lock, revert
 from dsmoe.patchset.base import Base, load_base
 from dsmoe.patchset.errors import ArchiveProblem
@@ -211,37 +211,37 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
 def test_unsafe_archives_are_refused(
     bad: tarfile.TarInfo, real_base: Base, tmp_path: Path, quiet
 ) -> None:
-    archive = tmp_path / "bad.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
+    local = tmp_path / "bad.tar.gz"
+    with tarfile.open(local, "w:gz") as tar:
         tar.addfile(member("root/a"), io.BytesIO())
         tar.addfile(bad, io.BytesIO())
     facts = {**real_base.release, "root": "root"}
-    facts["sha256"] = hashlib.sha256(archive.read_bytes()).hexdigest()
+    facts["sha256"] = hashlib.sha256(local.read_bytes()).hexdigest()
     base = replace(real_base, release=facts)
-    with pytest.raises(ArchiveProblem):
-        release.build_checkout(tmp_path / "deep" / "c", base, archive, quiet)
+    with pytest.raises(ArchiveProblem, match="the archive holds"):
+        release.build_checkout(tmp_path / "deep" / "c", base, local, quiet)
     assert sorted(item.name for item in tmp_path.rglob("*")) == ["bad.tar.gz", "deep"]
 
 
 def test_a_truncated_archive(real_archive: Path, real_base: Base, tmp_path: Path, quiet) -> None:
-    archive = tmp_path / "short.tar.gz"
-    archive.write_bytes(real_archive.read_bytes()[:100_000])
-    facts = {**real_base.release, "sha256": hashlib.sha256(archive.read_bytes()).hexdigest()}
+    local = tmp_path / "short.tar.gz"
+    local.write_bytes(real_archive.read_bytes()[:100_000])
+    facts = {**real_base.release, "sha256": hashlib.sha256(local.read_bytes()).hexdigest()}
     with pytest.raises(ArchiveProblem, match="cannot be unpacked"):
-        release.build_checkout(tmp_path / "c", replace(real_base, release=facts), archive, quiet)
+        release.build_checkout(tmp_path / "c", replace(real_base, release=facts), local, quiet)
     assert not (tmp_path / "c").exists()
 
 
 def test_the_cache(real_archive: Path, real_base: Base, tmp_path: Path, quiet, monkeypatch) -> None:
     """A cached archive is used without pip; a damaged one is refused; pip's needs are named."""
-    monkeypatch.setattr(release, "_pip_download", lambda *args: pytest.fail("pip was called"))
+    monkeypatch.setattr(archive, "_pip_download", lambda *args: pytest.fail("pip was called"))
     shutil.copy(real_archive, tmp_path / real_base.release["archive"])
     assert release.fetch_archive(real_base, tmp_path, quiet).parent == tmp_path
     (tmp_path / real_base.release["archive"]).write_bytes(b"damaged")
     with pytest.raises(ArchiveProblem, match="remove it"):
         release.fetch_archive(real_base, tmp_path, quiet)
     monkeypatch.undo()
-    monkeypatch.setattr(release, "_importable", lambda name: name != "torch")
+    monkeypatch.setattr(archive, "_importable", lambda name: name != "torch")
     with pytest.raises(ArchiveProblem, match="needs torch in"):
         release.fetch_archive(real_base, tmp_path / "empty", quiet)
 

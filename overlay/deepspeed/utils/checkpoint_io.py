@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import os
 import pickle
-from typing import Any, List
+from typing import Any, Dict, List
 
 import torch
 
@@ -77,3 +77,15 @@ def write_latest(folder: Any, tag: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(f"{latest}.tmp", latest)
+
+
+def state_value(saved: Any, parameter: torch.Tensor, group: Dict[str, Any]) -> Any:
+    """``saved``, an entry of an optimizer's state, as the optimizer expects it on loading.
+
+    Tensors go to the parameter's device. Only a 0-dim one (the step) stays on the CPU, where
+    torch's optimizers keep it unless the group says ``fused`` or ``capturable``.
+    """
+    if not torch.is_tensor(saved):
+        return saved
+    there = saved.dim() or group.get("fused") or group.get("capturable")
+    return saved.detach().clone().to(parameter.device if there else "cpu")

@@ -10,6 +10,7 @@ from .shards import (
     ShardSlice,
     UnitPart,
     geometry,
+    keep_batch_dims,
     shard_slices,
     unit_parts,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "ShardSlice",
     "UnitPart",
     "geometry",
+    "keep_batch_dims",
     "load_state_from_checkpoint",
     "shard_slices",
     "state_for_checkpoint",

@@ -10,7 +10,7 @@ Legend: a parameter is U *units* of R rows and C columns; AdaFactor treats each 
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 #: The attribute of a model parameter that says how many of its leading dimensions are a batch.
 BATCH_DIMS_ATTRIBUTE = "adafactor_batch_dims"
@@ -50,6 +50,17 @@ def geometry(shape: Sequence[int], batch_dims: int | None = None) -> Geometry:
     if rows == 1 or rows == numel:
         return Geometry(units, 1, numel)
     return Geometry(units, rows, numel // rows if rows else 0)
+
+
+def keep_batch_dims(params: Sequence[Any], copies: Sequence[Any]) -> None:
+    """Give each of ``copies`` the batch dimensions of its parameter, where that names them.
+
+    A clone does not carry a tensor's attributes, so that the fp32 copies of 16-bit training would
+    be factored across experts.
+    """
+    for param, copy in zip(params, copies):
+        if hasattr(param, BATCH_DIMS_ATTRIBUTE):
+            setattr(copy, BATCH_DIMS_ATTRIBUTE, getattr(param, BATCH_DIMS_ATTRIBUTE))
 
 
 class ShardSlice(NamedTuple):
