@@ -7,6 +7,7 @@ same global batch.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -428,7 +429,7 @@ def save_that_is_stopped(scenario: dict[str, Any], folder: str) -> dict[str, Any
 
     def torn(state: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         if not hasattr(file, "write"):
-            file = open(file, "wb")  # noqa: SIM115
+            file = Path(file).open("wb")  # noqa: SIM115
         file.write(b"half of it")
         file.flush()
         raise KeyboardInterrupt

@@ -34,7 +34,7 @@ def test_state_is_factored_under_zero() -> None:
 
 
 def test_16_bit_without_zero_equals_zero() -> None:
-    """Stage 0 keeps an fp32 copy of each parameter; stacked experts stay apart in the copies too."""
+    """Stage 0 has an fp32 copy of each parameter; in it stacked experts stay apart too."""
     common = {**ADAFACTOR, "expert_parallel": 1, "precision": "fp16"}
     scenarios = [{**common, "stage": stage} for stage in (0, 2)]
     whole, sharded = run_ranks(1, "train_all", scenarios)[0]

@@ -106,7 +106,7 @@ def test_top2_honours_its_arguments(one_process: None) -> None:
     assert top2gating(logits, 0.25, min_capacity=3)[1].shape[2] == 3
 
     used = torch.tensor([1.0, 0, 1, 0, 1, 0, 0, 0])
-    _, weights, mask, counts = top2gating(logits, 8.0, used_token=used)
+    _, weights, _, counts = top2gating(logits, 8.0, used_token=used)
     assert counts.tolist() == [3, 0, 0, 0]
     assert weights[used == 0].abs().sum() == 0 and (weights[used == 1].sum((1, 2)) > 0.99).all()
 

@@ -26,9 +26,12 @@ def test_processes_without_gpus(checkout: Path, tmp_path: Path, gpus: int) -> No
     script.write_text("import os; print('I am', os.environ['RANK'], os.environ['WORLD_SIZE'])\n")
     two = launch(checkout, script, "--num_gpus", "2")
     assert two.returncode == 0, two.stderr
-    assert sorted(l for l in two.stdout.splitlines() if "I am" in l) == ["I am 0 2", "I am 1 2"]
+    assert sorted(line for line in two.stdout.splitlines() if "I am" in line) == [
+        "I am 0 2",
+        "I am 1 2",
+    ]
     one = launch(checkout, script)
-    assert [l for l in one.stdout.splitlines() if "I am" in l] == ["I am 0 1"]
+    assert [line for line in one.stdout.splitlines() if "I am" in line] == ["I am 0 1"]
 
 
 def test_killed_run_is_a_failure(checkout: Path, tmp_path: Path) -> None:

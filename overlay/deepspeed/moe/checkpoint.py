@@ -7,7 +7,7 @@ files of the experts by their global numbers, and are stacked again on loading.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any
 
 import torch
 
@@ -16,7 +16,7 @@ STACKED = ".deepspeed_moe.experts.stacked."
 
 
 def split_stacked_experts(
-    state: Dict[str, Any], by_expert: Dict[str, Dict[str, Any]], first_expert: int
+    state: dict[str, Any], by_expert: dict[str, dict[str, Any]], first_expert: int
 ) -> None:
     """Move the stacked parameters of ``state`` into ``by_expert``, a slice an expert.
 
@@ -28,7 +28,7 @@ def split_stacked_experts(
             by_expert[str(first_expert + local)][key] = value.detach().clone()
 
 
-def stack_expert(saved: Dict[str, Any], state: Dict[str, Any]) -> None:
+def stack_expert(saved: dict[str, Any], state: dict[str, Any]) -> None:
     """Append the stacked parameters of one expert, ``saved``, to those in ``state``.
 
     Called for the local experts in order; other keys of ``saved`` are left for the caller.
@@ -38,7 +38,7 @@ def stack_expert(saved: Dict[str, Any], state: Dict[str, Any]) -> None:
         state[key] = torch.cat([state[key], value]) if key in state else value
 
 
-def check_layout(zero: Any, saved: List[Dict[str, Any]]) -> None:
+def check_layout(zero: Any, saved: list[dict[str, Any]]) -> None:
     """Refuse ZeRO states that were saved at another expert parallel size.
 
     A partition of expert parameters then holds parts of other experts. Raises RuntimeError that
@@ -57,6 +57,6 @@ def check_layout(zero: Any, saved: List[Dict[str, Any]]) -> None:
         )
 
 
-def _expert_parallel_size(zero: Any, partition_count: List[int]) -> int:
+def _expert_parallel_size(zero: Any, partition_count: list[int]) -> int:
     counts = dict(zip(zero.is_moe_param_group, partition_count))
     return counts[False] // counts[True] if len(counts) == 2 else 1

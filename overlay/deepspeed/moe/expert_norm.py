@@ -8,11 +8,10 @@ every process's experts to the dense ones, once, and is not an average of the pr
 
 from __future__ import annotations
 
-from typing import Iterable, List
+from typing import Iterable
 
 import torch
 import torch.distributed as dist
-
 from deepspeed.moe.utils import is_moe_param
 from deepspeed.utils import groups
 
@@ -55,7 +54,7 @@ def expert_grad_norm(param_groups: Iterable[Iterable[torch.Tensor]]) -> float:
     return total.item() ** 0.5
 
 
-def sum_of_powers(parameters: List[torch.Tensor], norm_type: float) -> torch.Tensor:
+def sum_of_powers(parameters: list[torch.Tensor], norm_type: float) -> torch.Tensor:
     """``sum |grad|^p`` over ``parameters`` as one float64 element on their device; [1]."""
     total = torch.zeros(1, dtype=torch.float64, device=parameters[0].device)
     for parameter in parameters:

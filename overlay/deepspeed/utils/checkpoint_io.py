@@ -11,17 +11,17 @@ import contextlib
 import inspect
 import os
 import pickle
-from typing import Any, Dict, List
+from pathlib import Path
+from typing import Any
 
 import torch
-
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 
 _HAS_WEIGHTS_ONLY = "weights_only" in inspect.signature(torch.load).parameters
 _CAN_ALLOW = hasattr(getattr(torch, "serialization", None), "safe_globals")
 
 
-def stored_classes() -> List[Any]:
+def stored_classes() -> list[Any]:
     """The classes, beside tensors and plain containers, that DeepSpeed's checkpoints contain."""
     return [LossScaler, DynamicLossScaler, set, torch.Size]
 
@@ -61,25 +61,25 @@ def load(path: Any, map_location: Any = None) -> Any:
 
 def save(state: Any, path: Any) -> None:
     """``torch.save(state, path)`` that leaves a whole file or the former one, also when killed."""
-    beside = f"{path}.tmp"
-    with open(beside, "wb") as file:
+    beside = Path(f"{path}.tmp")
+    with beside.open("wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    beside.replace(path)
 
 
 def write_latest(folder: Any, tag: str) -> None:
     """Name ``tag`` in the file ``latest`` of ``folder``, whole or not at all."""
-    latest = os.path.join(folder, "latest")
-    with open(f"{latest}.tmp", "w") as file:
+    beside = Path(folder) / "latest.tmp"
+    with beside.open("w") as file:
         file.write(tag)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(f"{latest}.tmp", latest)
+    beside.replace(Path(folder) / "latest")
 
 
-def state_value(saved: Any, parameter: torch.Tensor, group: Dict[str, Any]) -> Any:
+def state_value(saved: Any, parameter: torch.Tensor, group: dict[str, Any]) -> Any:
     """``saved``, an entry of an optimizer's state, as the optimizer expects it on loading.
 
     Tensors go to the parameter's device. Only a 0-dim one (the step) stays on the CPU, where

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from typing import Any, List
+from typing import Any
 
 import torch as _torch
 
@@ -109,7 +109,7 @@ class _TorchOnCpu(types.ModuleType):
 torch: Any = _torch if _torch.cuda.is_available() else _TorchOnCpu("torch")
 
 
-def local_types(types_of_tensors: List[str]) -> List[str]:
+def local_types(types_of_tensors: list[str]) -> list[str]:
     """The names in ``types_of_tensors`` as tensors of this machine's device have them.
 
     DeepSpeed sorts gradients by ``tensor.type()`` against a list of ``torch.cuda.*Tensor`` names;
