@@ -1,7 +1,12 @@
-"""Run a function in N real processes with a process group, and bring their results back."""
+"""Run a function in N real processes with a process group, and bring their results back.
+
+Starting Python, torch and DeepSpeed takes seconds, so the processes of a number N are kept for the
+next call; a call that fails ends them.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -14,48 +19,73 @@ import torch
 
 HERE = Path(__file__).parent
 TIMEOUT = 240
+_POOLS: dict[int, Pool] = {}
 
 
-def run_ranks(processes: int, function: str, *arguments: Any, env: dict | None = None) -> list[Any]:
-    """What ``scenarios.<function>(*arguments)`` returned in each of ``processes`` processes.
+def run_ranks(processes: int, function: str, *arguments: Any) -> list[Any]:
+    """What ``function(*arguments)`` of one of worker.py's modules returned in each process.
 
     Results are tensors and plain containers. A process that fails fails the test with its output.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
-        torch.save(list(arguments), here / "in")
-        started = [_start(here, rank, processes, function, env) for rank in range(processes)]
+    if processes not in _POOLS:
+        _POOLS[processes] = Pool(processes)
+    try:
+        return _POOLS[processes].run(function, arguments)
+    except BaseException:
+        _POOLS.pop(processes).close()
+        raise
+
+
+class Pool:
+    """N processes that wait for work in one process group."""
+
+    def __init__(self, processes: int) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.here = Path(self._folder.name)
+        self.calls = 0
+        self.workers = [self._start(rank, processes) for rank in range(processes)]
+
+    def _start(self, rank: int, processes: int) -> subprocess.Popen:
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        with (self.here / f"log{rank}").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, str(HERE / "worker.py"), str(self.here)],
+                env={**os.environ, **place},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+            )
+
+    def run(self, function: str, arguments: tuple[Any, ...]) -> list[Any]:
+        self.calls += 1
+        torch.save([function, *arguments], self.here / f"in{self.calls}")
+        for worker in self.workers:
+            worker.stdin.write(f"{self.calls}\n".encode())
+            worker.stdin.flush()
+        outputs = [self.here / f"out{self.calls}-{rank}" for rank in range(len(self.workers))]
         deadline = time.monotonic() + TIMEOUT
-        try:
-            while any(p.poll() is None for p in started):
-                if any(p.poll() for p in started) or time.monotonic() > deadline:
-                    break
-                time.sleep(0.02)
-            codes = [p.poll() for p in started]
-        finally:
-            for process in started:
-                process.kill()
-                process.wait()
-        if any(code != 0 for code in codes):
-            said = "\n".join((here / f"log{r}").read_text()[-3000:] for r in range(processes))
-            raise AssertionError(f"{function}: exit codes {codes}\n{said}")
-        return [torch.load(here / f"out{rank}") for rank in range(processes)]
+        while not all(output.exists() for output in outputs):
+            if any(w.poll() is not None for w in self.workers) or time.monotonic() > deadline:
+                time.sleep(0.5)  # the others say what they saw
+                raise AssertionError(f"{function} failed\n{self._said()}")
+            time.sleep(0.01)
+        return [torch.load(output) for output in outputs]
+
+    def _said(self) -> str:
+        logs = [self.here / f"log{rank}" for rank in range(len(self.workers))]
+        codes = [worker.poll() for worker in self.workers]
+        text = "\n".join(log.read_text(errors="replace")[-3000:] for log in logs)
+        return f"exit codes {codes}\n{text}"
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+            worker.stdin.close()
+        self._folder.cleanup()
 
 
-def _start(
-    here: Path, rank: int, processes: int, function: str, env: dict | None
-) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        **(env or {}),
-    }
-    with (here / f"log{rank}").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, str(HERE / "worker.py"), str(here), function],
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
+@atexit.register
+def _close_all() -> None:
+    while _POOLS:
+        _POOLS.popitem()[1].close()

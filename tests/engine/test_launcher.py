@@ -23,7 +23,10 @@ def test_processes_without_gpus(checkout: Path, tmp_path: Path, gpus: int) -> No
     if gpus:
         pytest.skip("this machine has GPUs; the patch is for machines without")
     script = tmp_path / "say.py"
-    script.write_text("import os; print('I am', os.environ['RANK'], os.environ['WORLD_SIZE'])\n")
+    script.write_text(  # one write a process: print would mix two processes' pieces
+        "import os; e = os.environ\n"
+        "os.write(1, f\"I am {e['RANK']} {e['WORLD_SIZE']}\\n\".encode())\n"
+    )
     two = launch(checkout, script, "--num_gpus", "2")
     assert two.returncode == 0, two.stderr
     assert sorted(line for line in two.stdout.splitlines() if "I am" in line) == [

@@ -1,4 +1,4 @@
-"""One process of ranks.run_ranks: join the group, call the function, save what it returns."""
+"""One process of ranks.Pool: join the group, then do what the numbers on stdin stand for."""
 
 from __future__ import annotations
 
@@ -6,21 +6,30 @@ import os
 import sys
 from pathlib import Path
 
+import checkpoint_scenarios
 import deepspeed  # noqa: F401  (it must be imported before the process group exists)
+import probes
 import scenarios
 import torch
 import torch.distributed as dist
 
-folder, function = Path(sys.argv[1]), sys.argv[2]
-rank = int(os.environ["RANK"])
+MODULES = (scenarios, checkpoint_scenarios, probes)
+
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+if torch.cuda.is_available():
+    torch.cuda.set_device(rank)
 dist.init_process_group(
     "nccl" if torch.cuda.is_available() else "gloo",
     init_method=f"file://{folder / 'store'}",
     rank=rank,
     world_size=int(os.environ["WORLD_SIZE"]),
 )
-result = getattr(scenarios, function)(*torch.load(folder / "in"))
-torch.save(result, folder / f"out{rank}")
-dist.barrier()
-sys.stdout.flush()
+for line in sys.stdin:
+    call = line.strip()
+    function, *arguments = torch.load(folder / f"in{call}")
+    work = next(getattr(module, function) for module in MODULES if hasattr(module, function))
+    result = work(*arguments)
+    # The file's name is the sign that it is whole.
+    torch.save(result, folder / f"saving{rank}")
+    (folder / f"saving{rank}").replace(folder / f"out{call}-{rank}")
 os._exit(0)  # gloo's threads can abort an orderly exit; see dsmoe/benchmark/pretrain.py
