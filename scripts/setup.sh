@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Prints the path of a Python that has what the project needs; what it does goes to stderr.
 #   scripts/setup.sh          for running      scripts/setup.sh dev     for the tests too
-# The active environment is taken, as it is, if it already has torch. Otherwise .venv is made here
-# with requirements.txt. DSMOE_PYTHON names the Python to make it with (default: python3).
+#
+# An active environment (venv or conda) that has torch is taken, and gets the small packages that it
+# lacks. Otherwise .venv is made here with all of them; if the Python it is made with already has
+# torch, that torch is shared. DSMOE_PYTHON names that Python (default: python3).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 kind=${1:-run}
@@ -14,20 +16,34 @@ stop() { say "error: $*"; exit 8; }
 base=${DSMOE_PYTHON:-python3}
 command -v "$base" >/dev/null 2>&1 || stop "no $base found; install Python 3.9 to 3.13, or name one with DSMOE_PYTHON=/path/to/python"
 command -v git >/dev/null 2>&1 || stop "no git found; install git (2.30 or newer)"
+"$base" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 13))' ||
+    stop "$base is $("$base" -V 2>&1); expected Python 3.9 to 3.13: name one with DSMOE_PYTHON=/path/to/python"
 
-# The packages' import names; kept beside requirements.txt on purpose short.
-needed="torch torch_optimizer git filelock numpy rich hjson packaging psutil cpuinfo tqdm setuptools wheel"
-[ "$kind" = dev ] && needed="$needed pytest hypothesis pytest_timeout"
-missing() {
+# The import names of what requirements.txt (and, for dev, requirements-dev.txt) lists.
+needed="torch_optimizer git filelock numpy rich hjson packaging psutil cpuinfo tqdm setuptools wheel"
+[ "$kind" = dev ] && needed="$needed pytest hypothesis pytest_timeout ruff tokenizers tensorboard"
+lacks() {
     "$1" - $needed <<'PY'
 import importlib.util, sys
-print(" ".join(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))
+sys.exit(all(importlib.util.find_spec(name) for name in sys.argv[1:]))
 PY
 }
+has_torch() { "$1" -c 'import torch' >/dev/null 2>&1; }
+install() { # PYTHON [pip options]: everything but torch, or with "torch" as well
+    local python=$1 names
+    names=$(mktemp)
+    cat "$here/requirements.txt" "$requirements" | grep -v '^-r' | sort -u >"$names"
+    has_torch "$python" && sed -i '/^torch==/d' "$names"
+    "$python" -m pip install --quiet --disable-pip-version-check -r "$names" >&2 ||
+        { rm -f "$names"; stop "pip could not install what $(basename "$requirements") lists (its reason is above)"; }
+    rm -f "$names"
+}
 
-if [ ! -x "$here/.venv/bin/python" ] && "$base" -c 'import torch' >/dev/null 2>&1; then
-    lacking=$(missing "$base")
-    [ -z "$lacking" ] || stop "the active Python ($(command -v "$base")) has torch but lacks: $lacking; expected all of $(basename "$requirements"): run $base -m pip install -r $requirements"
+if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}${DSMOE_PYTHON:-}" ] && has_torch "$base"; then
+    if lacks "$base"; then
+        say "== into the active environment, which has torch: the rest of $(basename "$requirements")"
+        install "$base"
+    fi
     command -v "$base"
     exit 0
 fi
@@ -35,16 +51,15 @@ fi
 venv="$here/.venv"
 stamp="$venv/.dsmoe-$kind"
 if ! cmp -s "$stamp" <(cat "$here/requirements.txt" "$requirements"); then
-    "$base" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 13))' ||
-        stop "$base is $("$base" -V 2>&1); expected Python 3.9 to 3.13: name one with DSMOE_PYTHON=/path/to/python"
     if [ ! -x "$venv/bin/python" ]; then
-        say "== virtual environment $venv"
         rm -rf "$venv"
-        "$base" -m venv "$venv" >&2 || stop "$base cannot make a virtual environment; install its venv package (Debian: python3-venv)"
+        shared=
+        has_torch "$base" && shared=--system-site-packages
+        say "== virtual environment $venv${shared:+, sharing the torch of $(command -v "$base")}"
+        "$base" -m venv $shared "$venv" >&2 || stop "$base cannot make a virtual environment; install its venv package (Debian: python3-venv)"
     fi
     say "== packages of $(basename "$requirements") (torch is the large one; this happens once)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" >&2 ||
-        stop "pip could not install $requirements (its reason is above)"
+    install "$venv/bin/python"
     cat "$here/requirements.txt" "$requirements" >"$stamp"
 fi
 echo "$venv/bin/python"
