@@ -20,7 +20,7 @@ command -v git >/dev/null 2>&1 || stop "no git found; install git (2.30 or newer
     stop "$base is $("$base" -V 2>&1); expected Python 3.9 to 3.13: name one with DSMOE_PYTHON=/path/to/python"
 
 # The import names of what requirements.txt (and, for dev, requirements-dev.txt) lists.
-needed="torch_optimizer git filelock numpy rich hjson packaging psutil cpuinfo tqdm setuptools wheel"
+needed="torch_optimizer git filelock numpy rich matplotlib hjson packaging psutil cpuinfo tqdm setuptools wheel"
 [ "$kind" = dev ] && needed="$needed pytest hypothesis pytest_timeout ruff tokenizers tensorboard"
 lacks() {
     "$1" - $needed <<'PY'

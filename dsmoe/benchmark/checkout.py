@@ -39,19 +39,17 @@ def location() -> Path:
 def ensure(path: Path) -> None:
     """Build the checkout at ``path`` if nothing is there, and apply the series if it is not.
 
-    Raises :class:`CheckoutFailed`, with the applier's exit code, where that cannot be done.
+    Raises :class:`CheckoutFailed` where that cannot be done; the applier's exit code is in it.
     """
     command = [sys.executable, str(ROOT / "apply_patch.py"), str(path)]
     if not path.exists():
         command.append("--from-release")
     code = subprocess.call(command)
     if code:
-        error = CheckoutFailed(
+        raise CheckoutFailed(
             f"the DeepSpeed checkout at {path} is not ready (apply_patch.py ended with {code}, "
             f"its reason is above); mend it, or name another with {VARIABLE}=PATH"
         )
-        error.exit_code = code
-        raise error
 
 
 def trees(path: Path) -> Trees:

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 
-from dsmoe.benchmark import checkout, launch, resume, run_case
+from dsmoe.benchmark import checkout, environment, launch, resume, run_case
 from dsmoe.benchmark.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.interrupts import Interrupted, StopSignals
 from dsmoe.benchmark.machine import Machine, this_machine
@@ -16,10 +16,13 @@ from dsmoe.benchmark.report_table import print_report
 from dsmoe.benchmark.results import RECORDS, ROWS
 from dsmoe.benchmark.run_folder import DEEPSPEED
 from dsmoe.benchmark.suites import Case
-from dsmoe.errors import DsmoeError, EnvironmentProblem
+from dsmoe.errors import DsmoeError, EnvironmentProblem, UsageError
 
 
 def run(options: argparse.Namespace, stop: StopSignals) -> int:
+    for name in ("model", "global_batch", "device_memory"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is for --plan alone; leave it out")
     machine = this_machine()
     cases = chosen_cases(options, machine.device)
     check_device(cases, machine.device, machine.hardware.get("device_count"))
@@ -31,6 +34,7 @@ def run(options: argparse.Namespace, stop: StopSignals) -> int:
         for case in cases:
             print_dry_run(case, machine, options)
         return 0
+    environment.quick(options.output)
     place = checkout.location()
     step(f"DeepSpeed checkout {place}")
     checkout.ensure(place)

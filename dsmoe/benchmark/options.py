@@ -66,9 +66,12 @@ def parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="skip cases that --output has finished already")
     add("--dry-run", action="store_true", help="print the launcher's command and write nothing")
     add("--plan", action="store_true", help="print memory and communication; start nothing")
+    add("--model", metavar="NAME", help="with --plan: a named size, on any number of GPUs")
+    add("--global-batch", type=_count, metavar="N", help="with --plan --model: sequences a step")
+    add("--device-memory", type=_positive, metavar="GIB", help="with --plan: of one GPU")
     add(
         "--time-out",
-        type=_seconds,
+        type=_positive,
         default=TIME_OUT_SECONDS,
         metavar="SECONDS",
         help="end a run without a new iteration for so long; the first may take three times that "
@@ -93,13 +96,13 @@ def _count(text: str) -> int:
     return _whole(text, 1)
 
 
-def _seconds(text: str) -> float:
+def _positive(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 
 

@@ -91,10 +91,12 @@ def _charts(record: RunRecord) -> list[str]:
     charts = []
     warm = len(record.warmup_seconds)
     if record.losses:
-        charts.append(line_chart(record.losses, "Training loss", "nats", marked=warm))
+        charts.append(
+            line_chart(record.losses, "Training loss (grey: warm-up)", "nats", marked=warm)
+        )
     if record.step_seconds:
-        times = [*record.warmup_seconds, *record.step_seconds]
-        charts.append(line_chart(times, "Iteration time (grey: warm-up)", "s", marked=warm))
+        # Without the warm-up: the first iteration is often a hundred times as long.
+        charts.append(line_chart(record.step_seconds, "Measured iterations", "s", first=warm + 1))
     if any(record.expert_load):
         charts.append(load_chart(record.expert_load, "Expert load: share of first choices"))
     return charts
@@ -111,6 +113,7 @@ def environment(record: RunRecord) -> list[tuple[str, str]]:
         (name, str(value))
         for name, value in {
             **record.versions,
+            "warm-up": ", ".join(f"{seconds:.3g} s" for seconds in record.warmup_seconds) or "none",
             "device": record.device,
             **record.hardware,
             **trees,

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Callable, Iterator
 
+import psutil
 from filelock import FileLock, Timeout
 
 from dsmoe.benchmark.errors import ResultsError
@@ -39,6 +40,7 @@ def reserved(folder: Path) -> Iterator[None]:
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _remove_left_over(folder)
             with path.open("wb") as file:
                 # Not zeros: a file system may keep those without any space.
                 file.write(os.urandom(RESERVE_BYTES))
@@ -52,6 +54,14 @@ def reserved(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what runs that were killed have held, known by process ids that are gone."""
+    for path in folder.glob(".reserve.*"):
+        number = path.suffix[1:]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            path.unlink(missing_ok=True)
 
 
 def append(folder: Path, record: RunRecord) -> Row:

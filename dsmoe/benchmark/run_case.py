@@ -119,8 +119,9 @@ def run_case(
         "data": dict(vars(content)),
         "time_stamp": time.time(),
     }
-    record = _record(case, common, run_dir, outcome, losses)
-    append(settings.output, record)
+    with stop.held():
+        record = _record(case, common, run_dir, outcome, losses)
+        append(settings.output, record)
     if interrupted:
         raise interrupted
     return record

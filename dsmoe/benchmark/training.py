@@ -10,7 +10,6 @@ import gc
 import json
 import math
 import os
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -25,12 +24,17 @@ from deepspeed.utils import groups
 from deepspeed.utils.neutral import backend
 
 from dsmoe.benchmark import corpus, marks
-from dsmoe.benchmark.batches import WindowSampler, as_torch, evaluation_batches
+from dsmoe.benchmark.batches import WindowSampler, as_torch
+from dsmoe.benchmark.measures import (
+    expert_load,
+    held_out_loss,
+    micro_batch_size,
+    parameter_count,
+    peak_memory,
+)
 from dsmoe.benchmark.run_folder import CASE, DEEPSPEED, ITERATIONS, OUTCOME, read_json, write_json
 from dsmoe.benchmark.stage import Stage
 from dsmoe.errors import DsmoeError
-
-EVALUATION_BATCHES = 8
 
 
 class TrainingFailed(DsmoeError):
@@ -174,7 +178,7 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         "warmup_seconds": seconds[:warmup],
         "step_seconds": seconds[warmup:],
         "losses": losses,
-        "held_out_loss": held_out_loss(run),
+        "held_out_loss": held_out_loss(run.engine, case, run.text, run.device),
         "expert_load": load,
         "peak_memory_bytes": peak_memory(run.device),
         "parameter_count": parameter_count(run.engine.module),
@@ -198,58 +202,6 @@ def one_step(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
         parts = torch.stack([loss.detach(), stats.cross_entropy, stats.aux_loss])
         totals += parts.to(totals.dtype) / case["micro_batches"]
     return totals
-
-
-def micro_batch_size(case: dict[str, Any]) -> int:
-    return case["global_batch"] // (case["parallel"]["processes"] * case["micro_batches"])
-
-
-def expert_load(model: MoELM) -> list[list[float]]:
-    """Each MoE layer's share of first choices by expert, over all processes' last micro-batch."""
-    load = model.last_stats.expert_load.double()
-    dist.all_reduce(load)
-    return (load / load.sum(dim=-1, keepdim=True).clamp(min=1)).tolist()
-
-
-@torch.no_grad()
-def held_out_loss(run: Run) -> float | None:
-    """Mean cross-entropy on text that was not trained on; None where there is too little."""
-    if run.text.held_out is None:
-        return None
-    case = run.case
-    run.engine.eval()
-    losses = []
-    for batch in evaluation_batches(
-        run.text.held_out,
-        case["model"]["sequence"],
-        micro_batch_size(case),
-        EVALUATION_BATCHES,
-        vocab_size=case["model"]["vocab"],
-    ):
-        tokens, labels = as_torch(batch, str(run.device))
-        run.engine(tokens, labels)
-        losses.append(float(run.engine.module.last_stats.cross_entropy))
-    run.engine.train()
-    return sum(losses) / len(losses) if losses else None
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak, the largest of all processes: the allocator's, or resident on a CPU."""
-    if device.type == "cuda":
-        here = torch.cuda.max_memory_allocated(device)
-    else:
-        kilobyte = 1 if sys.platform == "darwin" else 1024
-        here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
-    largest = torch.tensor([here], dtype=torch.int64, device=device)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return int(largest.item())
-
-
-def parameter_count(model: MoELM) -> int:
-    """Parameters of the whole model, each expert counted once."""
-    local = sum(p.numel() for p in model.parameters() if not getattr(p, "allreduce", True))
-    dense = sum(p.numel() for p in model.parameters() if getattr(p, "allreduce", True))
-    return dense + local * groups.get_expert_parallel_world_size()
 
 
 def stop(run: Run) -> None:

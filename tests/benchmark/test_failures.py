@@ -20,6 +20,7 @@ from dsmoe.benchmark.marks import FAILED, LOST_PEER, STARTED, Mark, parse_mark
 from dsmoe.benchmark.processes import session_members
 from dsmoe.benchmark.rank_failure import explain
 from dsmoe.benchmark.reasons import reason
+from dsmoe.benchmark.results import reserved
 from dsmoe.errors import EnvironmentProblem
 
 # The issue's limit. What is measured here is far below it; only a hang comes near.
@@ -83,6 +84,11 @@ def test_no_rank_outlives_a_killed_front_door(tmp_path: Path) -> None:
     while session_members(launcher) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert no_process_is_left(launcher)
+    # The next run clears away the space that this one held.
+    [held] = run.output.glob(".reserve.*")
+    with reserved(run.output):
+        assert not held.exists()
+    assert not list(run.output.glob(".reserve.*"))
 
 
 STUBBORN = """

@@ -123,6 +123,17 @@ def test_what_cannot_be_is_one_line_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
+def test_every_exit_code_is_documented() -> None:
+    from dsmoe.benchmark import checkout, errors
+    from dsmoe.errors import DsmoeError, EnvironmentProblem
+
+    lines = (checkout.ROOT / "docs" / "exit-codes.md").read_text().splitlines()
+    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines if "|" in line}
+    known = (DsmoeError, UsageError, EnvironmentProblem, errors.DataError, errors.ResultsError)
+    for kind in (*known, checkout.CheckoutFailed):
+        assert rows[str(kind.exit_code)], kind
+
+
 @pytest.mark.parametrize("word", ["0", "-1", "two", "1e3"])
 def test_numbers_that_are_none(word: str, capsys) -> None:
     for option in (["--steps", word], ["--time-out", word if word != "1e3" else "nan"]):

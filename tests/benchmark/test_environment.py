@@ -1,0 +1,102 @@
+"""The environment check names what is wrong, on which host, and what mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dsmoe.benchmark import checkout, environment
+from dsmoe.benchmark.checks import FAIL, NOTE, OK
+from dsmoe.benchmark.host_probe import SIGN
+from dsmoe.errors import EnvironmentProblem
+
+# Host a answers for real, from this machine; b wants a password; c is another kind of machine; d
+# has no such Python. What ssh was called with is kept.
+SSH = """#!{python}
+import json, os, shlex, subprocess, sys, time
+host, command = sys.argv[-2:]
+with open({log!r}, "a") as log:
+    log.write(json.dumps(sys.argv[1:]) + "\\n")
+if host == "a":
+    os.execv("/bin/sh", ["sh", "-c", command])
+if host == "b":
+    sys.exit(print("b: Permission denied (publickey,password).", file=sys.stderr) or 255)
+if host == "d":
+    sys.exit(print("sh: 1: python: not found", file=sys.stderr) or 127)
+facts = {{"begin": time.time() + 3600, "end": time.time() + 3600, "python": "3.8.1",
+         "torch": "1.10.0", "gpus": 8, "free_gpus": 3, "state": "pristine", "trees": {{}}}}
+print("a greeting of the login shell\\n" + {sign!r} + json.dumps(facts))
+"""
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "bin").mkdir()
+    ssh = tmp_path / "bin" / "ssh"
+    log = str(tmp_path / "calls.jsonl")
+    ssh.write_text(SSH.format(python=sys.executable, log=log, sign=SIGN))
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "hostfile").write_text("a slots=2\nb slots=1\nc slots=4\nd slots=1\n")
+    return tmp_path / "hostfile"
+
+
+def test_hosts_one_by_one(hosts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.monotonic()
+    assert environment.main(["--hostfile", str(hosts), "--json"]) == 8
+    assert time.monotonic() - start < 60
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"] is False
+    found = {(c["host"], c["what"]): c for c in said["checks"]}
+    states = {what: check["state"] for (host, what), check in found.items() if host == "a"}
+    # Only this machine's own state of the checkout may differ: edits are noted, not refused.
+    assert states.pop("patched DeepSpeed") in (OK, NOTE)
+    assert states == {"without a password": OK, "Python": OK, "torch": OK, "clock": OK,
+                      "free GPUs": states["free GPUs"]}  # fmt: skip
+    assert "ssh-copy-id b" in found["b", "without a password"]["mend"]
+    bad = {what for (host, what), check in found.items() if host == "c" and check["state"] == FAIL}
+    assert bad == {"Python", "torch", "patched DeepSpeed", "free GPUs", "clock"}
+    assert found["c", "free GPUs"]["found"] == "3 of 8, 4 asked for"
+    assert found["c", "clock"]["found"].startswith("+3600.0 s") or "+3599" in str(found)
+    assert found["d", "Python"]["state"] == FAIL and "not found" in found["d", "Python"]["found"]
+    calls = [json.loads(line) for line in (hosts.parent / "calls.jsonl").read_text().splitlines()]
+    assert all("BatchMode=yes" in call and call[-3] == "--" for call in calls) and len(calls) == 4
+
+
+def test_this_machine_has_a_mark_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert environment.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith(("[ ok ] ", "[note] ")) or "mend: " in line for line in lines)
+    text = "\n".join(lines)
+    for what in ("Python", "torch", "device", "patched DeepSpeed", "import deepspeed", "disk"):
+        assert what in text
+    assert str(checkout.location() / "deepspeed" / "__init__.py") in text
+
+
+def test_what_is_missing_has_its_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.tool_check("pdsh", needed=True).state == FAIL
+    assert environment.tool_check("pdsh", needed=False).state == NOTE
+    [broken] = environment.checkout_checks(tmp_path)
+    assert broken.state == FAIL and broken.found.startswith("git was not found on PATH")
+    monkeypatch.undo()
+    [there, launcher] = environment.checkout_checks(tmp_path / "none")
+    assert there.mend.endswith("none --from-release") and launcher.state == NOTE
+    assert environment.checkout_checks(tmp_path)[0].state == FAIL
+    monkeypatch.setattr(environment, "PYTHONS", ((2, 6), (2, 7)))
+    with pytest.raises(EnvironmentProblem, match=r"Python: .*use Python 3.9 to 3.13"):
+        environment.quick(tmp_path)
+
+
+def test_a_host_file_that_is_none_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hostfile").write_text("a;touch planted slots=1\n")
+    assert environment.main(["--hostfile", str(tmp_path / "hostfile")]) != 0
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "hostfile:1" in said and said.count("\n") == 1
