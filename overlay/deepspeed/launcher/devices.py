@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Mapping, Sequence
+from typing import Mapping, Sequence
 
 from .errors import LaunchError
 
@@ -18,7 +18,7 @@ def visible(slots: Sequence[int], environ: Mapping[str, str]) -> str:
     """
     if VARIABLE not in environ:
         return ",".join(map(str, slots))
-    shown: List[str] = []
+    shown: list[str] = []
     for entry in environ[VARIABLE].split(","):
         entry = entry.strip()
         if entry in ("", "-1", "NoDevFiles"):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import collections
 import os
 import re
-from typing import Any, Callable, Dict, List, Optional
+from pathlib import Path
+from typing import Any, Callable
 
 from ..utils import logger
 from .errors import LaunchError
@@ -28,7 +29,7 @@ class HostPool(collections.OrderedDict):
 
     def __init__(self) -> None:
         super().__init__()
-        self.where: Dict[str, str] = {}
+        self.where: dict[str, str] = {}
 
 
 def usable_name(name: str) -> bool:
@@ -38,13 +39,15 @@ def usable_name(name: str) -> bool:
     return bool(_IPV4.fullmatch(name)) or not re.fullmatch(r"[0-9.]+", name)
 
 
-def read(path: str) -> Optional[HostPool]:
+def read(path: str) -> HostPool | None:
     """The hosts in ``path``; None where there is no such file. Raises LaunchError."""
-    if not os.path.exists(path):
+    if path == os.devnull:
+        return None
+    if not Path(path).exists():
         logger.warning(f"no host file {path}: the processes start on this machine")
         return None
     try:
-        with open(path, "rb") as stream:
+        with Path(path).open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise LaunchError(f"{path}: the host file cannot be read: {error.strerror}") from None
@@ -55,7 +58,7 @@ def read(path: str) -> Optional[HostPool]:
             f"{path}:1: found a byte-order mark, expected 'NAME slots=N'; save it as UTF-8 without"
         )
     pool = HostPool()
-    seen: Dict[str, str] = {}
+    seen: dict[str, str] = {}
     for number, line in enumerate(re.split(rb"\r\n|\r|\n", data), start=1):
         where = f"{path}:{number}"
         _add_line(pool, seen, line.decode("utf-8", "backslashreplace"), where)
@@ -64,22 +67,22 @@ def read(path: str) -> Optional[HostPool]:
     return pool
 
 
-def _add_line(pool: HostPool, seen: Dict[str, str], line: str, where: str) -> None:
+def _add_line(pool: HostPool, seen: dict[str, str], line: str, where: str) -> None:
     words = line.split()
     if not words:
         return
     plain = line.replace("\t", " ").isprintable()
     if len(words) != 2 or not words[1].startswith("slots=") or not plain:
-        raise LaunchError(f"{where}: found {ascii(line[:60])}, expected 'NAME slots=N'")
-    name, count = words[0], words[1][len("slots="):]
+        raise LaunchError(f"{where}: found {line[:60]!a}, expected 'NAME slots=N'")
+    name, count = words[0], words[1][len("slots=") :]
     if not usable_name(name):
         raise LaunchError(
-            f"{where}: found the host name {ascii(name[:60])}, expected letters, digits, '-', '_' "
+            f"{where}: found the host name {name[:60]!a}, expected letters, digits, '-', '_' "
             "and '.', or an IPv4 address"
         )
     if not re.fullmatch("[0-9]{1,9}", count) or not 1 <= int(count) <= MAX_SLOTS:
         raise LaunchError(
-            f"{where}: found the slot count {ascii(count[:60])}, expected 1 to {MAX_SLOTS}"
+            f"{where}: found the slot count {count[:60]!a}, expected 1 to {MAX_SLOTS}"
         )
     if name.lower() in seen:
         raise LaunchError(
@@ -90,11 +93,14 @@ def _add_line(pool: HostPool, seen: Dict[str, str], line: str, where: str) -> No
     pool[name] = int(count)
 
 
-def check_named(path: Optional[str], default: str) -> str:
-    """The host file to read: ``default``, or ``path``, which must exist if it was named."""
+def check_named(path: str | None, default: str) -> str:
+    """The host file to read: ``default``, or ``path``, which must exist if it was named.
+
+    /dev/null stands for none: this machine alone, whatever is at ``default``.
+    """
     if path is None:
         return default
-    if not os.path.isfile(path):
+    if path != os.devnull and not Path(path).is_file():
         raise LaunchError(f"--hostfile {path}: found no such file; get_hostfiles.py writes one")
     return path
 
@@ -109,8 +115,8 @@ def local_slots(devices: int, wanted: int) -> int:
     return devices
 
 
-def chosen(args: Any, pool: Any, parse: Callable[..., Any]) -> Dict[str, List[int]]:
-    """Host -> slot numbers of this run: ``pool`` after --include, --exclude, --num_nodes, --num_gpus.
+def chosen(args: Any, pool: Any, parse: Callable[..., Any]) -> dict[str, list[int]]:
+    """Host -> slot numbers of this run: ``pool`` after --include, --exclude and --num_*.
 
     ``parse`` is runner.parse_inclusion_exclusion. Raises LaunchError for what is not there.
     """
@@ -125,7 +131,7 @@ def chosen(args: Any, pool: Any, parse: Callable[..., Any]) -> Dict[str, List[in
             f"--num_nodes {args.num_nodes}: {args.hostfile} has {len(active)} host(s)"
         )
     if args.num_nodes > 0:
-        active = collections.OrderedDict(list(active.items())[:args.num_nodes])
+        active = collections.OrderedDict(list(active.items())[: args.num_nodes])
     if args.num_gpus > 0:
         for host, slots in active.items():
             if args.num_gpus > len(slots):
@@ -134,7 +140,7 @@ def chosen(args: Any, pool: Any, parse: Callable[..., Any]) -> Dict[str, List[in
                     f"{where}: {host} has slots={len(slots)}, fewer than --num_gpus "
                     f"{args.num_gpus}; lower it, or leave the host out with --exclude {host}"
                 )
-            active[host] = slots[:args.num_gpus]
+            active[host] = slots[: args.num_gpus]
     if not active:
         raise LaunchError("no host is left after --include and --exclude")
     return active

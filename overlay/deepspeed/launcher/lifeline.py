@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Callable, Optional
+from typing import Callable
 
 from ..utils import logger
 
@@ -101,7 +101,7 @@ def keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def watch(port: Optional[int]) -> None:
+def watch(port: int | None) -> None:
     """End this process by SIGTERM when its parent or the runner at ``port`` is gone.
 
     ``port`` None: no watch (launched by hand). 0: the parent alone. Returns at once.
@@ -138,7 +138,7 @@ def _watch_runner(address: str, port: int) -> None:
     _end(why)
 
 
-def _connect(address: str, port: int) -> Optional[socket.socket]:
+def _connect(address: str, port: int) -> socket.socket | None:
     try:
         connection = socket.create_connection((address, port), timeout=CONNECT_SECONDS)
         # Behind a jump host the port may be somebody else's.

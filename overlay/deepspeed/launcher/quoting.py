@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-from typing import Dict, Iterable, Iterator, Mapping, Sequence, Tuple
+from pathlib import Path
+from typing import Iterable, Iterator, Mapping, Sequence
 
 from .errors import LaunchError
 
@@ -34,30 +34,30 @@ def _word(text: str) -> str:
     return shlex.quote(text).replace("%", "%%")
 
 
-def environment_files(folders: Sequence[str], name: str) -> Iterator[Tuple[str, str]]:
+def environment_files(folders: Sequence[str], name: str) -> Iterator[tuple[str, str]]:
     """The variables of the files ``name`` in ``folders``, in order; missing files are skipped."""
     for folder in folders:
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
+        path = Path(folder) / name
+        if path.is_file():
             yield from read_environment_file(path).items()
 
 
-def read_environment_file(path: str) -> Dict[str, str]:
+def read_environment_file(path: Path) -> dict[str, str]:
     """``KEY=VALUE`` a line; blank lines and lines that start with ``#`` are skipped.
 
     The value is all that follows the first ``=``, as it stands, without the blanks around it and
     without one pair of quotes around the whole. Raises LaunchError with file and line.
     """
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
         lines = stream.read().splitlines()
-    result: Dict[str, str] = {}
+    result: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         key, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not _KEY.fullmatch(key):
-            raise LaunchError(f"{path}:{number}: found {ascii(line[:60])}, expected KEY=VALUE")
+            raise LaunchError(f"{path}:{number}: found {line[:60]!a}, expected KEY=VALUE")
         if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
         result[key] = value

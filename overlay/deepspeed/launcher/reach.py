@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import subprocess
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 from ..utils import logger
 from .errors import LaunchError
@@ -21,7 +21,7 @@ SSH_OPTIONS = (
 _MARK = "deepspeed-reached"
 
 
-def ssh_environment(environ: Mapping[str, str]) -> Dict[str, str]:
+def ssh_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """``environ`` for pdsh: over ssh, which asks nothing and notices a host that is cut off.
 
     The user's PDSH_SSH_ARGS_APPEND goes first, and the first word on an option counts for ssh.
@@ -38,7 +38,7 @@ def is_this_machine(name: str) -> bool:
     return any(_is_own(address) for address in _addresses(name))
 
 
-def _addresses(name: str) -> List[str]:
+def _addresses(name: str) -> list[str]:
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -47,13 +47,8 @@ def _addresses(name: str) -> List[str]:
 
 
 def _is_own(address: str) -> bool:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True
+    # Towards an address of its own, a machine's source address is that address.
+    return _is_loopback(address) or _source_towards(address) == address
 
 
 def elsewhere(args: Any, hosts: Sequence[str]) -> bool:
@@ -72,7 +67,7 @@ def master_address(args: Any, hosts: Sequence[str], remote: bool) -> str:
     # A colon: an IPv6 address, with the zone perhaps.
     if given and not (usable_name(given) or re.fullmatch(r"[0-9A-Fa-f:.]+(%\w+)?", given)):
         raise LaunchError(
-            f"--master_addr {ascii(given[:60])}: expected a host name or an address of {hosts[0]}"
+            f"--master_addr {given[:60]!a}: expected a host name or an address of {hosts[0]}"
         )
     reached = reach(hosts) if remote and args.launcher.lower() == "pdsh" else {}
     address = given or ("127.0.0.1" if len(hosts) == 1 else _head_address(hosts, reached))
@@ -111,7 +106,7 @@ def _source_towards(host: str) -> str:
     return ""
 
 
-def reach(hosts: Sequence[str]) -> Dict[str, str]:
+def reach(hosts: Sequence[str]) -> dict[str, str]:
     """Log in to every host once, through pdsh; host -> the address at which it was reached.
 
     Raises LaunchError, one line a host, for those that cannot be logged in to without a password.
@@ -122,8 +117,7 @@ def reach(hosts: Sequence[str]) -> Dict[str, str]:
             [*command, f"echo {_MARK} $SSH_CONNECTION"],
             env=ssh_environment(os.environ),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=6 * CONNECT_SECONDS,
         )
     except FileNotFoundError:
@@ -132,7 +126,7 @@ def reach(hosts: Sequence[str]) -> Dict[str, str]:
         raise LaunchError(
             f"logging in to {','.join(hosts)} took over {6 * CONNECT_SECONDS} s; try ssh by hand"
         ) from None
-    reached: Dict[str, str] = {}
+    reached: dict[str, str] = {}
     for line in done.stdout.decode("utf-8", "replace").splitlines():
         host, _, said = line.partition(": ")
         if said.startswith(_MARK):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from typing import Any, Dict, List, Mapping, Optional
+from pathlib import Path
+from typing import Any, Mapping
 
 from .lifeline import dies_with_parent
 
@@ -20,7 +20,7 @@ _HOST_ENDED = re.compile(
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run(command: List[str], env: Mapping[str, str]) -> "subprocess.CompletedProcess[bytes]":
+def run(command: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
     """Run ``command``; the returncode is 128 + the signal where one ended it, or ended us.
 
     pdsh leaves the other hosts running when one fails, and returns 0 when an ssh was killed; so
@@ -41,8 +41,8 @@ def run(command: List[str], env: Mapping[str, str]) -> "subprocess.CompletedProc
 
 class _State:
     def __init__(self) -> None:
-        self.number: Optional[int] = None
-        self.failed: Optional[int] = None
+        self.number: int | None = None
+        self.failed: int | None = None
 
     def on_signal(self, number: int, frame: Any) -> None:
         self.number = number
@@ -52,21 +52,22 @@ class _State:
         if found is None or self.failed is not None:
             return
         host, how, code = found.group(1).decode(), found.group(2).decode(), int(found.group(3))
-        lost = " (the login was refused or lost)" if how.startswith("exited") and code == 255 else ""
+        exited = how.startswith("exited")
+        lost = " (the login was refused or lost)" if exited and code == 255 else ""
         print(
             f"deepspeed: error: host {host}: {how} {code}{lost}; ending all hosts",
             file=sys.stderr,
             flush=True,
         )
-        self.failed = code if how.startswith("exited") else 128 + code
+        self.failed = code if exited else 128 + code
 
     @property
     def ends(self) -> bool:
         return self.number is not None or self.failed is not None
 
 
-def _run(command: List[str], env: Dict[str, str], state: _State) -> int:
-    pdsh = os.path.basename(command[0]) == "pdsh"
+def _run(command: list[str], env: dict[str, str], state: _State) -> int:
+    pdsh = Path(command[0]).name == "pdsh"
     # pdsh gets no Ctrl-C of the terminal: it is ended here, by the one signal on which it ends
     # its ssh processes (each is in a session of its own).
     process = subprocess.Popen(
@@ -99,7 +100,7 @@ def _relay(stream: Any, state: _State) -> None:
         state.on_line(line)
 
 
-def _end(process: "subprocess.Popen[bytes]", number: int) -> None:
+def _end(process: subprocess.Popen[bytes], number: int) -> None:
     for this in (number, signal.SIGKILL):
         process.send_signal(this)
         try:
