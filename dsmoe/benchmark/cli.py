@@ -8,6 +8,7 @@ import json
 import sys
 
 from dsmoe.benchmark import checkout, environment, launch, resume, run_case
+from dsmoe.benchmark.cluster import lay_out
 from dsmoe.benchmark.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.interrupts import Interrupted, StopSignals
 from dsmoe.benchmark.machine import Machine, this_machine
@@ -25,7 +26,9 @@ def run(options: argparse.Namespace, stop: StopSignals) -> int:
             raise UsageError(f"--{name.replace('_', '-')} is for --plan alone; leave it out")
     machine = this_machine()
     cases = chosen_cases(options, machine.device)
-    check_device(cases, machine.device, machine.hardware.get("device_count"))
+    available = None if options.hostfile else machine.hardware.get("device_count")
+    check_device(cases, machine.device, available)
+    layouts = [lay_out(options.hostfile, case.parallel.processes) for case in cases]
     if options.port:
         launch.check_port(options.port)
     if options.tensorboard:
@@ -40,6 +43,9 @@ def run(options: argparse.Namespace, stop: StopSignals) -> int:
     checkout.ensure(place)
     trees = checkout.trees(place)
     settings = run_settings(options)
+    if options.hostfile:
+        names = max((layout.names for layout in layouts), key=len)
+        step(f"hosts of {options.hostfile}: {', '.join(names)}")
     codes = []
     for case in cases:
         codes.append(run_one(case, machine, trees, settings, options, stop))
@@ -82,6 +88,8 @@ def run_settings(options: argparse.Namespace) -> run_case.Settings:
         time_out=options.time_out,
         port=options.port,
         tensorboard=options.tensorboard.expanduser() if options.tensorboard else None,
+        hostfile=options.hostfile,
+        master=options.master_addr,
     )
 
 
@@ -101,7 +109,8 @@ def print_dry_run(case: Case, machine: Machine, options: argparse.Namespace) -> 
     settings = run_settings(options)
     run_dir = settings.output / "runs" / f"TIME-{run_case.run_name(case)}"
     port = options.port or launch.free_port()
-    job = launch.Job(checkout.location(), run_dir, case.parallel.processes, port)
+    layout = lay_out(options.hostfile, case.parallel.processes)
+    job = launch.Job(checkout.location(), run_dir.absolute(), layout, port, options.master_addr)
     tensorboard = (str(settings.tensorboard), run_dir.name) if settings.tensorboard else None
     print(f"# {describe(case, machine)}")
     print(f"# the DeepSpeed configuration would be {run_dir / DEEPSPEED}:")

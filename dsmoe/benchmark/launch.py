@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+from dsmoe.benchmark.cluster import Layout
 from dsmoe.benchmark.interrupts import StopSignals
 from dsmoe.benchmark.processes import own_session
 from dsmoe.benchmark.reasons import reason
@@ -49,29 +50,31 @@ def check_port(port: int) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """What the launcher is asked for: ``processes`` training processes on this machine.
+    """What the launcher is asked for: training processes where ``layout`` says.
 
-    ``hostfile`` and ``master`` are for runs on several machines; without a host file the launcher
-    is given an empty one, so that it never picks up /job/hostfile, its own default.
+    Without a host file the launcher is given /dev/null, so that it never picks up /job/hostfile,
+    its own default. ``master`` None: the launcher finds the address of the first host.
     """
 
     checkout: Path
     run_dir: Path
-    processes: int
+    layout: Layout
     port: int
-    hostfile: Path | None = None
-    master: str = LOCALHOST
+    master: str | None = None
 
     def command(self) -> list[str]:
         """The launcher's command line, a list that no shell reads."""
+        hostfile = self.layout.hostfile
+        master = self.master or (None if hostfile else LOCALHOST)
         return [
             sys.executable,
             str(self.checkout / "bin" / "ds"),
             "--hostfile",
-            str(self.hostfile or os.devnull),
-            *([] if self.hostfile else ["--num_gpus", str(self.processes)]),
-            "--master_addr",
-            self.master,
+            str(hostfile or os.devnull),
+            *(["--num_nodes", str(self.layout.hosts)] if hostfile else []),
+            "--num_gpus",
+            str(self.layout.devices),
+            *(["--master_addr", master] if master else []),
             "--master_port",
             str(self.port),
             str(PRETRAIN),
@@ -85,9 +88,9 @@ class Job:
         paths = [str(self.checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
         added = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         if "OMP_NUM_THREADS" not in os.environ:
-            added["OMP_NUM_THREADS"] = str(max(1, cores() // self.processes))
+            added["OMP_NUM_THREADS"] = str(max(1, cores() // self.layout.devices))
         if (
-            self.hostfile is None
+            self.layout.hostfile is None
             and "GLOO_SOCKET_IFNAME" not in os.environ
             and "lo" in (name for _, name in socket.if_nameindex())
         ):

@@ -77,6 +77,8 @@ def parser() -> argparse.ArgumentParser:
         help="end a run without a new iteration for so long; the first may take three times that "
         f"and at least 300 (default: {TIME_OUT_SECONDS:g})",
     )
+    add("--hostfile", type=Path, metavar="FILE", help="hosts (get_hostfiles.py); default: this one")
+    add("--master-addr", metavar="ADDR", help="of the first host; default: where ssh reaches it")
     add("--port", type=_count, metavar="N", help="of the process group; default: a free one")
     add("--tensorboard", type=Path, metavar="DIR", help="event files by DeepSpeed, for TensorBoard")
     return top

@@ -11,6 +11,7 @@ from dsmoe.benchmark.marks import FAILED, FINISHED, LOST_PEER, STARTED, Mark
 
 # The launcher's last words: "subprocess.CalledProcessError: Command '[...]' died with <...: 9>."
 _SIGNAL = re.compile(r"CalledProcessError: .*died with <Signals\.\w+: (\d+)>")
+_LAUNCHER = "deepspeed: error: "
 _RANK = re.compile(r"--local_rank=(\d+)")
 _STATUS = re.compile(r"CalledProcessError: .*returned non-zero exit status (\d+)")
 
@@ -18,8 +19,9 @@ _STATUS = re.compile(r"CalledProcessError: .*returned non-zero exit status (\d+)
 def reason(code: int, marks: Sequence[Mark], tail: Sequence[str], log: Path) -> str:
     """One line for the launcher's exit ``code`` (negative: a signal), never empty.
 
-    In this order: what a process said of itself; a process that the launcher saw killed; the
-    launcher's own death; a process that fell silent; the last error in the output.
+    In this order: what a process said of itself; a process that the launcher saw killed; what the
+    launcher said of a host; the launcher's own death; a process that fell silent; the last error
+    in the output.
     """
     see = f" (see {log})"
     said = [mark for mark in marks if mark.kind == FAILED]
@@ -32,6 +34,9 @@ def reason(code: int, marks: Sequence[Mark], tail: Sequence[str], log: Path) -> 
         assert found is not None
         which = f"training process {rank.group(1)}" if rank else "a training process"
         return f"{which} was killed by {_named(int(found.group(1)))}{see}"
+    launcher = [line.split(_LAUNCHER, 1)[1] for line in tail if line.startswith(_LAUNCHER)]
+    if launcher:
+        return f"{launcher[0]}{see}"
     if code < 0 or code > 128:
         return f"the launcher was killed by {_named(-code if code < 0 else code - 128)}{see}"
     silent = _silent(marks)

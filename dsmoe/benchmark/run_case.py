@@ -9,6 +9,7 @@ from typing import Any
 
 from dsmoe.benchmark import corpus, launch
 from dsmoe.benchmark.checkout import Trees
+from dsmoe.benchmark.cluster import lay_out
 from dsmoe.benchmark.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.errors import ResultsError
 from dsmoe.benchmark.interrupts import Interrupted, StopSignals
@@ -39,7 +40,8 @@ class Settings:
     """How to run, whatever the case. ``time_out`` in seconds; ``port`` None: a free one.
 
     ``text``: keyword arguments of ``corpus.prepare``, whose cache is ``cache``. ``tensorboard``:
-    the folder for event files. Results go to ``output``.
+    the folder for event files. Results go to ``output``. ``hostfile`` and ``master``: the hosts
+    and the first one's address; ``output`` and ``cache`` are in a folder that all of them share.
     """
 
     output: Path
@@ -48,6 +50,8 @@ class Settings:
     time_out: float = TIME_OUT_SECONDS
     port: int | None = None
     tensorboard: Path | None = None
+    hostfile: Path | None = None
+    master: str | None = None
 
 
 def text_options(paths: list[str], tokenizer: str | None) -> dict[str, Any]:
@@ -86,6 +90,7 @@ def run_case(
     starts.
     """
     interrupted = None
+    layout = lay_out(settings.hostfile, case.parallel.processes)
     with reserved(settings.output):
         try:
             run_dir = make_run_folder(settings.output, run_name(case))
@@ -93,7 +98,7 @@ def run_case(
         except OSError as error:
             raise ResultsError(f"{settings.output}: cannot be written: {error.strerror}") from error
         port = settings.port or launch.free_port()
-        job = Job(trees.path, run_dir, case.parallel.processes, port)
+        job = Job(trees.path, run_dir.absolute(), layout, port, settings.master)
         losses: list[float] = []
         with Progress(case.warmup + case.iterations, case.tokens_per_step) as progress:
 
@@ -107,8 +112,8 @@ def run_case(
                 interrupted, outcome = error, Outcome(error.exit_code, str(error))
     common = {
         **labels(case, machine.device, machine.instance),
-        "num_hosts": 1,
-        "num_devices_per_host": case.parallel.processes,
+        "num_hosts": layout.hosts,
+        "num_devices_per_host": layout.devices,
         "device": machine.device,
         "hardware": machine.hardware,
         "versions": machine.versions,

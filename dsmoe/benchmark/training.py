@@ -25,6 +25,7 @@ from deepspeed.utils.neutral import backend
 
 from dsmoe.benchmark import corpus, marks
 from dsmoe.benchmark.batches import WindowSampler, as_torch
+from dsmoe.benchmark.cluster import INTERFACE, gloo_interface
 from dsmoe.benchmark.measures import (
     expert_load,
     held_out_loss,
@@ -109,6 +110,9 @@ def start(folder: Path, stage: Stage) -> Run:
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
+    interface = gloo_interface(os.environ)
+    if interface:
+        os.environ[INTERFACE] = interface
     deepspeed.init_distributed(dist_backend=backend(), verbose=False)
     groups.initialize(ep_size=case["parallel"]["expert_parallel"])
     text = corpus.prepare(Path(spec["cache"]), **spec["text"])

@@ -1,8 +1,8 @@
 """One host of the cluster, and which names and slot counts the pinned launcher can use.
 
-The rules follow from deepspeed/launcher/{runner,multinode_runner}.py at bd3ebd: a name goes
-unquoted into ``ssh NAME hostname -I`` through a shell, into ``pdsh -w A,B`` (where ``[ ] ^ / -``
-and ``type:user@`` have meanings) and into ``--include NAME:0,1@NAME``.
+The rules follow from deepspeed/launcher/{runner,multinode_runner}.py at bd3ebd: a name goes into
+``pdsh -w A,B`` (where ``[ ] ^ / -`` and ``type:user@`` have meanings) and into ``--include
+NAME:0,1@NAME``; unpatched, also unquoted into ``ssh NAME hostname -I`` through a shell.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def check_name(name: str, where: str) -> str:
         )
     raise HostProblem(
         f"{where}: found the host name {shown(name)}, expected letters, digits, '-', '_' and '.', "
-        "not starting with '-' (the launcher passes it to a shell)"
+        "not starting with '-' (for ssh and pdsh other signs have meanings)"
     )
 
 

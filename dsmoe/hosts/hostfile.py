@@ -1,9 +1,9 @@
 """The launcher's host file: one ``NAME slots=N`` a line, read strictly and written.
 
-The reader restates deepspeed/launcher/runner.py ``fetch_hostfile`` at bd3ebd and refuses what
-that function takes without a word and should not: ``lots=8``, ``slots=0``, a byte-order mark,
-an empty file (there it means "this machine alone"), names that a shell would run. Every file
-accepted here is read by the launcher to the same hosts, slots and order.
+The reader has the rules of the patched launcher (deepspeed/launcher/hostfile.py in overlay/) and
+refuses what ``fetch_hostfile`` of bd3ebd takes without a word and should not: ``lots=8``,
+``slots=0``, a byte-order mark, an empty file (there it means "this machine alone"), names that a
+shell would run. Every file accepted here is read by both to the same hosts, slots and order.
 """
 
 from __future__ import annotations

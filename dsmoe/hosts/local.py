@@ -20,13 +20,6 @@ def find(reason: str) -> Found:
     """``localhost`` with its GPUs, or with one CPU slot (to be replaced by ``--slots``)."""
     count, how = count_gpus()
     found = Found(source="local", reason=f"{reason}; {how}", candidates=[])
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if count and visible:
-        ours = ",".join(map(str, range(count)))
-        if visible.replace(" ", "") != ours:
-            found.warnings.append(
-                f"CUDA_VISIBLE_DEVICES={visible} is set, but the launcher overwrites it with {ours}"
-            )
     if not count:
         found.device = "cpu"
         found.warnings.append("found no GPU: the slots are CPU processes; --slots N sets how many")
@@ -39,9 +32,13 @@ def count_gpus() -> tuple[int, str]:
     by_torch = _count_by_torch()
     if by_torch:
         return by_torch, "GPUs counted by torch"
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
         return 0, "CUDA_VISIBLE_DEVICES hides every GPU"
     by_tool = _count_by_nvidia_smi()
+    if visible:
+        # nvidia-smi does not know the variable, into which the launcher maps the slots.
+        by_tool = min(by_tool, len(visible.split(",")))
     if by_tool:
         why = "there is no torch here" if by_torch is None else "this torch sees none"
         return by_tool, f"GPUs counted by nvidia-smi ({why})"

@@ -15,6 +15,7 @@ import pytest
 from runs import FrontDoor
 
 from dsmoe.benchmark import launch, processes
+from dsmoe.benchmark.cluster import Layout
 from dsmoe.benchmark.interrupts import StopSignals
 from dsmoe.benchmark.marks import FAILED, LOST_PEER, STARTED, Mark, parse_mark
 from dsmoe.benchmark.processes import session_members
@@ -120,7 +121,7 @@ def test_processes_that_ignore_sigterm_or_lost_their_launcher_end(
 
 
 def test_a_missing_launcher_is_one_line(tmp_path: Path) -> None:
-    job = launch.Job(tmp_path / "none", tmp_path, 1, 1)
+    job = launch.Job(tmp_path / "none", tmp_path, Layout(("localhost",), 1), 1)
     with pytest.raises(EnvironmentProblem, match=r"bin/ds: no such file; .*apply_patch.py"):
         launch.run(job, launch.Limits(1, 1), print, StopSignals())
     nowhere = processes.own_session(["nowhere"], {}, tmp_path / "log.txt")
@@ -168,7 +169,6 @@ def by_themselves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FrontDo
     rate = {"learning_rate": 1e30, "optimizer": "sgd", "clip": 0.0, **LONG}
     taken = socket.create_server(("", 0))
     port = ["--port", str(taken.getsockname()[1])]
-    # The port is taken between the check and the start.
     runs = {
         "nan": FrontDoor(folder / "nan", "1", changes=rate),
         "memory": FrontDoor(folder / "memory", "1", changes={"model": {"vocab": 10**12}}),

@@ -81,8 +81,8 @@ def test_this_machine_by_nvidia_smi_and_without_gpus(tmp_path: Path) -> None:
     report = _report(tmp_path, "--from", "local", PATH=lists, **broken)
     assert report["hosts"] == [{"name": "localhost", "slots": 2}]
     assert report["device"] == "gpu" and "nvidia-smi" in report["reason"]
-    report = _report(tmp_path, "--from", "local", PATH=lists, CUDA_VISIBLE_DEVICES="2,3", **broken)
-    assert "overwrites it with 0,1" in report["warnings"][0]
+    report = _report(tmp_path, "--from", "local", PATH=lists, CUDA_VISIBLE_DEVICES="1", **broken)
+    assert report["hosts"] == [{"name": "localhost", "slots": 1}] and not report["warnings"]
     hidden = _report(tmp_path, "--from", "local", PATH=lists, CUDA_VISIBLE_DEVICES="", **broken)
     assert hidden["device"] == "cpu"
     none = _stand_in(tmp_path / "none", "echo 'No devices were found'; exit 6")

@@ -42,7 +42,11 @@ def take_out(tree: Path, patch: Patch) -> None:
     if git_apply(tree, patch, "-R"):
         return
     later = SERIES.patches[SERIES.patches.index(patch) + 1 :]
-    related = [other for other in later if files(other) & files(patch)]
+    touched, related = files(patch), []
+    for other in later:
+        if files(other) & touched:
+            related.append(other)
+            touched |= files(other)
     popped = [other for other in reversed(related) if git_apply(tree, other, "-R")]
     assert git_apply(tree, patch, "-R"), f"{patch.name} does not come out"
     for other in reversed(popped):
