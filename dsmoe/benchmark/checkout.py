@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsmoe.errors import DsmoeError
+from dsmoe.patchset.base import DEFAULT_BASE, load_bases
 from dsmoe.patchset.state import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "DSMOE_DEEPSPEED"
+BASE_VARIABLE = "DSMOE_BASE"
 
 
 class CheckoutFailed(DsmoeError):
@@ -23,17 +25,26 @@ class CheckoutFailed(DsmoeError):
 
 @dataclass(frozen=True)
 class Trees:
-    """The checkout and its identity: folder -> tree id, before and after patching."""
+    """The checkout and its identity: the base, and folder -> tree id before and after patching."""
 
     path: Path
+    deepspeed: str = ""
     base: dict[str, str] = field(default_factory=dict)
     result: dict[str, str] = field(default_factory=dict)
 
 
 def location() -> Path:
-    """``$DSMOE_DEEPSPEED``, else ``build/DeepSpeed`` beside the front doors."""
+    """``$DSMOE_DEEPSPEED``, else ``build/DeepSpeed`` (of base ``$DSMOE_BASE``: ``-NAME``)."""
     named = os.environ.get(VARIABLE)
-    return Path(named).expanduser().absolute() if named else ROOT / "build" / "DeepSpeed"
+    if named:
+        return Path(named).expanduser().absolute()
+    name = base_name()
+    return ROOT / "build" / ("DeepSpeed" if name == DEFAULT_BASE else f"DeepSpeed-{name}")
+
+
+def base_name() -> str:
+    """The base that is asked for: ``$DSMOE_BASE``, else bd3ebd."""
+    return os.environ.get(BASE_VARIABLE) or DEFAULT_BASE
 
 
 def ensure(path: Path) -> None:
@@ -43,7 +54,7 @@ def ensure(path: Path) -> None:
     """
     command = [sys.executable, str(ROOT / "apply_patch.py"), str(path)]
     if not path.exists():
-        command.append("--from-release")
+        command += ["--from-release", "--base", base_name()]
     code = subprocess.call(command)
     if code:
         error = CheckoutFailed(
@@ -57,4 +68,7 @@ def ensure(path: Path) -> None:
 def trees(path: Path) -> Trees:
     """The identity of the checkout at ``path``, for the record of a run."""
     state = describe(path)
-    return Trees(path, state.trees, state.result)
+    versions = {base.name: base.version for base in load_bases()}
+    return Trees(
+        path, f"{versions.get(state.base, 'unknown')} ({state.base})", state.trees, state.result
+    )

@@ -111,7 +111,7 @@ def run_case(
         "num_devices_per_host": case.parallel.processes,
         "device": machine.device,
         "hardware": machine.hardware,
-        "versions": machine.versions,
+        "versions": {**machine.versions, "deepspeed": trees.deepspeed},
         "base_tree": trees.base,
         "result_tree": trees.result,
         "deepspeed_config": config,
