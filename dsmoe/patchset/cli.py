@@ -52,6 +52,12 @@ def make_parser() -> argparse.ArgumentParser:
         ("--from-release", "build the checkout from the release archive first, then apply"),
     ):
         action.add_argument(name, action="store_true", help=text)
+    action.add_argument(
+        "--port-from",
+        metavar="CHECKOUT",
+        type=Path,
+        help="rewrite the series of PATH's base from that of CHECKOUT's base",
+    )
     parser.add_argument("--no-apply", action="store_true", help="with --from-release: build only")
     parser.add_argument("--archive", metavar="FILE", type=Path, help="a local release archive")
     parser.add_argument(
@@ -128,6 +134,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         from dsmoe.patchset.export import export
 
         return _report(export(options.path, bases, options.to, say), say)
+    if options.port_from:
+        from dsmoe.patchset.port import port
+
+        return _report(port(options.port_from, options.path, bases, say), say)
     action = commands.apply
     if options.check:
         action = commands.check

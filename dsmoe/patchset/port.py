@@ -19,11 +19,11 @@ import re
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple
 
 from dsmoe.patchset.apply import Outcome, found_line
 from dsmoe.patchset.base import Base
-from dsmoe.patchset.build import build, lock_content
+from dsmoe.patchset.build import Built, build, lock_content
 from dsmoe.patchset.checkout import open_checkout, workspace
 from dsmoe.patchset.errors import SeriesBroken, UsageError
 from dsmoe.patchset.git import Git
@@ -50,17 +50,17 @@ class _Carrier:
     conflicts: Path
     scratch: Path
     history: History = field(default_factory=dict)
-    names: List[str] = field(default_factory=list)
-    patches: List[Patch] = field(default_factory=list)
-    problems: List[str] = field(default_factory=list)
-    stuck: List[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    patches: list[Patch] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
 
     def take_own(self, name: str) -> None:
         """Append the target's own patch ``name``, as it is."""
         own = read_patch(self.base.series.parent / name, name)
         self._by_hand(own, own)
 
-    def take(self, patch: Patch, steps: Dict[str, Step]) -> None:
+    def take(self, patch: Patch, steps: dict[str, Step]) -> None:
         """Append ``patch`` of the source series, shared or carried over."""
         own = self._own(patch)
         if own is not None and b"\nX-Port:" in own.header:
@@ -75,6 +75,9 @@ class _Carrier:
         for path, step in steps.items():
             if path in self.stuck:  # what comes after a conflict cannot be judged
                 continue
+            if before[path] == step[0]:
+                self.history[path][-1] = self._store(step[1])
+                continue
             content = self._merge(patch, path, step, before[path])
             self._end(patch, path, content or self._apply(own, path) or self._edited(patch, path))
         self._write(patch.name, patch.header)
@@ -86,7 +89,7 @@ class _Carrier:
             self._end(patch, path, self._apply(own, path))
         self._write(own.path.name, own.header)
 
-    def _begin(self, paths: List[str]) -> Dict[str, Content]:
+    def _begin(self, paths: list[str]) -> dict[str, Content]:
         """The contents of ``paths`` before a patch; a new step, as yet without a change."""
         before = {path: self._now(path) for path in paths}
         for states in self.history.values():
@@ -129,8 +132,6 @@ class _Carrier:
 
     def _merge(self, patch: Patch, path: str, step: Step, now: Content) -> Content:
         old, new = step
-        if now == old:
-            return new
         if now is None or old is None or new is None:
             return None
         names = []
@@ -182,16 +183,16 @@ def port(source: Path, target: Path, bases: Sequence[Base], say: Say = print) ->
     say(found_line(goal))
     if origin.base.name == goal.base.name:
         raise UsageError(f"{source} and {target} are both {goal.base.name}: nothing to carry over")
-    patches = load_series(origin.base).patches
+    wanted = load_series(origin.base)
     with workspace(origin, dry=True) as git:
-        steps = _read_steps(git, build(git, origin, load_series(origin.base)).base_entries, patches)
+        steps = _read_steps(git, build(git, origin, wanted).base_entries, wanted)
     conflicts = target.parent / f"{target.name}.conflicts"
     omitted = _omitted(goal.base)
     with workspace(goal, dry=True) as git, tempfile.TemporaryDirectory(prefix="dsmoe-") as scratch:
         carrier = _Carrier(git, goal.base, read_tree(git, goal.tree), conflicts, Path(scratch))
-        for name in _only_here(goal.base, {patch.name for patch in patches}):
+        for name in _only_here(goal.base, {patch.name for patch in wanted.patches}):
             carrier.take_own(name)
-        for patch in patches:
+        for patch in wanted.patches:
             if patch.name not in omitted:
                 carrier.take(patch, steps[patch.name])
         if carrier.problems:
@@ -219,13 +220,10 @@ def _read(git: Git, oid: str) -> bytes:
     return git.run("cat-file", "blob", oid).out
 
 
-def _read_steps(
-    git: Git, base: Entries, patches: Sequence[Patch]
-) -> Dict[str, Dict[str, Step]]:
-    series_like = Series(None, tuple(patches), {}, "")  # type: ignore[arg-type]
-    history = read_history(series_like, base)
-    found: Dict[str, Dict[str, Step]] = {}
-    for number, patch in enumerate(patches):
+def _read_steps(git: Git, base: Entries, series: Series) -> dict[str, dict[str, Step]]:
+    history = read_history(series, base)
+    found: dict[str, dict[str, Step]] = {}
+    for number, patch in enumerate(series.patches):
         found[patch.name] = {}
         for item in patch.files:
             pair = history[item.path][number : number + 2]
@@ -246,7 +244,7 @@ def _only_here(base: Base, names: set[str]) -> list[str]:
     return [name for name in found if "/" not in name and name not in names]
 
 
-def _items(base: Base, carrier: _Carrier, series: Series, built: object) -> list[Item]:
+def _items(base: Base, carrier: _Carrier, series: Series, built: Built) -> list[Item]:
     folder, names = base.series.parent, carrier.names
     own = [(name, patch) for name, patch in zip(names, carrier.patches) if "/" not in name]
     items = [Item(folder, name, patch.header + patch.diff) for name, patch in own]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, List
+from typing import Any
 
 from deepspeed.utils import groups
 
 
-def of_own_experts(zero: Any, i: int, saved: List[Any]) -> List[Any]:
+def of_own_experts(zero: Any, i: int, saved: list[Any]) -> list[Any]:
     """The entries of ``saved``, one a saving process, that make up this process's group ``i``.
 
     Every process holds a partition of the dense groups. A group of experts is split over the

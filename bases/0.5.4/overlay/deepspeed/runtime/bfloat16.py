@@ -6,13 +6,13 @@ and for ZeRO-1, which shares that optimizer.
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
 #: Both names of the section: that of the next releases, and the later short one.
 SECTIONS = ("bfloat16", "bf16")
 
 
-def bfloat16_enabled(config: Dict[str, Any], fp16: bool, zero_stage: int) -> bool:
+def bfloat16_enabled(config: dict[str, Any], fp16: bool, zero_stage: int) -> bool:
     """Whether ``config``, a DeepSpeed configuration, asks for bfloat16.
 
     Raises ValueError where that contradicts fp16 or amp, or where the ZeRO stage is not 1 or 2.
