@@ -34,7 +34,6 @@ def this_machine(instance: str | None = None) -> Machine:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "dsmoe": __version__,
-        "deepspeed": "0.5.6 (bd3ebd)",
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)

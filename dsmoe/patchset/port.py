@@ -54,6 +54,7 @@ class _Carrier:
     patches: list[Patch] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
+    unmerged: bytes | None = None
 
     def take_own(self, name: str) -> None:
         """Append the target's own patch ``name``, as it is."""
@@ -99,6 +100,10 @@ class _Carrier:
 
     def _end(self, patch: Patch, path: str, content: Content) -> None:
         if content is None:
+            place = self.conflicts / patch.name / path
+            if self.unmerged is not None and not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(self.unmerged)
             self.problems.append(f"{patch.name}: {path}: does not merge")
             self.stuck.append(path)
             return
@@ -131,6 +136,7 @@ class _Carrier:
         return content[0], self.git.run(*args, stdin=content[1]).text
 
     def _merge(self, patch: Patch, path: str, step: Step, now: Content) -> Content:
+        self.unmerged = None
         old, new = step
         if now is None or old is None or new is None:
             return None
@@ -142,10 +148,7 @@ class _Carrier:
         mode = now[0] if old[0] == new[0] else new[0]
         if result.status == 0:
             return mode, result.out
-        place = self.conflicts / patch.name / path
-        if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(result.out)
+        self.unmerged = result.out
         return None
 
     def _apply(self, own: Patch | None, path: str) -> Content:
@@ -206,7 +209,7 @@ def port(source: Path, target: Path, bases: Sequence[Base], say: Say = print) ->
         series = Series(goal.base, tuple(carrier.patches), overlay, digest)
         built = build(git, goal, series)
         written = publish(goal.base.series.parent, _items(goal.base, carrier, series, built))
-        state = describe_checkout(goal, built)
+        state = replace(describe_checkout(goal, built), edited=[])  # only read here
     for item in written:
         say(("  removed " if item.content is None else "  wrote ") + str(item.target))
     own = sum(1 for name in carrier.names if "/" not in name)
