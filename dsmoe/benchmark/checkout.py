@@ -11,8 +11,8 @@ from pathlib import Path
 from dsmoe.errors import DsmoeError
 from dsmoe.patchset.base import DEFAULT_BASE, load_bases
 from dsmoe.patchset.state import describe
+from dsmoe.places import import_root, work_folder
 
-ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "DSMOE_DEEPSPEED"
 BASE_VARIABLE = "DSMOE_BASE"
 
@@ -39,7 +39,7 @@ def location() -> Path:
     if named:
         return Path(named).expanduser().absolute()
     name = base_name()
-    return ROOT / "build" / ("DeepSpeed" if name == DEFAULT_BASE else f"DeepSpeed-{name}")
+    return work_folder() / ("DeepSpeed" if name == DEFAULT_BASE else f"DeepSpeed-{name}")
 
 
 def base_name() -> str:
@@ -52,10 +52,11 @@ def ensure(path: Path) -> None:
 
     Raises :class:`CheckoutFailed`, with the applier's exit code, where that cannot be done.
     """
-    command = [sys.executable, str(ROOT / "apply_patch.py"), str(path)]
+    command = [sys.executable, "-m", "dsmoe", "apply-patch", str(path)]
+    paths = [str(import_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
     if not path.exists():
         command += ["--from-release", "--base", base_name()]
-    code = subprocess.call(command)
+    code = subprocess.call(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
     if code:
         error = CheckoutFailed(
             f"the DeepSpeed checkout at {path} is not ready (apply_patch.py ended with {code}, "

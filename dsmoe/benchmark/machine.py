@@ -9,6 +9,7 @@ from typing import Any
 from dsmoe import __version__
 from dsmoe.benchmark.launch import cores
 from dsmoe.errors import EnvironmentProblem
+from dsmoe.requires import torch_problem
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ def this_machine(instance: str | None = None) -> Machine:
             f"torch cannot be imported ({error}); run ./run_deepspeed_benchmark.sh, which sets up "
             "what is missing, or install requirements.txt"
         ) from error
+    problem = torch_problem(torch.__version__)
+    if problem:
+        raise EnvironmentProblem(problem)
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,

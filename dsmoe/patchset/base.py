@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.patchset.errors import UsageError
+from dsmoe.places import project_root
 
 DEFAULT_BASE = "bd3ebd"
-
-
-def project_root() -> Path:
-    """The folder that holds patch/, overlay/ and bases/."""
-    return Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
