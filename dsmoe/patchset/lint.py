@@ -18,7 +18,17 @@ from dsmoe.places import project_root
 
 MAX_ADDED = 60
 _FIELD = re.compile(r"^([A-Z][A-Za-z-]*):(.*)$")
-_KNOWN = {"Description", "Origin", "Bug", "Forwarded", "Defect", "X-Test", "Author", "Last-Update"}
+_KNOWN = {
+    "Description",
+    "Origin",
+    "Bug",
+    "Forwarded",
+    "Defect",
+    "X-Port",
+    "X-Test",
+    "Author",
+    "Last-Update",
+}
 _PLAIN = {"series", "README.md", ".gitkeep", "base.json", "result.json", "files", STAGE}
 
 

@@ -119,3 +119,11 @@ def test_both_names_of_the_bf16_section() -> None:
     for name in ("bf16", "bfloat16"):
         scenario = {"steps": 1, "config": {name: section}}
         assert run_ranks(1, "parameter_dtypes", scenario)[0] == ["torch.bfloat16"]
+
+
+def test_bf16_without_zero_keeps_fp32_weights() -> None:
+    """Stage 0 trains in bf16 as stage 2 does, to rounding; without fp32 copies it falls behind."""
+    common = {"precision": "bf16", "optimizer": "AdamW", "steps": 4}
+    scenarios = [{**common, "stage": stage} for stage in (0, 2)]
+    whole, sharded = run_ranks(1, "train_all", scenarios)[0]
+    assert whole["losses"] == pytest.approx(sharded["losses"], rel=2e-4)
