@@ -3,7 +3,10 @@
 
 import sys
 
-from dsmoe.patchset.cli import main
+from dsmoe.requires import check_python
 
 if __name__ == "__main__":
+    check_python("apply_patch.py")
+    from dsmoe.patchset.cli import main
+
     sys.exit(main())

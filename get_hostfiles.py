@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Write the launcher's host files for the cluster at hand: see ``--help`` and docs/hostfiles.md."""
 
-from __future__ import annotations
-
 import sys
 
-from dsmoe.hosts.cli import main
+from dsmoe.requires import check_python
 
 if __name__ == "__main__":
+    check_python("get_hostfiles.py")
+    from dsmoe.hosts.cli import main
+
     sys.exit(main(sys.argv[1:]))

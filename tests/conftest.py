@@ -1,5 +1,7 @@
 """Every test sees the patched DeepSpeed: $DSMOE_DEEPSPEED, else build/DeepSpeed, made if missing.
 
+With DSMOE_BASE=0.5.4 that is build/DeepSpeed-0.5.4; so for every base in bases/.
+
 A checkout with local edits is tested as it is, so that a change can be tried before it is
 exported; one that holds an older series is brought up to date.
 """
@@ -19,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from dsmoe.benchmark import checkout as checkouts  # noqa: E402
 from dsmoe.errors import DsmoeError  # noqa: E402
 from dsmoe.patchset import state  # noqa: E402
+from dsmoe.patchset.base import Base, load_bases  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,6 +45,27 @@ def pytest_configure(config: pytest.Config) -> None:
 def checkout() -> Path:
     """The patched DeepSpeed that the tests run."""
     return checkouts.location()
+
+
+def _base() -> Base:
+    name = os.environ.get(checkouts.BASE_VARIABLE)
+    if not name and os.environ.get(checkouts.VARIABLE):
+        name = state.describe(checkouts.location()).base
+    return load_bases(name=name or checkouts.base_name())[0]
+
+
+@pytest.fixture(scope="session")
+def base() -> Base:
+    """The base of that DeepSpeed."""
+    return _base()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = _base().name
+    for item in items:
+        for mark in item.iter_markers("not_on"):
+            if mark.args[0] == here:
+                item.add_marker(pytest.mark.skip(reason=f"base {here}: {mark.kwargs['reason']}"))
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsmoe.errors import DsmoeError
+from dsmoe.patchset.base import DEFAULT_BASE, load_bases
 from dsmoe.patchset.state import describe
+from dsmoe.places import import_root, work_folder
 
-ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "DSMOE_DEEPSPEED"
+BASE_VARIABLE = "DSMOE_BASE"
 
 
 class CheckoutFailed(DsmoeError):
@@ -23,17 +25,26 @@ class CheckoutFailed(DsmoeError):
 
 @dataclass(frozen=True)
 class Trees:
-    """The checkout and its identity: folder -> tree id, before and after patching."""
+    """The checkout and its identity: the base, and folder -> tree id before and after patching."""
 
     path: Path
+    deepspeed: str = ""
     base: dict[str, str] = field(default_factory=dict)
     result: dict[str, str] = field(default_factory=dict)
 
 
 def location() -> Path:
-    """``$DSMOE_DEEPSPEED``, else ``build/DeepSpeed`` beside the front doors."""
+    """``$DSMOE_DEEPSPEED``, else ``build/DeepSpeed`` (of base ``$DSMOE_BASE``: ``-NAME``)."""
     named = os.environ.get(VARIABLE)
-    return Path(named).expanduser().absolute() if named else ROOT / "build" / "DeepSpeed"
+    if named:
+        return Path(named).expanduser().absolute()
+    name = base_name()
+    return work_folder() / ("DeepSpeed" if name == DEFAULT_BASE else f"DeepSpeed-{name}")
+
+
+def base_name() -> str:
+    """The base that is asked for: ``$DSMOE_BASE``, else bd3ebd."""
+    return os.environ.get(BASE_VARIABLE) or DEFAULT_BASE
 
 
 def ensure(path: Path) -> None:
@@ -41,10 +52,11 @@ def ensure(path: Path) -> None:
 
     Raises :class:`CheckoutFailed` where that cannot be done; the applier's exit code is in it.
     """
-    command = [sys.executable, str(ROOT / "apply_patch.py"), str(path)]
+    command = [sys.executable, "-m", "dsmoe", "apply-patch", str(path)]
+    paths = [str(import_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
     if not path.exists():
-        command.append("--from-release")
-    code = subprocess.call(command)
+        command += ["--from-release", "--base", base_name()]
+    code = subprocess.call(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
     if code:
         raise CheckoutFailed(
             f"the DeepSpeed checkout at {path} is not ready (apply_patch.py ended with {code}, "
@@ -55,4 +67,7 @@ def ensure(path: Path) -> None:
 def trees(path: Path) -> Trees:
     """The identity of the checkout at ``path``, for the record of a run."""
     state = describe(path)
-    return Trees(path, state.trees, state.result)
+    versions = {base.name: base.version for base in load_bases()}
+    return Trees(
+        path, f"{versions.get(state.base, 'unknown')} ({state.base})", state.trees, state.result
+    )

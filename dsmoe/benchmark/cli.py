@@ -18,6 +18,7 @@ from dsmoe.benchmark.results import RECORDS, ROWS
 from dsmoe.benchmark.run_folder import DEEPSPEED
 from dsmoe.benchmark.suites import Case
 from dsmoe.errors import DsmoeError, EnvironmentProblem, UsageError
+from dsmoe.places import work_folder
 
 
 def run(options: argparse.Namespace, stop: StopSignals) -> int:
@@ -83,7 +84,7 @@ def run_one(
 def run_settings(options: argparse.Namespace) -> run_case.Settings:
     return run_case.Settings(
         output=options.output.expanduser(),
-        cache=checkout.ROOT / "build" / "text",
+        cache=work_folder() / "text",
         text=run_case.text_options(options.data, options.tokenizer),
         time_out=options.time_out,
         port=options.port,

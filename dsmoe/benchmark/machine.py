@@ -9,6 +9,7 @@ from typing import Any
 from dsmoe import __version__
 from dsmoe.benchmark.launch import cores
 from dsmoe.errors import EnvironmentProblem
+from dsmoe.requires import torch_problem
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ def this_machine(instance: str | None = None) -> Machine:
             f"torch cannot be imported ({error}); run ./run_deepspeed_benchmark.sh, which sets up "
             "what is missing, or install requirements.txt"
         ) from error
+    problem = torch_problem(torch.__version__)
+    if problem:
+        raise EnvironmentProblem(problem)
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "dsmoe": __version__,
-        "deepspeed": "0.5.6 (bd3ebd)",
     }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)

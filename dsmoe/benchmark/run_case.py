@@ -116,7 +116,7 @@ def run_case(
         "num_devices_per_host": layout.devices,
         "device": machine.device,
         "hardware": machine.hardware,
-        "versions": machine.versions,
+        "versions": {**machine.versions, "deepspeed": trees.deepspeed},
         "base_tree": trees.base,
         "result_tree": trees.result,
         "deepspeed_config": config,

@@ -13,16 +13,17 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Callable
 
-from dsmoe.patchset.base import Base, project_root
+from dsmoe.patchset.base import Base
 from dsmoe.patchset.errors import ArchiveProblem
+from dsmoe.places import work_folder
 
 Say = Callable[[str], None]
 
 
 def archive_cache() -> Path:
-    """Where archives are kept: $DSMOE_ARCHIVE_DIR, or build/archives/ in the project."""
+    """Where archives are kept: $DSMOE_ARCHIVE_DIR, or archives/ in the work folder (build/)."""
     given = os.environ.get("DSMOE_ARCHIVE_DIR")
-    return Path(given) if given else project_root() / "build" / "archives"
+    return Path(given) if given else work_folder() / "archives"
 
 
 def fetch_archive(base: Base, cache: Path | None = None, say: Say = print) -> Path:

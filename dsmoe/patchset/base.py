@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.patchset.errors import UsageError
+from dsmoe.places import project_root
 
 DEFAULT_BASE = "bd3ebd"
 
 
-def project_root() -> Path:
-    """The folder that holds patch/, overlay/ and bases/."""
-    return Path(__file__).resolve().parents[2]
-
-
 @dataclass(frozen=True)
 class Base:
-    """One base. ``commits`` maps full commit ids to the kind of checkout that has them."""
+    """One base. ``commits`` maps full commit ids to the kind of checkout that has them.
+
+    ``files`` is the output of ``git ls-tree -r`` for the folders that pip installs.
+    """
 
     name: str
     folder: Path
@@ -35,6 +34,7 @@ class Base:
     overlays: tuple[Path, ...]
     release: dict[str, Any] = field(default_factory=dict)
     upstream: str = ""
+    files: Path | None = None
 
     @property
     def result_file(self) -> Path:
@@ -58,6 +58,7 @@ def load_base(folder: Path) -> Base:
             overlays=tuple((folder / item).resolve() for item in data["overlays"]),
             release=data.get("release", {}),
             upstream=data.get("upstream", ""),
+            files=folder / data["files"] if "files" in data else None,
         )
     except OSError as error:
         raise UsageError(f"no base at {folder}: {error.strerror}: {path}") from None

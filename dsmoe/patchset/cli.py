@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
   python apply_patch.py ~/efs/DeepSpeed --status           name the state, change nothing
   python apply_patch.py ~/efs/DeepSpeed --check            try every patch, change nothing
   python apply_patch.py ~/efs/DeepSpeed --revert           back to the base
+  python apply_patch.py --installed                        the deepspeed that pip installed
   python apply_patch.py ~/efs/DeepSpeed --export           edits in the checkout -> patch/, overlay/
   python apply_patch.py ~/efs/DeepSpeed --export --to NAME.patch
 """
@@ -41,7 +42,14 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=f"{_EXAMPLES}\nexit codes:\n{codes}\n\nThe manual is docs/applying.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", metavar="PATH", type=Path, help="top folder of the checkout")
+    parser.add_argument(
+        "path", metavar="PATH", type=Path, nargs="?", help="top folder of the checkout"
+    )
+    parser.add_argument(
+        "--installed",
+        action="store_true",
+        help="instead of PATH: the deepspeed package of this Python environment",
+    )
     action = parser.add_mutually_exclusive_group()
     for name, text in (
         ("--check", "report every patch that does not fit; change nothing"),
@@ -52,6 +60,12 @@ def make_parser() -> argparse.ArgumentParser:
         ("--from-release", "build the checkout from the release archive first, then apply"),
     ):
         action.add_argument(name, action="store_true", help=text)
+    action.add_argument(
+        "--port-from",
+        metavar="CHECKOUT",
+        type=Path,
+        help="rewrite the series of PATH's base from that of CHECKOUT's base",
+    )
     parser.add_argument("--no-apply", action="store_true", help="with --from-release: build only")
     parser.add_argument("--archive", metavar="FILE", type=Path, help="a local release archive")
     parser.add_argument(
@@ -120,6 +134,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--no-apply and --archive belong to --from-release")
     bases = load_bases(options.bases, options.base)
     bases.sort(key=lambda base: base.name != DEFAULT_BASE)
+    if options.installed:
+        return _installed(options, bases, say)
+    if options.path is None:
+        raise UsageError("no PATH; name the checkout's top folder, or use --installed")
     if options.status:
         return _status(options.path, bases, say)
     if options.from_release:
@@ -128,6 +146,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         from dsmoe.patchset.export import export
 
         return _report(export(options.path, bases, options.to, say), say)
+    if options.port_from:
+        from dsmoe.patchset.port import port
+
+        return _report(port(options.port_from, options.path, bases, say), say)
     action = commands.apply
     if options.check:
         action = commands.check
@@ -136,6 +158,19 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     elif options.lock:
         action = commands.lock
     return _report(action(options.path, bases, say), say)
+
+
+def _installed(options: argparse.Namespace, bases: list[Base], say: Any) -> dict[str, Any]:
+    from dsmoe.patchset import installed
+
+    others = ("export", "lock", "from_release", "port_from")
+    if options.path is not None or any(getattr(options, name) for name in others):
+        raise UsageError("--installed takes no PATH, and only --status, --check and --revert")
+    if options.status:
+        return _show_state(installed.describe(bases), say)
+    if options.revert:
+        return _report(installed.revert(bases, say), say)
+    return _report(installed.apply(bases, say, dry=options.check), say)
 
 
 def _from_release(options: argparse.Namespace, bases: list[Base], say: Any) -> dict[str, Any]:
@@ -175,7 +210,10 @@ _STATE_WORDS = {
 
 
 def _status(path: Path, bases: list[Base], say: Any) -> dict[str, Any]:
-    state = states.describe(path, bases)
+    return _show_state(states.describe(path, bases), say)
+
+
+def _show_state(state: states.State, say: Any) -> dict[str, Any]:
     code = states.EXIT_CODES[state.name]
     if state.message:
         say(f"{state.name}: {state.message}")

@@ -7,6 +7,7 @@ exactly the edited tree before one file of the project is written.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,7 +97,9 @@ def export(path: Path, bases: Sequence[Base], to: str | None = None, say: Say = 
             new = build(git, checkout, new_series)
             if new.tree != make_tree(git, {p: c[1] for p, c in changes.items()}, built.tree):
                 raise ExportRefused("the exported series does not give the edited tree: a defect")
-            written = publish(series.base.series.parent, _items(series, new_series, new))
+            items = _items(series, new_series, new)
+            _refuse_shared(items, path)
+            written = publish(series.base.series.parent, items)
         _renew_index(checkout.git.using(lock_fd=handle), checkout, new, changes)
         state = describe_checkout(checkout, new)
     lines = [("removed " if i.content is None else "wrote ") + str(i.target) for i in written]
@@ -122,7 +125,8 @@ def _changes(git: Git, checkout: Checkout, old: str, say: Say) -> dict[str, Chan
     if git.index is None:
         raise ValueError("needs a temporary index")
     # The real index as a start keeps skip-worktree marks and what the user added by force.
-    git.index.write_bytes((checkout.git_dir / "index").read_bytes())
+    # Its time of change too: by it git knows which files were written too late to trust their size.
+    shutil.copy2(checkout.git_dir / "index", git.index)
     git.run("-c", "advice.addEmbeddedRepo=false", "add", "-A", ".")
     edited = git.run("write-tree", "--missing-ok").text
     found: dict[str, Change] = {}
@@ -227,6 +231,20 @@ def _items(old: Series, new: Series, built: Built) -> list[Item]:
         items.append(Item(folder, base.series.name, _series_text(base.series, kept)))
     items.append(Item(base.folder, base.result_file.name, lock_content(new, built)))
     return items
+
+
+def _refuse_shared(items: Sequence[Item], path: Path) -> None:
+    """A patch that is named in another folder belongs to the base there."""
+    shared = [str(item.path) for item in items if "/" in item.path and item.path.endswith(".patch")]
+    shared = [name for name in shared if name.startswith("../")]
+    changed = [i.path for i in items if i.path in shared and not i.is_there()]
+    if changed:
+        raise ExportRefused(
+            f"{len(changed)} patches are shared with the base whose folder they are in; edit its "
+            "checkout and carry the series over (docs/bases.md), or give the edit a patch of its "
+            f"own: python apply_patch.py {path} --export --to NAME.patch",
+            changed,
+        )
 
 
 def _series_text(path: Path, kept: list[str]) -> bytes:

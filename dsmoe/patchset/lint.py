@@ -10,15 +10,26 @@ import ast
 import re
 from pathlib import Path
 
-from dsmoe.patchset.base import Base, project_root
+from dsmoe.patchset.base import Base
 from dsmoe.patchset.errors import SeriesBroken
 from dsmoe.patchset.publish import STAGE
 from dsmoe.patchset.series import Patch, overlay_files, read_names, read_patch
+from dsmoe.places import project_root
 
 MAX_ADDED = 60
 _FIELD = re.compile(r"^([A-Z][A-Za-z-]*):(.*)$")
-_KNOWN = {"Description", "Origin", "Bug", "Forwarded", "Defect", "X-Test", "Author", "Last-Update"}
-_PLAIN = {"series", "README.md", ".gitkeep", "base.json", "result.json", STAGE}
+_KNOWN = {
+    "Description",
+    "Origin",
+    "Bug",
+    "Forwarded",
+    "Defect",
+    "X-Port",
+    "X-Test",
+    "Author",
+    "Last-Update",
+}
+_PLAIN = {"series", "README.md", ".gitkeep", "base.json", "result.json", "files", STAGE}
 
 
 def read_fields(header: bytes) -> dict[str, str]:

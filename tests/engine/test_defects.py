@@ -53,6 +53,7 @@ def test_unfused_norm_counts_the_experts() -> None:
         assert result["found"] == pytest.approx(result["expected"], rel=1e-3)
 
 
+@pytest.mark.not_on("0.5.4", reason="its MoE layers have no timers (defect 11)")
 def test_moe_timers_are_off_by_default() -> None:
     """Defect 11: they wait for the device in every layer, so they run only when asked."""
     result = run_ranks(1, "timers_used", {"model": OWN_LAYER})[0]
@@ -113,3 +114,16 @@ def test_top2_honours_its_arguments(one_process: None) -> None:
     kept = top2gating(logits, 0.25, drop_tokens=False)[2].sum((1, 2))
     assert kept.tolist() == [2] * 8  # both choices of every token
     assert top2gating(logits, 0.25)[2].sum() < 16
+
+
+def test_top1_keeps_every_token_when_asked(one_process: None) -> None:
+    """drop_tokens of the layer reaches top-1 gating (release 0.5.4 did not have it)."""
+    from deepspeed.moe.sharded_moe import TopKGate
+
+    torch.manual_seed(0)
+    tokens = torch.randn(16, 4).abs()
+    for drop, kept in ((True, 4), (False, 16)):
+        gate = TopKGate(4, 2, k=1, capacity_factor=0.5, min_capacity=1, drop_tokens=drop)
+        with torch.no_grad():
+            gate.wg.weight[0], gate.wg.weight[1] = 1.0, -1.0  # all tokens go to expert 0
+        assert int(gate(tokens)[2].sum()) == kept

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from dsmoe.benchmark import checkout as checkouts
 from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.lint import read_fields
 from dsmoe.patchset.series import Patch, load_series
 
 ROOT = Path(__file__).resolve().parents[2]
-SERIES = load_series(load_bases(name="bd3ebd")[0])
+SERIES = load_series(load_bases(name=checkouts.base_name())[0])
 PARTS = ("bin", "deepspeed", "op_builder", "version.txt")
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def take_out(tree: Path, patch: Patch) -> None:
         git_apply(tree, other)
 
 
-@pytest.mark.parametrize("patch", SERIES.patches, ids=lambda patch: patch.name)
+@pytest.mark.parametrize("patch", SERIES.patches, ids=lambda patch: patch.path.name)
 def test_its_tests_fail_without_it(patch: Patch, checkout: Path, tmp_path: Path) -> None:
     tree = tmp_path / "DeepSpeed"
     tree.mkdir()

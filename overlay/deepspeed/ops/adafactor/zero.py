@@ -25,19 +25,26 @@ def tag_partitions(zero: Any) -> None:
     """
     if not isinstance(zero.optimizer, Adafactor):
         return
+    placed, reordered = _round_robin(zero)
     for i, partition in enumerate(zero.single_partition_of_fp32_groups):
-        indices = zero.round_robin_bit16_indices[i]
-        given = {indices[original]: original for original in range(len(zero.bit16_groups[i]))}
+        given = {placed[i][original]: original for original in range(len(reordered[i]))}
         group = zero.real_dp_process_group[i]
         tag_partition(
             partition,
-            zero.round_robin_bit16_groups[i],
+            reordered[i],
             dist.get_rank(group=group),
             dist.get_world_size(group=group),
             group,
             [given[place] for place in range(len(given))],
         )
     zero.optimizer.init_state()
+
+
+def _round_robin(zero: Any) -> tuple[Any, Any]:
+    """For each group the places its parameters went to, and the parameters in that order."""
+    if hasattr(zero, "round_robin_bit16_groups"):
+        return zero.round_robin_bit16_indices, zero.round_robin_bit16_groups
+    return zero.round_robin_fp6_indices, zero.round_robin_fp16_groups  # release 0.5.4's names
 
 
 def sharded_state(zero: Any, i: int) -> dict[str, Any] | None:
