@@ -10,6 +10,7 @@ from typing import Any
 from dsmoe.benchmark.run_case import TIME_OUT_SECONDS
 from dsmoe.benchmark.suites import (
     ADAFACTOR_MODES,
+    MOE_LAYERS,
     OPTIMIZERS,
     PRECISIONS,
     SUITES,
@@ -54,6 +55,11 @@ def parser() -> argparse.ArgumentParser:
     add("--micro-batch-size", type=_count, metavar="N", help="sequences of one, on one process")
     add("--expert-parallel", type=_count, metavar="N", help="processes that share the experts")
     add("--optimizer", choices=OPTIMIZERS)
+    add(
+        "--moe-layer",
+        choices=MOE_LAYERS,
+        help="deepspeed: the base's own layer, which always samples the second expert",
+    )
     add("--adafactor-mode", choices=ADAFACTOR_MODES, help="artifact: as the paper's runs had it")
     add("--steps", type=_count, metavar="N", help="measured iterations (suites: at least 5)")
     add("--warmup", type=_whole, metavar="N", help="iterations before, not measured")
@@ -152,6 +158,8 @@ def with_options(case: Case, options: argparse.Namespace) -> Case:
         "remat": options.remat,
         "micro_batches": _micro_batches(case, options),
         "optimizer": options.optimizer,
+        "moe_layer": options.moe_layer,
+        "second_choice": "sampling" if options.moe_layer == "deepspeed" else None,
         "adafactor_mode": options.adafactor_mode,
         "iterations": options.steps,
         "warmup": options.warmup,

@@ -17,7 +17,7 @@ def report_lines(record: RunRecord) -> list[tuple[str, str]]:
     devices = record.num_hosts * record.num_devices_per_host
     lines = [
         ("case", f"{case.get('suite', '?')} {model} on {devices} x {record.instance}"),
-        ("parameters", f"{record.parameter_count / 1e9:.4g} billion"),
+        ("parameters", f"{record.parameter_count:,}"),
     ]
     if record.status == "failed":
         return [*lines, ("failed", record.reason or "")]

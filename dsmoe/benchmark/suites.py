@@ -16,6 +16,7 @@ from typing import Any, Callable
 from dsmoe.errors import UsageError
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+MOE_LAYERS = ("index", "einsum", "deepspeed")
 SECOND_CHOICES = ("all", "random", "sampling")
 OPTIMIZERS = ("adafactor", "adamw", "sgd")
 ADAFACTOR_MODES = ("sharded", "artifact")
@@ -115,9 +116,9 @@ class Case:
 
     ``capacity_factor``, ``min_capacity``, ``second_choice`` and ``auxiliary`` (the coefficient
     of the balance loss) configure the gate; ``loss_scale`` 0 means dynamic and counts for fp16
-    alone; ``adafactor_mode`` counts for adafactor alone (docs/adafactor.md). ``warmup`` and
-    ``iterations`` are steps not measured and measured. ``source`` says where the settings come
-    from.
+    alone; ``adafactor_mode`` counts for adafactor alone (docs/adafactor.md). ``moe_layer``: ours by
+    index or in the product form, or the base's own (docs/model.md). ``warmup`` and ``iterations``
+    are steps not measured and measured. ``source`` says where the settings come from.
     """
 
     suite: str
@@ -137,6 +138,7 @@ class Case:
     capacity_factor: float = 1.0
     min_capacity: int = 4
     second_choice: str = "sampling"
+    moe_layer: str = "index"
     auxiliary: float = 0.0
     warmup: int = 1
     iterations: int = 5
@@ -158,6 +160,7 @@ class Case:
         for value, known in (
             (self.precision, PRECISIONS),
             (self.second_choice, SECOND_CHOICES),
+            (self.moe_layer, MOE_LAYERS),
             (self.optimizer, OPTIMIZERS),
             (self.adafactor_mode, ADAFACTOR_MODES),
         ):

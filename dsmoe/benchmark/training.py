@@ -60,6 +60,7 @@ def model_config(case: dict[str, Any]) -> MoELMConfig:
         eval_capacity_factor=case["capacity_factor"],
         min_capacity=case["min_capacity"],
         second_expert_policy=case["second_choice"],
+        moe_implementation=case["moe_layer"],
         aux_loss_coefficient=case["auxiliary"],
         dropout=case["dropout"],
         remat=case["remat"],

@@ -38,6 +38,8 @@ def test_a_run_with_hostile_names_then_resume(tmp_path: Path) -> None:
         str(tmp_path / f"events{plant}"),
         "--micro-batch-size",
         "1",
+        "--moe-layer",
+        "deepspeed",
     ]
     output = tmp_path / f"out{plant}"
     run = FrontDoor(output, *options, environment={"NCCL_DEBUG": plant, "DSMOE_TEST": plant})
@@ -47,6 +49,7 @@ def test_a_run_with_hostile_names_then_resume(tmp_path: Path) -> None:
     assert record.status == "ok" and not planted(tmp_path)
     assert (len(record.warmup_seconds), len(record.step_seconds), len(record.losses)) == (2, 6, 8)
     assert record.case["micro_batches"] == 2 and record.peak_memory_bytes
+    assert record.case["moe_layer"] == "deepspeed"
     # The configuration is kept whole, and is what the engine read.
     kept = json.loads((output / record.run_folder / "deepspeed.json").read_text())
     assert record.deepspeed_config == kept and kept["optimizer"]["type"] == "AdamW"
