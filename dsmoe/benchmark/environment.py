@@ -19,6 +19,7 @@ from dsmoe.benchmark import checkout
 from dsmoe.benchmark.checks import FAIL, NOTE, OK, Check, as_json, failures, table
 from dsmoe.errors import DsmoeError, EnvironmentProblem
 from dsmoe.patchset import state
+from dsmoe.places import import_root
 
 FAILED = EnvironmentProblem.exit_code
 PYTHONS = ((3, 9), (3, 13))
@@ -186,7 +187,7 @@ def _all_checks(hostfile: Path | None, output: Path) -> list[Check]:
     if hosts:
         from dsmoe.benchmark.hosts_check import check_hosts
 
-        checks += check_hosts(hosts, checkout.ROOT, checkout.location())
+        checks += check_hosts(hosts, import_root(), checkout.location())
     return checks
 
 

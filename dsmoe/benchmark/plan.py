@@ -16,6 +16,7 @@ from dsmoe.benchmark.machine import this_machine
 from dsmoe.benchmark.options import chosen_cases, with_options
 from dsmoe.benchmark.suites import MODELS, Case, Parallel, find_case
 from dsmoe.errors import EnvironmentProblem, UsageError
+from dsmoe.places import import_root
 
 GIB, MIB = 1 << 30, 1 << 20
 DOES_NOT_FIT = 1
@@ -38,7 +39,7 @@ def worker(specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     In a process of its own: a process group and DeepSpeed's groups are made once a process.
     Raises EnvironmentProblem with the last line of what the process said where it fails.
     """
-    paths = [str(checkout.location()), str(checkout.ROOT)]
+    paths = [str(checkout.location()), str(import_root())]
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     done = subprocess.run(
         [sys.executable, "-m", "dsmoe.benchmark.plan_worker"],

@@ -70,11 +70,11 @@ def test_a_run_with_hostile_names_then_resume(tmp_path: Path) -> None:
 
     [other] = run.records()
     case = chosen_cases_of(other.case)
-    trees = Trees(Path(), {}, other.result_tree)
+    trees = Trees(Path(), result=other.result_tree)
     info = CorpusInfo(**other.data)
     assert finished(output, case, "cpu", trees, info) == other
     assert finished(output, case, "cuda", trees, info) is None
-    assert finished(output, case, "cpu", Trees(Path(), {}, {"deepspeed": "0"}), info) is None
+    assert finished(output, case, "cpu", Trees(Path(), result={"deepspeed": "0"}), info) is None
     assert finished(output, case, "cpu", trees, CorpusInfo(**record.data)) is None
 
 
@@ -130,7 +130,7 @@ def test_every_exit_code_is_documented() -> None:
     from dsmoe.benchmark import checkout, errors
     from dsmoe.errors import DsmoeError, EnvironmentProblem
 
-    lines = (checkout.ROOT / "docs" / "exit-codes.md").read_text().splitlines()
+    lines = (Path(__file__).parents[2] / "docs" / "exit-codes.md").read_text().splitlines()
     rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines if "|" in line}
     known = (DsmoeError, UsageError, EnvironmentProblem, errors.DataError, errors.ResultsError)
     for kind in (*known, checkout.CheckoutFailed):
