@@ -21,9 +21,16 @@ from pathlib import Path
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Put the stand-in into ``folder``/bin as pdsh; the variables that make it the one found."""
+    """Put the stand-in into ``folder``/bin as pdsh; the variables that make it the one found.
+
+    Beside it an ssh that answers as the base asks, with an interface that no other host reaches
+    as its first word: nothing here contacts a host, patched or not.
+    """
     program = folder / "bin" / "pdsh"
     program.parent.mkdir(exist_ok=True)
+    ssh = program.with_name("ssh")
+    ssh.write_text("#!/bin/sh\necho 172.17.0.1 203.0.113.1\n")
+    ssh.chmod(0o755)
     program.write_text(f"#!{sys.executable}\n{Path(__file__).read_text()}")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return {

@@ -49,12 +49,12 @@ class Launcher:
         )
 
     def wait_for(self, *files: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not all((self.folder / name).exists() for name in files):
             assert self.process.poll() is None and time.monotonic() < deadline, self.end()
             time.sleep(0.1)
 
-    def end(self, seconds: float = 60) -> tuple[int, str, str]:
+    def end(self, seconds: float = 180) -> tuple[int, str, str]:
         try:
             out, err = self.process.communicate(timeout=seconds)
         finally:

@@ -66,7 +66,7 @@ def test_nothing_reaches_a_shell(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     expected = {

@@ -19,10 +19,6 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from deepspeed.launcher import runner
 
     variables = stand_in.install(tmp_path)
-    # What the base asks: the first word is an interface that other hosts cannot reach.
-    ssh = tmp_path / "bin" / "ssh"
-    ssh.write_text("#!/bin/sh\necho 172.17.0.1 203.0.113.1\n")
-    ssh.chmod(0o755)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)

@@ -44,7 +44,7 @@ class Launch:
 
     def ranks(self, count: int) -> list[psutil.Process]:
         """The training processes, as soon as there are ``count``."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             files = [path.read_text() for path in self.folder.glob("up-*")]
             if len(files) == count and all(files):
@@ -52,7 +52,7 @@ class Launch:
             time.sleep(0.1)
         raise AssertionError(self.process.communicate()[0])
 
-    def end(self, seconds: float = 30) -> str:
+    def end(self, seconds: float = 60) -> str:
         return self.process.communicate(timeout=seconds)[0]
 
 
