@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from adafactor_support import NoWaiting, load_package
+from adafactor_support import NoWaiting, load_package, read_data
 from sharded_cases import (
     CASES,
     MAX_WORLD,
@@ -75,9 +75,7 @@ def run(name: str, case: Case, rank: int, folder: Path, groups: Any) -> None:
 def load(case: Case, rank: int, folder: Path, optimizer: Any, slots: Any) -> None:
     """Restore weights and state from the files of another number of processes."""
     old = CASES[case.resume]
-    files = [
-        torch.load(folder / f"{case.resume}.{r}.pt", weights_only=True) for r in range(old.world)
-    ]
+    files = [read_data(folder / f"{case.resume}.{r}.pt") for r in range(old.world)]
     states = files[::-1] if case.reverse_files else files
     for index, (partition, tag, _, size, own) in enumerate(slots):
         flat = torch.cat([file[index][0] for file in files])

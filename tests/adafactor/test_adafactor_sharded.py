@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adafactor_support import Oracle, largest_error, load_package
+from adafactor_support import Oracle, largest_error, load_package, read_data
 from sharded_cases import (
     CASES,
     MAX_WORLD,
@@ -67,7 +67,7 @@ def trained(case: Case, name: str, index: int, group: Group, expert_rank: int, f
     """The parameters of one group (and expert rank) as the processes left them."""
     ep = case.ep if group.expert else 1
     ranks = range(expert_rank, case.world, ep)
-    files = [torch.load(folder / f"{name}.{rank}.pt", weights_only=True) for rank in ranks]
+    files = [read_data(folder / f"{name}.{rank}.pt") for rank in ranks]
     return unflatten(torch.cat([file[index][0] for file in files]), group.shapes)
 
 
@@ -97,9 +97,7 @@ def test_equals_the_whole(name, results):
 def test_all_holders_of_a_cut_unit_keep_the_same_statistics(results):
     compared = 0
     for name, case in CASES.items():
-        files = [
-            torch.load(results / f"{name}.{r}.pt", weights_only=True) for r in range(case.world)
-        ]
+        files = [read_data(results / f"{name}.{r}.pt") for r in range(case.world)]
         for index, group in enumerate(case.groups):
             ep = case.ep if group.expert else 1
             for cut in group_tag(case, group, 0).cuts:
