@@ -1,12 +1,28 @@
 # make test: sets up what is missing, then the tests. See README.md.
 PYTHON = $$(scripts/setup.sh dev)
-.PHONY: test test-all lint
+# What make test runs on the other base; make test-all runs everything on both.
+SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py
+.PHONY: test test-all test-matrix lint series
 
 test: lint
-	@python=$(PYTHON) && "$$python" -m pytest -m "not slow"
+	@python=$(PYTHON) && "$$python" -m pytest -m "not slow" && \
+	DSMOE_BASE=0.5.4 "$$python" -m pytest -q -m "not slow" $(SHORT)
 
 test-all: lint
-	@python=$(PYTHON) && "$$python" -m pytest
+	@python=$(PYTHON) && "$$python" -m pytest && DSMOE_BASE=0.5.4 "$$python" -m pytest
+
+test-matrix:
+	@python=$(PYTHON) && "$$python" scripts/matrix.py
 
 lint:
 	@python=$(PYTHON) && "$$python" -m ruff check . && "$$python" -m ruff format --check .
+
+# After patch/ or overlay/ changed: both locks, and the series of 0.5.4 carried over (docs/bases.md).
+series:
+	@python=$(PYTHON) && cd "$(CURDIR)" && \
+	{ test -e build/DeepSpeed || "$$python" apply_patch.py build/DeepSpeed --from-release --no-apply; } && \
+	{ test -e build/DeepSpeed-0.5.4 || \
+	  "$$python" apply_patch.py build/DeepSpeed-0.5.4 --from-release --base 0.5.4 --no-apply; } && \
+	"$$python" apply_patch.py build/DeepSpeed --lock && \
+	"$$python" apply_patch.py build/DeepSpeed-0.5.4 --port-from build/DeepSpeed && \
+	"$$python" apply_patch.py build/DeepSpeed && "$$python" apply_patch.py build/DeepSpeed-0.5.4

@@ -129,7 +129,7 @@ def test(stack: Stack, python: Path, base: str, tests: list[str]) -> str:
 
 def train(python: Path) -> str:
     """The benchmark's small model for a few steps through the launcher; first and last loss."""
-    output = PLACE / "run"
+    output = python.parents[1] / "run"
     shutil.rmtree(output, ignore_errors=True)
     command = [str(python), "-m", "dsmoe", "run", "1", "--steps", "10", "--output", str(output)]
     environment = {

@@ -28,13 +28,16 @@ TRAIN = """
 import os, torch, torch.distributed as dist, deepspeed
 from deepspeed.moe.lm import MoELM, MoELMConfig, param_groups
 from deepspeed.utils import groups
-dist.init_process_group("gloo", init_method="file://" + os.path.abspath("store"), rank=0, world_size=1)
+store = "file://" + os.path.abspath("store")
+dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
 groups.initialize(ep_size=1)
 model = MoELM(MoELMConfig(hidden_size=16, num_layers=2, num_experts=2, num_heads=2,
     vocab_size=32, sequence_length=8, ffn_multiplier=2), seed=0)
-config = {"train_batch_size": 2, "steps_per_print": 10**9, "zero_optimization": {"stage": 2},
+config = {"train_batch_size": 2, "steps_per_print": 10**9,
+    "zero_optimization": {"stage": 2},
     "optimizer": {"type": "Adafactor", "params": {"lr": 0.05, "relative_step": False}}}
-engine, *_ = deepspeed.initialize(model=model, model_parameters=param_groups(model), config=config)
+engine, *_ = deepspeed.initialize(
+    model=model, model_parameters=param_groups(model), config=config)
 tokens = torch.arange(18).view(2, 9) % 32
 for _ in range(8):
     loss = engine(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
@@ -117,7 +120,7 @@ def test_apply_train_and_revert(site: Path, tmp_path: Path) -> None:
             assert (site / there / name).read_bytes() == path.read_bytes(), name
     run = subprocess.run(
         [sys.executable, "-c", TRAIN],
-        env={**environment(site), "GLOO_SOCKET_IFNAME": "lo"},
+        env={**environment(site), "GLOO_SOCKET_IFNAME": "lo", "LOCAL_RANK": "0"},
         cwd=str(tmp_path),
         capture_output=True,
         text=True,
@@ -165,7 +168,7 @@ def test_an_edit_after_applying_stops_the_revert(site: Path) -> None:
     assert tool(site, "--revert").returncode == 0 and snapshot(site) == before
 
 
-@pytest.mark.parametrize("action", ["apply", "revert"])
+@pytest.mark.parametrize("action", ["apply", pytest.param("revert", marks=pytest.mark.slow)])
 def test_a_killed_run_is_finished_or_taken_back(action: str, site: Path) -> None:
     """Killed while it writes the files: the state has a name, and both ways out work."""
     before = snapshot(site)
@@ -196,6 +199,7 @@ def test_a_killed_run_is_finished_or_taken_back(action: str, site: Path) -> None
             assert tool(site, "--revert").returncode == 0
 
 
+@pytest.mark.slow
 def test_another_series_is_renewed(site: Path, tmp_path: Path) -> None:
     before = snapshot(site)
     for folder in ("bases", "patch", "overlay"):
