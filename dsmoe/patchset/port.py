@@ -7,9 +7,9 @@ content, and the patch is written into the target's folder under the source's he
 
 Where a step does not merge, the target's own patch of that name is the resolution if it applies;
 else the file with conflict markers is put into a folder, and its edited form is taken by the next
-run. Two things of the target are kept: patches with the header field ``X-Port`` (made by hand; those
-of a name that the source has not come first, in their order), and lines of its series of the form
-``# without NAME.patch: reason``.
+run. Two things of the target are kept: patches with the header field ``X-Port`` (made by hand;
+those of a name that the source has not come first, in their order), and lines of its series of
+the form ``# without NAME.patch: reason``.
 """
 
 from __future__ import annotations
