@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
     add("--all", action="store_true", help="every case of the suite up to NUM_GPUS")
     add("--zero-stage", type=int, metavar="{0,1,2}", help="default: the case's, 2")
     add("--precision", choices=PRECISIONS)
-    add("--remat", action=argparse.BooleanOptionalAction, help="recompute activations or keep them")
+    # two options, since argparse has both in one from Python 3.9 on only
+    add("--remat", action="store_true", default=None, help="recompute activations")
+    add("--no-remat", dest="remat", action="store_false", default=None, help="keep them")
     add("--micro-batches", type=_count, metavar="N", help="accumulated in one iteration")
     add("--micro-batch-size", type=_count, metavar="N", help="sequences of one, on one process")
     add("--expert-parallel", type=_count, metavar="N", help="processes that share the experts")

@@ -7,9 +7,9 @@ content, and the patch is written into the target's folder under the source's he
 
 Where a step does not merge, the target's own patch of that name is the resolution if it applies;
 else the file with conflict markers is put into a folder, and its edited form is taken by the next
-run. Three things of the target are kept: a patch that only it has (these come first, in their
-order), a patch with the header field ``X-Port`` (made by hand there), and a line
-``# without NAME.patch: reason`` of its series.
+run. Two things of the target are kept: patches with the header field ``X-Port`` (made by hand;
+those of a name that the source has not come first, in their order), and lines of its series of
+the form ``# without NAME.patch: reason``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class _Carrier:
     def take(self, patch: Patch, steps: dict[str, Step]) -> None:
         """Append ``patch`` of the source series, shared or carried over."""
         own = self._own(patch)
-        if own is not None and b"\nX-Port:" in own.header:
+        if own is not None and _by_hand(own):
             self._by_hand(patch, own)
             return
         before = self._begin(list(steps))
@@ -244,7 +244,12 @@ def _omitted(base: Base) -> set[str]:
 
 def _only_here(base: Base, names: set[str]) -> list[str]:
     found = read_names(base.series) if base.series.is_file() else []
-    return [name for name in found if "/" not in name and name not in names]
+    ours = [name for name in found if "/" not in name and name not in names]
+    return [name for name in ours if _by_hand(read_patch(base.series.parent / name))]
+
+
+def _by_hand(patch: Patch) -> bool:
+    return b"\nX-Port:" in patch.header
 
 
 def _items(base: Base, carrier: _Carrier, series: Series, built: Built) -> list[Item]:

@@ -100,7 +100,7 @@ def test_own_patches_and_omissions_are_kept(project: Project, checkout: Path, ot
     folder = project.root / "bases/other"
     (other / "lib/a.py").write_bytes((other / "lib/a.py").read_bytes() + b"own\n")
     own = git(other, "diff", "--full-index", "-U1").encode("utf-8", "surrogateescape") + b"\n"
-    (folder / "own.patch").write_bytes(b"Description: own\n\n" + own)
+    (folder / "own.patch").write_bytes(b"Description: own\nX-Port: only here\n\n" + own)
     git(other, "checkout", "-q", ".")
     (folder / "series").write_text("# without two.patch: not here\nown.patch\n")
     assert project.main(other, "--port-from", checkout)[0] == 0
