@@ -62,7 +62,9 @@ def weights_after_start(scenario: dict[str, Any]) -> dict[str, Any]:
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     engine = start_engine(scenario, model)
     steps = [float(s["step"]) for s in engine.optimizer.optimizer.state.values() if "step" in s]
-    masters = [p.detach().clone() for p in engine.optimizer.single_partition_of_fp32_groups]
+    zero = engine.optimizer
+    flat = zero.single_partition_of_fp32_groups if scenario["stage"] else sum(zero.fp32_groups, [])
+    masters = [p.detach().clone() for p in flat]
     total = sum(float(p.double().sum()) for p in before.values())
     return {
         "steps": steps,
