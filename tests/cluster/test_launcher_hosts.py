@@ -54,7 +54,7 @@ class Launcher:
             assert self.process.poll() is None and time.monotonic() < deadline, self.end()
             time.sleep(0.1)
 
-    def end(self, seconds: float = 180) -> tuple[int, str, str]:
+    def end(self, seconds: float = 90) -> tuple[int, str, str]:
         try:
             out, err = self.process.communicate(timeout=seconds)
         finally:
