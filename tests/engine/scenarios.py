@@ -140,8 +140,9 @@ def train(scenario: dict[str, Any]) -> dict[str, Any]:
     """Train through the engine; losses, gradient norms and the final weights of all experts."""
     scenario = full(scenario)
     engine = start_engine(scenario)
+    start = whole_weights(engine.module)
     result = train_steps(engine, scenario, 0, scenario["steps"])
-    return {**result, "weights": whole_weights(engine.module)}
+    return {**result, "start": start, "weights": whole_weights(engine.module)}
 
 
 def train_all(scenarios: list[dict[str, Any]]) -> list[dict[str, Any]]:

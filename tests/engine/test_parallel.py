@@ -14,10 +14,12 @@ import torch
 from ranks import run_ranks
 from scenarios import full
 
-# Losses, norms and weights. fp32 sums in another order differ in the last bits, which eight steps
-# let grow; 16-bit gradients are rounded before they are added up, in an order that depends on the
-# number of processes, so those runs take four steps, before they drift apart.
-TOLERANCES = {"fp32": (1e-5, 1e-4, 5e-5), "bf16": (2e-2, 5e-2, 2e-2), "fp16": (2e-3, 1e-2, 4e-3)}
+# Losses and norms, relative; weights, for fp32 absolute, for 16 bit as relative_distance. fp32 sums
+# in another order differ in the last bits, which eight steps let grow; 16-bit gradients are rounded
+# before they are added up, in an order that depends on the number of processes, so those runs take
+# four steps, before they drift apart. Seen there at most: bf16 1.6e-3, 4e-3, 0.07; fp16 2e-4, 5e-3,
+# 0.013.
+TOLERANCES = {"fp32": (1e-5, 1e-4, 5e-5), "bf16": (5e-3, 2e-2, 0.2), "fp16": (1e-3, 1e-2, 0.05)}
 STEPS = {"fp32": 8, "bf16": 4, "fp16": 4}
 
 
@@ -74,6 +76,9 @@ def check(result: dict, expected: dict, scenario: dict[str, Any], where: str) ->
         assert min(expected["norms"]) > scenario["clip"] or scenario["precision"] == "fp16"
         assert result["norms"] == pytest.approx(expected["norms"], rel=norm_tolerance), where
     assert result["weights"].keys() == expected["weights"].keys()
+    if scenario["precision"] != "fp32":
+        assert relative_distance(result, expected) < weight_tolerance, where
+        return
     for name in result["weights"]:
         torch.testing.assert_close(
             comparable(name, result["weights"][name]),
@@ -82,6 +87,20 @@ def check(result: dict, expected: dict, scenario: dict[str, Any], where: str) ->
             atol=weight_tolerance,
             msg=lambda text, name=name: f"{where}: {name}: {text}",
         )
+
+
+def relative_distance(result: dict, expected: dict) -> float:
+    """How far the final weights lie apart, over how far training has moved them (2-norms).
+
+    Element by element 16 bit says little: an optimizer that divides by the gradient's size turns
+    the rounding of a small gradient into a step of full size.
+    """
+    apart = moved = 0.0
+    for name, weight in expected["weights"].items():
+        there = comparable(name, weight)
+        apart += float((comparable(name, result["weights"][name]) - there).square().sum())
+        moved += float((there - comparable(name, expected["start"][name])).square().sum())
+    return (apart / moved) ** 0.5
 
 
 def comparable(name: str, weight: torch.Tensor) -> torch.Tensor:
