@@ -63,8 +63,11 @@ def weights_after_start(scenario: dict[str, Any]) -> dict[str, Any]:
     engine = start_engine(scenario, model)
     steps = [float(s["step"]) for s in engine.optimizer.optimizer.state.values() if "step" in s]
     zero = engine.optimizer
-    flat = zero.single_partition_of_fp32_groups if scenario["stage"] else sum(zero.fp32_groups, [])
-    masters = [p.detach().clone() for p in flat]
+    if scenario["stage"]:
+        groups_of_masters = [zero.single_partition_of_fp32_groups]
+    else:
+        groups_of_masters = zero.fp32_groups
+    masters = [p.detach().clone() for group in groups_of_masters for p in group]
     total = sum(float(p.double().sum()) for p in before.values())
     return {
         "steps": steps,
