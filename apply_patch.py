@@ -7,6 +7,9 @@ from dsmoe.requires import check_python
 
 if __name__ == "__main__":
     check_python("apply_patch.py")
+    from dsmoe.interpreter import need
+
+    need("git")
     from dsmoe.patchset.cli import main
 
     sys.exit(main())

@@ -51,7 +51,9 @@ fi
 venv="$here/.venv"
 stamp="$venv/.dsmoe-$kind"
 if ! cmp -s "$stamp" <(cat "$here/requirements.txt" "$requirements"); then
-    if [ ! -x "$venv/bin/python" ]; then
+    [ -w "$here" ] || stop "$here cannot be written, and .venv belongs there; make it writable, or activate an environment that has torch"
+    # Asked of pip, because a kill can leave a Python without it.
+    if ! "$venv/bin/python" -c 'import pip' >/dev/null 2>&1; then
         rm -rf "$venv"
         shared=
         has_torch "$base" && shared=--system-site-packages

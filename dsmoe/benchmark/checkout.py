@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dsmoe.errors import DsmoeError
 from dsmoe.patchset.base import DEFAULT_BASE, load_bases
-from dsmoe.patchset.state import describe
+from dsmoe.patchset.state import APPLIED, describe
 from dsmoe.places import import_root, work_folder
 
 VARIABLE = "DSMOE_DEEPSPEED"
@@ -52,6 +52,9 @@ def ensure(path: Path) -> None:
 
     Raises :class:`CheckoutFailed` where that cannot be done; the applier's exit code is in it.
     """
+    if path.exists() and describe(path).name == APPLIED:  # writes nothing: a read-only tree will do
+        print(f"{path}: applied")
+        return
     command = [sys.executable, "-m", "dsmoe", "apply-patch", str(path)]
     paths = [str(import_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
     if not path.exists():

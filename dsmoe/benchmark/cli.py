@@ -135,8 +135,8 @@ def step(words: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         with StopSignals() as stop:
             if options.plan:
                 from dsmoe.benchmark.plan import print_plans

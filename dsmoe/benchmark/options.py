@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dsmoe.benchmark.run_case import TIME_OUT_SECONDS
 from dsmoe.benchmark.suites import (
@@ -34,8 +34,16 @@ exit codes: 0 the run finished, {RUN_FAILED} it failed (a row with -1 and the re
 results cannot be written; docs/exit-codes.md has them all. Ctrl-C ends every process: 130."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the whole usage is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    """The parser of the front door; it raises UsageError where argparse would print the usage."""
+    top = _Parser(
         prog="run_deepspeed_benchmark.sh",
         description="Train DeepSpeed's MoE language model and record how fast it went.",
         epilog=EXAMPLES,

@@ -91,10 +91,11 @@ def verdict(peak: int, memory: int | None, where: str) -> tuple[bool, str]:
         return True, "no memory to compare with: --device-memory GIB gives it"
     need = peak + (CUDA_CONTEXT_BYTES if where != "cpu" else 0)
     share = 100 * need / memory
-    context = "with CUDA's own memory " if where != "cpu" else ""
-    words = f"{need / GIB:.1f} GiB {context}of {memory / GIB:.1f} GiB ({share:.0f} %)"
+    context = ", CUDA's own included" if where != "cpu" else ""
+    size = f"{need / GIB:.1f} GiB" if need >= GIB / 10 else f"{need / 2**20:.1f} MiB"
+    words = f"needs {size}{context}; there are {memory / GIB:.1f} GiB ({share:.0f} %)"
     if need > memory:
-        return False, f"does not fit: {words}; more GPUs, smaller micro-batches or --remat"
+        return False, f"does not fit: {words}; take more GPUs or smaller micro-batches"
     return True, f"{'fits' if share <= 90 else 'close'}: {words}"
 
 

@@ -46,9 +46,10 @@ def reserved(folder: Path) -> Iterator[None]:
                 file.write(os.urandom(RESERVE_BYTES))
                 os.fsync(file.fileno())
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise ResultsError(
                 f"{folder}: cannot hold {RESERVE_BYTES >> 20} MiB of results: {error.strerror}; "
-                "free some space or name another folder with --output"
+                f"{'free some space or ' if full else ''}name another folder with --output"
             ) from error
         yield
     finally:

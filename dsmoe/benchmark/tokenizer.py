@@ -7,6 +7,7 @@ Ids are never remapped. The artifact divided every id by the vocabulary size, so
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Iterable, Iterator
 
@@ -54,7 +55,7 @@ class JsonTokenizer:
         except ImportError as error:
             raise DataError(
                 f"{path}: reading it needs the package tokenizers, which is not installed; "
-                "run: pip install tokenizers"
+                f"run: {sys.executable} -m pip install tokenizers"
             ) from error
         try:
             data = path.read_bytes()

@@ -121,6 +121,12 @@ def _absolute(path: Path, text: str) -> Path:
 
 def _other_base(git: Git, head: str, bases: Sequence[Base]) -> str:
     wanted = bases[0]
+    if not set(wanted.trees) & set(read_tops(git, head + "^{tree}")):
+        folders = ", ".join(f"{top}/" for top in wanted.trees)
+        return (
+            f"{git.path} is no DeepSpeed checkout (HEAD {head} has none of {folders}); expected a "
+            f"clone of {wanted.upstream} at {wanted.commit}, or a new folder with --from-release"
+        )
     known = git.run("cat-file", "-e", wanted.commit + "^{commit}", ok=(0, 1, 128)).status == 0
     mend = f"git -C {git.path} checkout {wanted.commit}"
     if not known:
