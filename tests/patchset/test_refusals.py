@@ -46,6 +46,11 @@ def test_another_base(template: Project, checkout: Path, tmp_path: Path) -> None
     git(other, "init", "-q")
     refused(template, other, 4, "no commit yet")
     git(other, "commit", "-q", "--allow-empty", "-m", "x")
+    refused(template, other, 4, "is no DeepSpeed checkout", "--from-release")
+    (other / "lib").mkdir()
+    (other / "lib" / "a.py").write_text("another version\n")
+    git(other, "add", "lib")
+    git(other, "commit", "-q", "-m", "x")
     refused(template, other, 4, f"fetch origin {commit}")
 
 
