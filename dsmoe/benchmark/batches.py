@@ -113,8 +113,8 @@ def evaluation_batches(
 
 
 def as_torch(batch: np.ndarray, device: str = "cpu") -> tuple[Any, Any]:
-    """(inputs, targets), each an int64 tensor [m, S] on ``device``, of tokens [m, S+1]."""
+    """(inputs, targets), int64 tensors [..., S] on ``device``, of tokens [..., S+1]."""
     import torch
 
     whole = torch.from_numpy(batch).to(device)
-    return whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
+    return whole[..., :-1].contiguous(), whole[..., 1:].contiguous()

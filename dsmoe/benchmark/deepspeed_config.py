@@ -40,6 +40,7 @@ def deepspeed_config(
             "reduce_bucket_size": bucket,
             "contiguous_gradients": True,
             "overlap_comm": device == "cuda",
+            "flat_gradients": case.flat_gradients,
         }
     if case.precision == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": case.loss_scale}

@@ -71,6 +71,10 @@ def parser() -> argparse.ArgumentParser:
         help="deepspeed: the base's own layer, which always samples the second expert",
     )
     add("--adafactor-mode", choices=ADAFACTOR_MODES, help="artifact: as the paper's runs had it")
+    for name, on, off in SPEED_SWITCHES:
+        field = name.replace("-", "_")
+        add(f"--{name}", dest=field, action="store_true", default=None, help=on)
+        add(f"--no-{name}", dest=field, action="store_false", default=None, help=off)
     add("--steps", type=_count, metavar="N", help="measured iterations (suites: at least 5)")
     add("--warmup", type=_whole, metavar="N", help="iterations before, not measured")
     add("--seed", type=_whole, metavar="N", help="of weights and order of the text")
@@ -98,6 +102,12 @@ def parser() -> argparse.ArgumentParser:
     add("--port", type=_count, metavar="N", help="of the process group; default: a free one")
     add("--tensorboard", type=Path, metavar="DIR", help="event files by DeepSpeed, for TensorBoard")
     return top
+
+
+SPEED_SWITCHES = (
+    ("compiled", "train through torch.compile", "eager operations"),
+    ("flat-gradients", "ZeRO takes a micro-batch's gradients together", "the base's hooks"),
+)
 
 
 def _whole(text: str, least: int = 0) -> int:
@@ -171,10 +181,17 @@ def with_options(case: Case, options: argparse.Namespace) -> Case:
         "moe_layer": options.moe_layer,
         "second_choice": "sampling" if options.moe_layer == "deepspeed" else None,
         "adafactor_mode": options.adafactor_mode,
+        "compiled": options.compiled,
+        "flat_gradients": options.flat_gradients,
         "iterations": options.steps,
         "warmup": options.warmup,
         "seed": options.seed,
     }
+    # Switched off with what they cannot go with, unless they were asked for: then it is refused.
+    if options.zero_stage == 0 and options.flat_gradients is None:
+        changes["flat_gradients"] = False
+    if options.moe_layer == "deepspeed" and options.compiled is None:
+        changes["compiled"] = False
     if options.adafactor_mode and (options.optimizer or case.optimizer) != "adafactor":
         raise UsageError("--adafactor-mode is for --optimizer adafactor alone; leave one out")
     return dataclasses.replace(case, **_given(changes))

@@ -117,8 +117,10 @@ class Case:
     ``capacity_factor``, ``min_capacity``, ``second_choice`` and ``auxiliary`` (the coefficient
     of the balance loss) configure the gate; ``loss_scale`` 0 means dynamic and counts for fp16
     alone; ``adafactor_mode`` counts for adafactor alone (docs/adafactor.md). ``moe_layer``: ours by
-    index or in the product form, or the base's own (docs/model.md). ``warmup`` and ``iterations``
-    are steps not measured and measured. ``source`` says where the settings come from.
+    index or in the product form, or the base's own (docs/model.md). ``compiled``: the training pass
+    goes through torch.compile; ``flat_gradients``: ZeRO takes the gradients of a micro-batch
+    together (docs/performance.md has both). ``warmup`` and ``iterations`` are steps not measured
+    and measured. ``source`` says where the settings come from.
     """
 
     suite: str
@@ -139,6 +141,8 @@ class Case:
     min_capacity: int = 4
     second_choice: str = "sampling"
     moe_layer: str = "index"
+    compiled: bool = False
+    flat_gradients: bool = False
     auxiliary: float = 0.0
     warmup: int = 1
     iterations: int = 5
@@ -165,6 +169,16 @@ class Case:
             (self.adafactor_mode, ADAFACTOR_MODES),
         ):
             _require(value in known, f"{name}: {value!r}, expected one of {', '.join(known)}")
+        _require(
+            not self.flat_gradients or self.parallel.zero_stage > 0,
+            f"{name}: flat_gradients with ZeRO stage 0, which has no partitions; expected stage 1 "
+            "or 2, or --no-flat-gradients",
+        )
+        _require(
+            not self.compiled or self.moe_layer != "deepspeed",
+            f"{name}: compiled with the base's own MoE layer, which waits for the device; expected "
+            "--moe-layer index, or --no-compiled",
+        )
         _require(self.seed >= 0, f"{name}: seed {self.seed} is negative")
         _require(self.iterations >= 1 and self.warmup >= 0, f"{name}: no iteration is measured")
 
@@ -194,6 +208,8 @@ def _artifact(gpus: int, model: str, micro_batches: int, expert_parallel: int) -
         global_batch=1024,
         micro_batches=micro_batches,
         auxiliary=ARTIFACT_AUXILIARY,
+        compiled=True,
+        flat_gradients=True,
         source="artifact script, commit 8350d913",
     )
 
@@ -206,10 +222,32 @@ def _paper(gpus: int, model: str, micro_batches: int, expert_parallel: int, sour
         global_batch=1024,
         micro_batches=micro_batches,
         auxiliary=ARTIFACT_AUXILIARY,
+        compiled=True,
+        flat_gradients=True,
         source=source,
     )
 
 
+def _tuned(gpus: int, model: str, size: int, expert_parallel: int, source: str) -> Case:
+    """Micro-batches of ``size`` sequences; no dropout, as the peers it is measured beside."""
+    return Case(
+        suite="tuned",
+        model=MODELS[model],
+        parallel=Parallel(gpus, expert_parallel),
+        global_batch=1024,
+        micro_batches=1024 // (gpus * size),
+        precision="bf16",
+        remat=False,
+        dropout=0.0,
+        auxiliary=ARTIFACT_AUXILIARY,
+        compiled=True,
+        flat_gradients=True,
+        source=source,
+    )
+
+
+_MEASURED = "chosen here by measurement (docs/performance.md)"
+_NOT_MEASURED = "chosen here after the cases of one and two GPUs; not measured"
 _EARLIER = "artifact script, earlier commit 0f54053e"
 _NOT_GIVEN = "model from the figure; micro-batches and expert_parallel are not given, chosen here"
 
@@ -230,6 +268,7 @@ def _smoke(processes: int, expert_parallel: int) -> Case:
         dropout=0.0,
         second_choice="all",
         auxiliary=1e-2,
+        flat_gradients=True,
         warmup=1,
         iterations=40,
         source="chosen here, for the CPU",
@@ -254,7 +293,12 @@ SUITES: dict[str, tuple[Case, ...]] = {
         _paper(64, "70B", 8, 8, _NOT_GIVEN),
     ),
     "smoke": (_smoke(1, 1), _smoke(2, 2), _smoke(4, 4)),
-    "tuned": (),
+    "tuned": (
+        _tuned(1, "380M", 32, 1, _MEASURED),
+        _tuned(2, "690M", 32, 2, _MEASURED),
+        _tuned(4, "1.3B", 32, 4, _NOT_MEASURED),
+        _tuned(8, "2.4B", 16, 2, _NOT_MEASURED),
+    ),
 }
 
 

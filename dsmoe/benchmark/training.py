@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Callable
 
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
-from deepspeed.moe.lm import MoELM, MoELMConfig, param_groups
+from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem, param_groups
 from deepspeed.utils import groups
 from deepspeed.utils.neutral import backend
 
@@ -120,6 +121,8 @@ def start(folder: Path, stage: Stage) -> Run:
     torch.manual_seed(case["seed"])
     stage.words = "while the model is built"
     model = MoELM(model_config(case))
+    if case["compiled"]:
+        compile_training(model)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=param_groups(model),
@@ -127,6 +130,14 @@ def start(folder: Path, stage: Stage) -> Run:
     )
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Run(folder, case, engine, text, device, stage, limits["later"])
+
+
+def compile_training(model: MoELM) -> None:
+    """Let ``model`` train through torch.compile; raises TrainingFailed where torch cannot."""
+    problem = compile_problem()
+    if problem:
+        raise TrainingFailed(f"{problem}; or run without: --no-compiled")
+    model.compile_training()
 
 
 def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -195,11 +206,14 @@ def one_step(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
     """One whole iteration; [3] sums over its micro-batches / their number: loss and its parts."""
     case = run.case
     totals = torch.zeros(3, device=run.device)
-    for accumulation in range(case["micro_batches"]):
-        batch = sampler.micro_batch(
-            step, accumulation, run.rank, dist.get_world_size(), micro_batch_size(case)
-        )
-        tokens, labels = as_torch(batch, str(run.device))
+    size = micro_batch_size(case)
+    batches = [
+        sampler.micro_batch(step, accumulation, run.rank, dist.get_world_size(), size)
+        for accumulation in range(case["micro_batches"])
+    ]
+    # One copy for the whole step: each would wait until the device has done all that was queued.
+    tokens_AmS, labels_AmS = as_torch(np.stack(batches), str(run.device))
+    for tokens, labels in zip(tokens_AmS, labels_AmS):
         loss = run.engine(tokens, labels)
         run.engine.backward(loss)
         run.engine.step()

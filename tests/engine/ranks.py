@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 HERE = Path(__file__).parent
@@ -26,7 +27,11 @@ def run_ranks(processes: int, function: str, *arguments: Any) -> list[Any]:
     """What ``function(*arguments)`` of one of worker.py's modules returned in each process.
 
     Results are tensors and plain containers. A process that fails fails the test with its output.
+    Where there are GPUs each process has its own, and the test is skipped where they are too few.
     """
+    gpus = torch.cuda.device_count()
+    if gpus and processes > gpus:
+        pytest.skip(f"{processes} processes need a GPU each, and {gpus} are here")
     if processes not in _POOLS:
         _POOLS[processes] = Pool(processes)
     try:
@@ -69,7 +74,7 @@ class Pool:
                 time.sleep(0.5)  # the others say what they saw
                 raise AssertionError(f"{function} failed\n{self._said()}")
             time.sleep(0.01)
-        return [torch.load(output) for output in outputs]
+        return [torch.load(output, map_location="cpu") for output in outputs]
 
     def _said(self) -> str:
         logs = [self.here / f"log{rank}" for rank in range(len(self.workers))]

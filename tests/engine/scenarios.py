@@ -27,6 +27,8 @@ DEFAULTS: dict[str, Any] = {
     "steps": 8,
     "bucket": 3000,  # several buckets a step
     "flip_groups": False,
+    "flat": False,  # zero_optimization.flat_gradients
+    "compile": None,  # torch.compile's options, or no compiling
     "seed": 0,
     "config": {},
     "model": {},
@@ -46,6 +48,7 @@ MODEL = {
     "init_std": 0.2,
 }
 MICRO_BATCH = 2
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.5},
     "AdamW": {"lr": 1e-2, "weight_decay": 0.1},
@@ -74,7 +77,10 @@ def build(scenario: dict[str, Any]) -> MoELM:
             dist.destroy_process_group(old)
         setattr(groups, f"{name}_PARALLEL_GROUP", None)
     groups.initialize(ep_size=scenario["expert_parallel"])
-    return MoELM(MoELMConfig(**{**MODEL, **scenario["model"]}), seed=scenario["seed"])
+    model = MoELM(MoELMConfig(**{**MODEL, **scenario["model"]}), seed=scenario["seed"])
+    if scenario["compile"] is not None:
+        model.compile_training(**scenario["compile"])
+    return model
 
 
 def engine_config(scenario: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +103,7 @@ def engine_config(scenario: dict[str, Any]) -> dict[str, Any]:
             "allgather_bucket_size": scenario["bucket"] * 2,
             "contiguous_gradients": True,
             "overlap_comm": False,
+            "flat_gradients": scenario["flat"],
         }
     if scenario["precision"] == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": 64.0}
@@ -166,10 +173,10 @@ def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def reference(scenario: dict[str, Any], micro_batches: int) -> dict[str, Any]:
     """One process, plain torch, no engine: the definition that every parallel run must equal."""
     scenario = full({**scenario, "expert_parallel": 1})
-    model = build(scenario)
+    model = build(scenario).to(DEVICE)
     kind = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW, "Adafactor": Adafactor}
     optimizer = kind[scenario["optimizer"]](model.parameters(), **OPTIMIZERS[scenario["optimizer"]])
-    data = tokens(scenario, micro_batches)
+    data = tokens(scenario, micro_batches).to(DEVICE)
     losses, norms = [], []
     for step in range(scenario["steps"]):
         optimizer.zero_grad()

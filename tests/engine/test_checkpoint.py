@@ -19,6 +19,8 @@ def test_resume_is_exact(tmp_path: Path) -> None:
         {**SMALL, "stage": 1, "optimizer": "AdamW"},
         {**SMALL, "stage": 0, "optimizer": "AdamW", "model": {"moe_implementation": "index"}},
         {**SMALL, "stage": 2, "optimizer": "Adafactor", "precision": "fp16", "flip_groups": True},
+        {**SMALL, "stage": 2, "optimizer": "Adafactor", "flat": True},
+        {**SMALL, "stage": 1, "optimizer": "AdamW", "precision": "bf16", "flat": True},
     ]
     for results in run_ranks(2, "save_and_resume_all", scenarios, str(tmp_path), 3):
         for scenario, result in zip(scenarios, results):

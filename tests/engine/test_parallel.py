@@ -155,6 +155,23 @@ def test_four_processes(references: References) -> None:
     compare(scenarios, 4, references)
 
 
+def test_flat_gradients_equal_one_process(references: References) -> None:
+    """The same with flat_gradients, which takes the gradients of a micro-batch together."""
+    one = [{"stage": z, "accumulation": a, "flat": True} for z in (1, 2) for a in (1, 2)]
+    compare(one, 1, references)
+    grid = itertools.product((1, 2), (1, 2), (1, 2))
+    two = [{"stage": z, "expert_parallel": e, "accumulation": a} for z, e, a in grid]
+    two += [
+        {"stage": 2, "expert_parallel": 2, "optimizer": "Adafactor"},
+        {"stage": 1, "expert_parallel": 2, "optimizer": "AdamW"},
+        {"stage": 2, "expert_parallel": 2, "precision": "bf16", "optimizer": "Adafactor"},
+        {"stage": 2, "expert_parallel": 2, "precision": "fp16"},
+    ]
+    compare([{**scenario, "flat": True} for scenario in two], 2, references)
+    four = [{"stage": 2, "expert_parallel": 2}, {"stage": 1, "expert_parallel": 4}]
+    compare([{**scenario, "flat": True, "flip_groups": True} for scenario in four], 4, references)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("processes", [1, 2, 4])

@@ -1,5 +1,6 @@
 """A decoder-only language model with a mixture of experts, at the Alpa artifact's sizes."""
 
+from .compiled import compile_problem
 from .config import MoELMConfig
 from .evaluate import Evaluation, evaluate
 from .generate import generate
@@ -13,6 +14,7 @@ __all__ = [
     "MoELM",
     "MoELMConfig",
     "StepStats",
+    "compile_problem",
     "config_for",
     "evaluate",
     "generate",

@@ -101,13 +101,16 @@ class Block(nn.Module):
     """A pre-layer-norm transformer layer; ``has_experts`` says which kind.
 
     The forward pass takes and returns [B, S, M]; with experts it returns a
-    :class:`MoEBlockOutput`.
+    :class:`MoEBlockOutput`. With ``config.remat`` a training pass keeps the input alone and
+    computes the layer again in the backward pass; it is the layer's own business, so that a
+    compiler sees both and leaves out what the gradients do not need (the last product, say).
     """
 
     def __init__(self, config: MoELMConfig, has_experts: bool, output_std: float) -> None:
         super().__init__()
         width = config.hidden_size
         self.has_experts = has_experts
+        self.remat = config.remat
         self.dropout = config.dropout
         self.attention_norm = nn.LayerNorm(width)
         self.attention = CausalSelfAttention(
@@ -125,12 +128,18 @@ class Block(nn.Module):
 
     def forward(self, x_BSM: Tensor) -> Tensor | MoEBlockOutput:
         """See the class."""
+        out = (
+            _recomputed(self._layer, x_BSM) if self.remat and self.training else self._layer(x_BSM)
+        )
+        return MoEBlockOutput(*out) if self.has_experts else out
+
+    def _layer(self, x_BSM: Tensor) -> Tensor | tuple[Tensor, ...]:
         x_BSM = x_BSM + self._drop(self.attention(self.attention_norm(x_BSM)))
         h_BSM = self.ffn_norm(x_BSM)
         if not self.has_experts:
             return x_BSM + self._drop(self.ffn(h_BSM))
-        y_BSM, aux_loss, z_loss, load_E, dropped = _run_experts(self.ffn, h_BSM)
-        return MoEBlockOutput(x_BSM + self._drop(y_BSM), aux_loss, z_loss, load_E, dropped)
+        y_BSM, *stats = _run_experts(self.ffn, h_BSM)
+        return (x_BSM + self._drop(y_BSM), *stats)
 
 
 def _run_experts(moe: nn.Module, h_BSM: Tensor) -> MoEBlockOutput:
@@ -146,9 +155,8 @@ def _run_experts(moe: nn.Module, h_BSM: Tensor) -> MoEBlockOutput:
     return MoEBlockOutput(y_BSM, aux_loss, torch.zeros_like(aux_loss), load_E, unknown)
 
 
-def recomputed(block: Callable[[Tensor], Any], x_BSM: Tensor) -> Any:
-    """``block(x_BSM)``, its activations dropped and computed again in the backward pass."""
+def _recomputed(layer: Callable[[Tensor], Any], x_BSM: Tensor) -> Any:
+    """``layer(x_BSM)``, its activations dropped and computed again in the backward pass."""
     if _CAN_CHOOSE_REENTRANT:
-        return checkpoint(block, x_BSM, use_reentrant=False)
-    out = checkpoint(block, x_BSM)  # torch 1.10 returns a plain tuple
-    return MoEBlockOutput(*out) if isinstance(out, tuple) else out
+        return checkpoint(layer, x_BSM, use_reentrant=False)
+    return checkpoint(layer, x_BSM)

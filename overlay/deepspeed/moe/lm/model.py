@@ -9,14 +9,15 @@ Shape suffixes: B sequences, S positions, M model width, V vocabulary, L MoE lay
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from deepspeed.moe.expert_init import derive_seed, draw_seed
 from torch import Tensor, nn
 
-from .block import Block, MoEBlockOutput, recomputed
+from .block import Block, MoEBlockOutput
+from .compiled import CompiledRegions, compile_regions
 from .config import MoELMConfig
 from .weights import initialise
 
@@ -54,6 +55,7 @@ class MoELM(nn.Module):
         seed = draw_seed() if seed is None else seed
         self.config = config
         self.last_stats: StepStats | None = None
+        self._regions: CompiledRegions | None = None
         output_std = config.init_std / math.sqrt(2 * config.num_layers)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.positions = nn.Embedding(config.sequence_length, config.hidden_size)
@@ -63,6 +65,17 @@ class MoELM(nn.Module):
         )
         self.final_norm = nn.LayerNorm(config.hidden_size)
         initialise(self, derive_seed(seed, "model"), config.init_std, output_std)
+
+    def compile_training(self, **options: Any) -> None:
+        """Run training passes with labels through torch.compile from now on (compiled.py).
+
+        Args:
+            options: torch.compile's, e.g. ``backend``.
+
+        Raises:
+            RuntimeError: where this torch cannot (``compiled.compile_problem`` says why).
+        """
+        self._regions = compile_regions(**options)
 
     def forward(
         self, tokens: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None
@@ -92,19 +105,31 @@ class MoELM(nn.Module):
         x_BSM = self.embedding(tokens) + self.positions.weight[:length]
         if self.config.dropout:
             x_BSM = F.dropout(x_BSM, self.config.dropout, training=self.training)
+        regions = self._regions if self.training and labels is not None else None
         outputs: list[MoEBlockOutput] = []
-        remat = self.config.remat and self.training
         for layer in self.layers:
-            out = recomputed(layer, x_BSM) if remat else layer(x_BSM)
+            out = regions.layer(layer, x_BSM) if regions else layer(x_BSM)
             if isinstance(out, MoEBlockOutput):
                 outputs.append(out)
                 x_BSM = out.hidden_BSM
             else:
                 x_BSM = out
-        logits_BSV = F.linear(self.final_norm(x_BSM), self.embedding.weight)
         if labels is None:
-            return logits_BSV
-        return self._loss(_cross_entropy(logits_BSV, labels, loss_mask), outputs)
+            return self._logits(x_BSM)
+        arguments = (x_BSM, labels, loss_mask)
+        cross_entropy = (
+            regions.loss(self._cross_entropy, *arguments)
+            if regions
+            else self._cross_entropy(*arguments)
+        )
+        return self._loss(cross_entropy, outputs)
+
+    def _logits(self, x_BSM: Tensor) -> Tensor:
+        """[B, S, V]."""
+        return F.linear(self.final_norm(x_BSM), self.embedding.weight)
+
+    def _cross_entropy(self, x_BSM: Tensor, labels_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
+        return _cross_entropy(self._logits(x_BSM), labels_BS, mask_BS)
 
     def _loss(self, cross_entropy: Tensor, outputs: list[MoEBlockOutput]) -> Tensor:
         """Add the routers' losses and keep the parts."""

@@ -1,0 +1,148 @@
+"""Where one step of a case spends the GPU's time, by kind of work.
+
+    python -m dsmoe.benchmark.profile_step 1 --suite tuned [the options of the benchmark]
+
+Started once for each process by itself (``torchrun`` sets the variables it needs). The case is cut
+down to a few micro-batches a step; two steps warm up, one is profiled by torch.profiler. Printed:
+a row for each kind of work, one for each of the longest kernels, and the time in which nothing ran.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+MICRO_BATCHES = 4
+KINDS = (
+    ("communication", r"nccl"),
+    ("attention", r"flash|fmha|attention|sdpa|cudnn"),
+    ("matrix products", r"gemm|nvjet|cutlass|cublas|xmma|splitK"),
+    ("fused elementwise and reductions (compiled)", r"^triton_"),
+    ("copies and fills", r"memcpy|memset|copy|fill|cat|Cat"),
+    ("other elementwise", r"elementwise|foreach|multi_tensor"),
+    (
+        "other reductions, scans, gathers",
+        r"reduce|scan|index|gather|scatter|embedding|sort|softmax",
+    ),
+)
+
+
+def kind_of(kernel: str) -> str:
+    """The kind of work that a kernel's name stands for."""
+    for kind, pattern in KINDS:
+        if re.search(pattern, kernel, re.IGNORECASE if kind != KINDS[3][0] else 0):
+            return kind
+    return "other"
+
+
+def cut(case: Any) -> Any:
+    """``case`` with at most MICRO_BATCHES micro-batches a step, of the same size."""
+    count = min(MICRO_BATCHES, case.micro_batches)
+    batch = count * case.micro_batch_size * case.parallel.processes
+    return dataclasses.replace(case, micro_batches=count, global_batch=batch)
+
+
+def profile(case: Any, text: dict[str, Any], cache: Path) -> list[tuple[str, float, int]]:
+    """(kernel, microseconds, calls) of one step on this process, and its span as "(span)"."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from dsmoe.benchmark.batches import WindowSampler
+    from dsmoe.benchmark.deepspeed_config import deepspeed_config
+    from dsmoe.benchmark.run_folder import CASE, DEEPSPEED, write_json
+    from dsmoe.benchmark.stage import Stage
+    from dsmoe.benchmark.training import one_step, start
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        write_json(place / CASE, {"case": case.to_dict(), "cache": str(cache), "text": text})
+        write_json(place / DEEPSPEED, deepspeed_config(case, "cuda"))
+        run = start(place, Stage())
+    model = case.model
+    sampler = WindowSampler(run.text.train, model.sequence, case.global_batch, seed=case.seed)
+    run.engine.train()
+    for step in range(3):
+        one_step(run, sampler, step)
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+        begin.record()
+        one_step(run, sampler, 3)
+        end.record()
+        torch.cuda.synchronize()
+    rows = [
+        (event.key, float(event.self_device_time_total), int(event.count))
+        for event in found.key_averages()
+        if event.self_device_time_total > 0
+        and str(event.device_type).endswith("CUDA")
+        and not event.key.startswith("Optimizer.")  # a region with a name, not a kernel
+    ]
+    return [*rows, ("(span)", begin.elapsed_time(end) * 1e3, 1)]
+
+
+def print_tables(rows: list[tuple[str, float, int]], longest: int = 25) -> None:
+    """By kind, then the ``longest`` kernels."""
+    from rich.console import Console
+    from rich.table import Table
+
+    span = next(time for name, time, _ in rows if name == "(span)")
+    kernels = [row for row in rows if row[0] != "(span)"]
+    kinds: dict[str, list[float]] = {}
+    for name, time, count in kernels:
+        total = kinds.setdefault(kind_of(name), [0.0, 0.0])
+        total[0] += time
+        total[1] += count
+    busy = sum(time for _, time, _ in kernels)
+    table = Table(title=f"one step: {span / 1e3:.1f} ms, kernels {busy / 1e3:.1f} ms")
+    for column in ("kind of work", "ms", "share", "launches"):
+        table.add_column(column, justify="left" if column == "kind of work" else "right")
+    for kind, (time, count) in sorted(kinds.items(), key=lambda item: -item[1][0]):
+        table.add_row(kind, f"{time / 1e3:.2f}", f"{time / span:.1%}", f"{count:.0f}")
+    table.add_row("nothing ran", f"{(span - busy) / 1e3:.2f}", f"{1 - busy / span:.1%}", "")
+    console = Console(width=150)
+    console.print(table)
+    table = Table(title="longest kernels")
+    for column in ("kernel", "ms", "calls"):
+        table.add_column(column, justify="left" if column == "kernel" else "right")
+    for name, time, count in sorted(kernels, key=lambda row: -row[1])[:longest]:
+        table.add_row(name[:110], f"{time / 1e3:.2f}", str(count))
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    from dsmoe.benchmark import checkout, run_case
+    from dsmoe.benchmark.options import chosen_cases, parser
+    from dsmoe.errors import DsmoeError
+    from dsmoe.places import work_folder
+
+    try:
+        options = parser().parse_args(arguments)
+        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29511")
+        sys.path.insert(0, str(checkout.location()))
+        case = cut(chosen_cases(options, "cuda")[0])
+        text = run_case.text_options(options.data, options.tokenizer)
+        rows = profile(case, text, work_folder() / "text")
+        if os.environ["RANK"] == "0":
+            print_tables(rows)
+            if options.output.suffix == ".json":
+                options.output.write_text(json.dumps(rows))
+    except DsmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # as dsmoe/benchmark/training.py ends

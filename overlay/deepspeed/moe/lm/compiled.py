@@ -1,0 +1,69 @@
+"""The training pass of the model through torch.compile, region by region.
+
+A region is a layer, or the output layer with the loss. Layers of one kind share one compiled graph,
+so that the time to compile does not grow with their number; what a graph over several layers could
+fuse besides is one addition a layer. Every region is one graph without a break, or an error: there
+is no silent return to the slow path. Evaluation and generation are not compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+# Before 2.5 a module that is an argument is compiled anew for every instance.
+FIRST_RELEASE = (2, 5)
+
+
+def compile_problem() -> str | None:
+    """Why torch.compile cannot be used for this model here; None where it can."""
+    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if release < FIRST_RELEASE:
+        wanted = ".".join(map(str, FIRST_RELEASE))
+        return f"torch {torch.__version__} compiles no layer for all its likes; expected {wanted}"
+    if torch.cuda.is_available() and not _has_triton():
+        return "torch.compile needs Triton on a GPU and it cannot be imported; install triton"
+    return None
+
+
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+class CompiledRegions:
+    """Compiled stand-ins for a layer's call and for the loss; made by :func:`compile_regions`.
+
+    Attributes:
+        layer: ``layer(block, x_BSM)`` is ``block(x_BSM)``.
+        loss: ``loss(function, *arguments)`` is ``function(*arguments)``.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.layer: Callable[..., Any] = torch.compile(_call_layer, **options)
+        self.loss: Callable[..., Any] = torch.compile(_call, **options)
+
+
+def compile_regions(**options: Any) -> CompiledRegions:
+    """Regions to be compiled at their first call; ``options`` are torch.compile's.
+
+    Raises:
+        RuntimeError: where :func:`compile_problem` has a reason.
+    """
+    problem = compile_problem()
+    if problem:
+        raise RuntimeError(problem)
+    return CompiledRegions({"fullgraph": True, "dynamic": False, **options})
+
+
+def _call_layer(block: nn.Module, x_BSM: Tensor) -> Any:
+    return block(x_BSM)
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)

@@ -1,0 +1,236 @@
+"""ZeRO-1/2 with fp32 gradient accumulation in flat buffers and no hooks in the backward pass.
+
+The base (stage2.py) handles every parameter's gradient by itself, in a hook: a copy into a bucket,
+one reduction to each owner, a copy out of it, then an addition in 16 bit. Here the gradients of a
+micro-batch are taken together, once the backward pass is over:
+
+- a group whose partition is the whole group (one process, or experts that no other process holds)
+  adds them to its fp32 buffer, one pass over the memory;
+- stage 2 copies them into one flat buffer in the model's dtype, divided by the number of processes,
+  and sums that by one reduce-scatter, which runs while the next micro-batch is computed; what comes
+  back, this process's partition, is added to its fp32 buffer;
+- stage 1 adds them in fp32 and reduces once, before the step, in fp32.
+
+The buffer is the gradient that the optimizer sees; nothing is copied again. A step waits for the
+device once, for the norm. Results equal the base's but for rounding (which is less here: sums over
+micro-batches are fp32), so checkpoints are interchangeable.
+
+Asked for by ``{"zero_optimization": {"flat_gradients": true}}``; the memory it needs is 4 bytes for
+each element of the partition (stage 1: of the group).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.stage2 import FP16_DeepSpeedZeroOptimizer
+from torch import Tensor
+
+KEY = "flat_gradients"
+
+
+def zero_optimizer(config: dict[str, Any]) -> type[FP16_DeepSpeedZeroOptimizer]:
+    """The class for ZeRO-1/2 that a DeepSpeed configuration asks for.
+
+    Raises:
+        ValueError: if ``flat_gradients`` is no boolean.
+    """
+    wanted = config.get("zero_optimization", {})
+    wanted = wanted.get(KEY, False) if isinstance(wanted, dict) else False
+    if not isinstance(wanted, bool):
+        raise ValueError(f"zero_optimization.{KEY} is {wanted!r}; expected true or false")
+    return FlatGradientsOptimizer if wanted else FP16_DeepSpeedZeroOptimizer
+
+
+class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
+    """See the module. Takes the arguments of the base's class.
+
+    Raises:
+        ValueError: with CPU offload or model parallelism, which need the base's own way.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        for option in ("cpu_offload", "mpu"):
+            if options.get(option):
+                raise ValueError(
+                    f"zero_optimization.{KEY} is true and {option} is set; expected one of the two:"
+                    f" leave {KEY} out"
+                )
+        super().__init__(*args, **options)
+        shared = dist.get_world_size(group=self.dp_process_group)
+        self._gradients = [
+            _GroupGradients(self, i, self.partition_gradients, 1.0 / shared)
+            for i in range(len(self.single_partition_of_fp32_groups))
+        ]
+
+    def create_reduce_and_remove_grad_hooks(self) -> None:
+        """None: gradients are taken after the backward pass."""
+
+    def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
+        """Backward pass of one micro-batch; its gradients are added up and their sums started."""
+        self.micro_step_id += 1
+        self.loss_scaler.backward(loss.float(), retain_graph=retain_graph)
+        for gradients in self._gradients:
+            gradients.take()
+
+    def overlapping_partition_gradients_reduce_epilogue(self) -> None:
+        """Nothing is left to do; the engine calls it after every backward pass of stage 2."""
+
+    def reduce_gradients(self, pipeline_parallel: bool = False) -> None:
+        """Nothing is left to do; the engine calls it before the step of stage 1."""
+        if pipeline_parallel:
+            raise ValueError(f"zero_optimization.{KEY} does not work with pipelines; leave it out")
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One optimizer step; skipped, and the loss scale lowered, where the norm is not finite."""
+        self.micro_step_id = -1
+        gradients = [group.finish() for group in self._gradients]
+        norm, scale = self._norm(gradients), self.loss_scale
+        self.overflow = not math.isfinite(norm)
+        self._update_scale(self.overflow)
+        if self.overflow:
+            return
+        self._global_grad_norm = norm
+        combined = scale
+        if self.clip_grad > 0.0:
+            combined = scale * max(1.0, (norm / scale + 1e-6) / self.clip_grad)
+        for partition, gradient in zip(self.single_partition_of_fp32_groups, gradients):
+            partition.grad = gradient if combined == 1.0 else gradient.mul_(1.0 / combined)
+        self.optimizer.step()
+        for partition, group in zip(self.single_partition_of_fp32_groups, self._gradients):
+            partition.grad = None
+            group.share(partition)
+
+    def _norm(self, gradients: list[Tensor]) -> float:
+        """2-norm over all processes; each element is in one partition of one process."""
+        parts = [torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in gradients]
+        total = torch.stack(parts).sum()
+        if dist.get_world_size(group=self.dp_process_group) > 1:
+            dist.all_reduce(total, group=self.dp_process_group)
+        return math.sqrt(total.item())
+
+
+class _GroupGradients:
+    """The gradients of one parameter group. ``share_of_each``: what a process's count for."""
+
+    def __init__(self, zero: Any, i: int, partitioned: bool, share_of_each: float) -> None:
+        self.process_group = zero.real_dp_process_group[i]
+        self.processes = dist.get_world_size(group=self.process_group)
+        self.rank = dist.get_rank(group=self.process_group)
+        self.share_of_each = share_of_each
+        ordered, self.weights = _names(zero, i)
+        self.params = [p for p in ordered if p.requires_grad]
+        numel = self.weights.numel()
+        self.size = numel // self.processes
+        # every micro-batch is reduced (stage 2), or only the sum of all of them
+        self.each = partitioned and self.processes > 1
+        self.sum = torch.zeros(
+            self.size if self.each else numel, dtype=torch.float32, device=self.weights.device
+        )
+        self.send = torch.zeros_like(self.weights) if self.each else self.sum
+        self.received = torch.empty_like(self.send[: self.size]) if self.each else self.sum
+        self.places = _views(self.send, ordered)
+        self.pending: Any = None
+        self.empty = True
+
+    def take(self) -> None:
+        """Take the gradients of a micro-batch from the parameters; a missing one counts as 0."""
+        if self.each:
+            self._receive()
+            _put(self.places, self.params, self.share_of_each, add=False)
+            self.pending = _reduce_scatter(self.received, self.send, self.rank, self.process_group)
+        else:
+            _put(self.places, self.params, self.share_of_each, add=not self.empty)
+            self.empty = False
+
+    def finish(self) -> Tensor:
+        """The sum over all micro-batches since the last call, of this process's partition."""
+        if self.each:
+            self._receive()
+        elif self.processes > 1:
+            part = self.sum[self.rank * self.size :][: self.size]
+            _reduce_scatter(part, self.sum, self.rank, self.process_group).wait()
+            self.empty = True
+            return part
+        self.empty = True
+        return self.sum
+
+    def share(self, partition: Tensor) -> None:
+        """Write the new fp32 ``partition`` to the weights, and gather those of the others."""
+        own = self.weights[self.rank * self.size :][: self.size]
+        own.copy_(partition)
+        if self.processes == 1:
+            return
+        if dist.get_backend(self.process_group) == "nccl":
+            dist.all_gather_into_tensor(self.weights, own, group=self.process_group)
+        else:
+            parts = list(self.weights.split(self.size))
+            dist.all_gather(parts, own, group=self.process_group)
+
+    def _receive(self) -> None:
+        if self.pending is None:
+            return
+        self.pending.wait()
+        self.pending = None
+        if self.empty:
+            self.sum.copy_(self.received)
+        else:
+            self.sum.add_(self.received)
+        self.empty = False
+
+
+def _names(zero: Any, i: int) -> tuple[list[Tensor], Tensor]:
+    """Parameters in the order of the flat weights, and the flat weights; by either base's names."""
+    if hasattr(zero, "round_robin_bit16_groups"):
+        return zero.round_robin_bit16_groups[i], zero.bit16_groups_flat[i]
+    return zero.round_robin_fp16_groups[i], zero.fp16_groups_flat[i]
+
+
+def _views(flat: Tensor, params: list[Tensor]) -> list[Tensor]:
+    """A view of ``flat`` for each parameter that is trained, in its shape."""
+    views, offset = [], 0
+    for param in params:
+        if param.requires_grad:
+            views.append(flat[offset : offset + param.numel()].view(param.shape))
+        offset += param.numel()
+    return views
+
+
+@torch.no_grad()
+def _put(places: list[Tensor], params: list[Tensor], factor: float, add: bool) -> None:
+    """places = factor * gradients, or += with ``add``; the gradients are gone afterwards."""
+    for place, param in zip(places, params):
+        gradient, param.grad = param.grad, None
+        if gradient is None:
+            if not add:
+                place.zero_()
+        elif add:
+            place.add_(gradient, alpha=factor)
+        else:
+            place.copy_(gradient)
+            if factor != 1.0:
+                place.mul_(factor)
+
+
+def _reduce_scatter(part: Tensor, whole: Tensor, rank: int, group: Any) -> Any:
+    """Start part = this process's share of the sum of ``whole``; gloo sums the whole for it."""
+    if dist.get_backend(group) == "nccl":
+        return dist.reduce_scatter_tensor(part, whole, group=group, async_op=True)
+    work = dist.all_reduce(whole, group=group, async_op=True)
+    return _CopyAfter(work, part, whole[rank * part.numel() :][: part.numel()])
+
+
+class _CopyAfter:
+    """A handle that copies one tensor to another when its work is done."""
+
+    def __init__(self, work: Any, target: Tensor, source: Tensor) -> None:
+        self.work, self.target, self.source = work, target, source
+
+    def wait(self) -> None:
+        self.work.wait()
+        if self.target.data_ptr() != self.source.data_ptr():
+            self.target.copy_(self.source)
