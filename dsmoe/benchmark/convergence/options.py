@@ -12,6 +12,7 @@ from dsmoe.benchmark.run_case import TIME_OUT_SECONDS
 from dsmoe.benchmark.suites import SECOND_CHOICES
 
 DEFAULT_ARMS = tuple(ARMS)
+OUTPUT = Path("results/convergence")
 TEXT_BYTES = 200_000_000
 SEED = 1234
 # The learning rate rises over this share of the steps.
@@ -30,7 +31,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "steps": 600,
         "eval_every": 25,
         "eval_windows": 512,
-        "learning_rate": 1e-2,
+        "learning_rate": 2e-2,
         "precision": "bf16",
     },
     "cpu": {
@@ -44,7 +45,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "steps": 300,
         "eval_every": 20,
         "eval_windows": 128,
-        "learning_rate": 1e-2,
+        "learning_rate": 3e-2,
         "precision": "fp32",
     },
 }
@@ -52,9 +53,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 EXAMPLES = """examples:
   python -m dsmoe.benchmark.convergence                     all arms on this machine, small on a CPU
   python -m dsmoe.benchmark.convergence --data ~/venv/lib/python3.12/site-packages --steps 1200
-  python -m dsmoe.benchmark.convergence --arms moe dense --seeds 1 2 3 --output seeds
+  python -m dsmoe.benchmark.convergence --arms moe dense --seeds 1 2 3 --output results/seeds
   python -m dsmoe.benchmark.convergence --resume            go on: finished runs are not repeated
-  python -m dsmoe.benchmark.convergence --plot-only --output convergence
+  python -m dsmoe.benchmark.convergence --plot-only     table and figure from what is there
 
 exit codes: 0 every arm finished, 1 one failed (the others go on), 2 wrong arguments, 8 something
 is missing on this machine, 9 the text cannot be used, 10 results cannot be read or written;
@@ -128,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     add("--capacity-factor", type=_positive, default=1.0, metavar="X", help="default: 1")
     how = top.add_argument_group("how")
     add = how.add_argument
-    add("--output", type=Path, default=Path("convergence"), metavar="DIR")
+    add("--output", type=Path, default=OUTPUT, metavar="DIR", help=f"default: {OUTPUT}")
     add("--resume", action="store_true", help="do not repeat runs that --output has finished")
     add("--plot-only", action="store_true", help="draw what --output holds; train nothing")
     add("--no-plot", action="store_true", help="train and draw nothing (needs no matplotlib)")

@@ -143,7 +143,8 @@ def _unit(curves: Sequence[Curve]) -> tuple[float, str]:
 
 def _title(summary: dict[str, Any], curves: Sequence[Curve]) -> str:
     s = summary["common"]["setting"]
-    device = curves[0].figures["device"].get("device_name") or summary["common"]["device"]
+    device = curves[0].figures["device"]["device_name"]
+    device = device if summary["common"]["device"] == "cuda" else "CPU"
     seeds = sorted({curve.seed for curve in curves})
     several = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
     return (

@@ -11,12 +11,13 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from dsmoe.benchmark.batches import WindowSampler, as_torch, evaluation_batches
+from dsmoe.benchmark.batches import WindowSampler, as_torch
 from dsmoe.benchmark.measures import micro_batch_size, parameter_count, peak_memory
 from dsmoe.benchmark.run_folder import CASE, ITERATIONS, OUTCOME, read_json, write_json
 from dsmoe.benchmark.stage import Stage
@@ -150,14 +151,7 @@ def evaluation(run: Run, plan: Plan, no_drop: bool = False) -> dict[str, Any]:
                 module.drop_tokens = False
     size = micro_batch_size(case)
     sums = Sums.zeros(run)
-    batches = evaluation_batches(
-        run.text.held_out,
-        case["model"]["sequence"],
-        size,
-        max(1, plan.eval_windows // size),
-        vocab_size=case["model"]["vocab"],
-    )
-    for batch in batches:
+    for batch in held_out_batches(run, plan.eval_windows, size):
         tokens, labels = as_torch(batch, str(run.device))
         loss = run.engine(tokens, labels)
         stats = run.engine.module.last_stats
@@ -171,6 +165,19 @@ def evaluation(run: Run, plan: Plan, no_drop: bool = False) -> dict[str, Any]:
         "held_out_load": load,
         "held_out_dropped": dropped,
     }
+
+
+def held_out_batches(run: Run, windows: int, size: int) -> Iterator[np.ndarray]:
+    """Batches [size, S+1] of up to ``windows`` held-out windows, the same at every call: evenly
+    spaced, so that they come from all of the held-out documents."""
+    model = run.case["model"]
+    sampler = WindowSampler(
+        run.text.held_out, model["sequence"], size, vocab_size=model["vocab"], shuffle=False
+    )
+    count = max(1, min(windows, sampler.windows) // size) * size
+    chosen = np.linspace(0, sampler.windows - 1, count).astype(np.int64)
+    for at in range(0, count, size):
+        yield sampler.read(chosen[at : at + size])
 
 
 def _report(run: Run, curve: Path, step: int, values: dict[str, Any]) -> None:
