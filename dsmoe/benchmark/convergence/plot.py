@@ -63,7 +63,7 @@ def draw(summary: dict[str, Any], curves: Sequence[Curve], output: Path) -> list
     if len({curve.seed for curve in curves}) > 1:
         words += " A line for each seed; last values: mean ± half the range over the seeds."
     fig.text(0.01, 0.008, words, fontsize=8)
-    top = 0.955 - 0.028 * ((len(labels) + 1) // 2)
+    top = 0.965 - 0.021 * ((len(labels) + 1) // 2)
     fig.tight_layout(rect=(0, 0.02, 1, top))
     return save(fig, output)
 
