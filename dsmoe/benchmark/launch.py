@@ -53,7 +53,8 @@ class Job:
     """What the launcher is asked for: training processes where ``layout`` says.
 
     Without a host file the launcher is given /dev/null, so that it never picks up /job/hostfile,
-    its own default. ``master`` None: the launcher finds the address of the first host.
+    its own default. ``master`` None: the launcher finds the address of the first host. ``script``
+    is what each process runs.
     """
 
     checkout: Path
@@ -61,6 +62,7 @@ class Job:
     layout: Layout
     port: int
     master: str | None = None
+    script: Path = PRETRAIN
 
     def command(self) -> list[str]:
         """The launcher's command line, a list that no shell reads."""
@@ -77,7 +79,7 @@ class Job:
             *(["--master_addr", master] if master else []),
             "--master_port",
             str(self.port),
-            str(PRETRAIN),
+            str(self.script),
             "--watched",
             "--run-dir",
             str(self.run_dir),

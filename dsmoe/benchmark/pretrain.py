@@ -11,6 +11,7 @@ line and, at the end, ``outcome.json``. How the process ended is one line of its
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import threading
@@ -18,7 +19,8 @@ import traceback
 from pathlib import Path
 
 
-def main() -> None:
+def main(work: str = "dsmoe.benchmark.training") -> None:
+    """``work``: the module whose ``train_whole`` does the training."""
     # The launcher starts this file by its path, which puts its own folder first in sys.path.
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     from dsmoe.benchmark import marks
@@ -37,9 +39,7 @@ def main() -> None:
         threading.Thread(target=end_with_standard_input, daemon=True).start()
     try:
         # Here, so that an import that fails is a reason like any other.
-        from dsmoe.benchmark.training import train_whole
-
-        train_whole(options.run_dir, stage)
+        importlib.import_module(work).train_whole(options.run_dir, stage)
     except BaseException as error:
         if not isinstance(error, DsmoeError):
             traceback.print_exc()
