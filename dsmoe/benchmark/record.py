@@ -60,6 +60,8 @@ class RunRecord:
     data: dict[str, Any] = field(default_factory=dict)
     # Each step's seconds: those before measuring, and the measured ones.
     warmup_seconds: list[float] = field(default_factory=list)
+    # From the launcher's start to the end of the first iteration, compilation included.
+    first_step_seconds: float | None = None
     step_seconds: list[float] = field(default_factory=list)
     # Of step_seconds: the median, and (largest - smallest) / median.
     median_seconds: float | None = None

@@ -100,9 +100,13 @@ def run_case(
         port = settings.port or launch.free_port()
         job = Job(trees.path, run_dir.absolute(), layout, port, settings.master)
         losses: list[float] = []
+        begin = time.monotonic()
+        first_step: float | None = None
         with Progress(case.warmup + case.iterations, case.tokens_per_step) as progress:
 
             def seen(line: dict[str, Any]) -> None:
+                nonlocal first_step
+                first_step = first_step or time.monotonic() - begin
                 losses.append(line["cross_entropy"])
                 progress.iteration(line)
 
@@ -122,6 +126,7 @@ def run_case(
         "deepspeed_config": config,
         "run_folder": str(run_dir.relative_to(settings.output)),
         "data": dict(vars(content)),
+        "first_step_seconds": first_step,
         "time_stamp": time.time(),
     }
     with stop.held():

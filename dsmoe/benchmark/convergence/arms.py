@@ -83,6 +83,7 @@ class Setting:
     precision: str
     second_choice: str = "sampling"
     capacity_factor: float = 1.0
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.experts < TOP_K:
@@ -139,6 +140,8 @@ def case_of(arm: Arm, setting: Setting, seed: int) -> Case:
         capacity_factor=setting.capacity_factor,
         second_choice=setting.second_choice,
         auxiliary=0.0 if arm.dense else arm.auxiliary,
+        compiled=setting.compiled,
+        flat_gradients=True,
         warmup=0,
         iterations=setting.steps,
         seed=seed,

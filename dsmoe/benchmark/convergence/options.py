@@ -154,6 +154,7 @@ def setting(options: argparse.Namespace, device: str) -> Setting:
         rate_warmup=max(1, round(RATE_WARMUP * values["steps"])),
         second_choice=options.second_choice,
         capacity_factor=options.capacity_factor,
+        compiled=device == "cuda",
     )
 
 
