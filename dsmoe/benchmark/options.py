@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
 SPEED_SWITCHES = (
     ("compiled", "train through torch.compile", "eager operations"),
     ("flat-gradients", "ZeRO takes a micro-batch's gradients together", "the base's hooks"),
+    ("cuda-graph", "start a micro-batch's kernels by one call", "one by one"),
 )
 
 
@@ -183,6 +184,7 @@ def with_options(case: Case, options: argparse.Namespace) -> Case:
         "adafactor_mode": options.adafactor_mode,
         "compiled": options.compiled,
         "flat_gradients": options.flat_gradients,
+        "cuda_graph": options.cuda_graph,
         "iterations": options.steps,
         "warmup": options.warmup,
         "seed": options.seed,
@@ -192,6 +194,13 @@ def with_options(case: Case, options: argparse.Namespace) -> Case:
         changes["flat_gradients"] = False
     if options.moe_layer == "deepspeed" and options.compiled is None:
         changes["compiled"] = False
+    fast = [
+        case.compiled if changes["compiled"] is None else changes["compiled"],
+        case.flat_gradients if changes["flat_gradients"] is None else changes["flat_gradients"],
+        not options.tensorboard,
+    ]
+    if not all(fast) and options.cuda_graph is None:
+        changes["cuda_graph"] = False
     if options.adafactor_mode and (options.optimizer or case.optimizer) != "adafactor":
         raise UsageError("--adafactor-mode is for --optimizer adafactor alone; leave one out")
     return dataclasses.replace(case, **_given(changes))

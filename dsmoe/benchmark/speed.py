@@ -5,8 +5,8 @@
     python -m dsmoe.benchmark.speed --table results     the records of a folder as a table
 
 Reference: dispatch by products over [G, S, E, C], attention written out, the base's ZeRO, eager.
-Fast: dispatch by index, fused attention, flat gradients; on a GPU also torch.compile. Both start
-from the same weights and train on the same random tokens through the real engine (ZeRO-2,
+Fast: dispatch by index, fused attention, flat gradients; on a GPU also torch.compile and CUDA
+graphs. Both start from the same weights and train on the same random tokens through the real engine (ZeRO-2,
 AdaFactor), in one process. Their steps alternate, so that a busy machine is busy for both.
 
 Exit codes: 0 done, 1 a ratio is below --at-least, 2 wrong arguments, 8 something is missing.
@@ -23,11 +23,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsmoe.benchmark.suites import SUITES, Case
+from dsmoe.benchmark.suites import FAST, SUITES, Case
 from dsmoe.errors import DsmoeError
 
 STEPS = 7
-REFERENCE = {"moe_layer": "einsum", "compiled": False, "flat_gradients": False}
+REFERENCE = {
+    "moe_layer": "einsum",
+    "compiled": False,
+    "flat_gradients": False,
+    "cuda_graph": False,
+}
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,9 @@ class Ratio:
 
 def sizes(device: str) -> dict[str, Case]:
     """The cases to time: the smoke size, and the same with 4096 tokens in a routing group."""
-    smoke = replace(SUITES["smoke"][0], flat_gradients=True, compiled=device == "cuda")
+    smoke = SUITES["smoke"][0]
     if device == "cuda":
-        smoke = replace(smoke, precision="bf16")
+        smoke = replace(smoke, precision="bf16", **FAST)
     wide = replace(smoke, global_batch=32, micro_batches=1)
     return {"smoke size": smoke, "4096 tokens a group": wide}
 
@@ -83,7 +88,7 @@ class _Trainer:
         from deepspeed.moe.lm import MoELM, param_groups
 
         from dsmoe.benchmark.deepspeed_config import deepspeed_config
-        from dsmoe.benchmark.training import compile_training, model_config
+        from dsmoe.benchmark.training import compile_training, micro_batch_of, model_config
 
         self.case = case
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -96,13 +101,13 @@ class _Trainer:
             model_parameters=param_groups(model),
             config=deepspeed_config(case, device),
         )
+        self.micro_batch = micro_batch_of(self.engine, case.to_dict())
         shape = (case.micro_batches, case.micro_batch_size, case.model.sequence + 1)
         self.tokens = torch.randint(case.model.vocab, shape, device=device)
 
     def step(self, number: int) -> None:
         for tokens in self.tokens:
-            loss = self.engine(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-            self.engine.backward(loss)
+            self.micro_batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
             self.engine.step()
 
 
@@ -153,7 +158,9 @@ def print_table(folder: Path) -> None:
     """The records of a results folder, one row each, for docs/performance.md."""
     from dsmoe.benchmark.results import RECORDS, read_records
 
-    print("| case | n | s, median | spread | tokens/s | useful TFLOPS a GPU | peak GiB | first step |")
+    print(
+        "| case | n | s, median | spread | tokens/s | useful TFLOPS a GPU | peak GiB | first step |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for record in read_records(folder / RECORDS):
         case: dict[str, Any] = record.case

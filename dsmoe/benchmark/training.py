@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem, param_groups
+from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, graph_problem, plain_micro_batch
 from deepspeed.utils import groups
 from deepspeed.utils.neutral import backend
 
@@ -70,7 +71,10 @@ def model_config(case: dict[str, Any]) -> MoELMConfig:
 
 @dataclass
 class Run:
-    """What the steps of a run share. ``device`` is where the tokens go."""
+    """What the steps of a run share. ``device`` is where the tokens go.
+
+    ``micro_batch(tokens, labels)`` does the forward and backward pass of one and returns its loss.
+    """
 
     folder: Path
     case: dict[str, Any]
@@ -80,6 +84,7 @@ class Run:
     # Where the run is, and the seconds that one iteration may take (0: any).
     stage: Stage
     seconds: float
+    micro_batch: Callable[..., torch.Tensor]
 
     @property
     def rank(self) -> int:
@@ -129,7 +134,8 @@ def start(folder: Path, stage: Stage) -> Run:
         config=read_json(folder / DEEPSPEED),
     )
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    return Run(folder, case, engine, text, device, stage, limits["later"])
+    passes = micro_batch_of(engine, case)
+    return Run(folder, case, engine, text, device, stage, limits["later"], passes)
 
 
 def compile_training(model: MoELM) -> None:
@@ -138,6 +144,16 @@ def compile_training(model: MoELM) -> None:
     if problem:
         raise TrainingFailed(f"{problem}; or run without: --no-compiled")
     model.compile_training()
+
+
+def micro_batch_of(engine: Any, case: dict[str, Any]) -> Callable[..., torch.Tensor]:
+    """What does a micro-batch's passes; raises TrainingFailed where a graph is asked for in vain."""
+    if not case["cuda_graph"]:
+        return plain_micro_batch(engine)
+    problem = graph_problem(engine)
+    if problem:
+        raise TrainingFailed(f"{problem}; or run without: --no-cuda-graph")
+    return MicroBatchGraph(engine)
 
 
 def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -214,11 +230,10 @@ def one_step(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
     # One copy for the whole step: each would wait until the device has done all that was queued.
     tokens_AmS, labels_AmS = as_torch(np.stack(batches), str(run.device))
     for tokens, labels in zip(tokens_AmS, labels_AmS):
-        loss = run.engine(tokens, labels)
-        run.engine.backward(loss)
+        loss = run.micro_batch(tokens, labels)
         run.engine.step()
         stats = run.engine.module.last_stats
-        parts = torch.stack([loss.detach(), stats.cross_entropy, stats.aux_loss])
+        parts = torch.stack([loss, stats.cross_entropy, stats.aux_loss])
         totals += parts.to(totals.dtype) / case["micro_batches"]
     return totals
 

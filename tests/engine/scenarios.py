@@ -15,6 +15,7 @@ import torch.distributed as dist
 from deepspeed.moe.lm import MoELM, MoELMConfig, param_groups
 from deepspeed.moe.utils import is_moe_param
 from deepspeed.ops.adafactor import Adafactor
+from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, plain_micro_batch
 from deepspeed.utils import groups
 
 DEFAULTS: dict[str, Any] = {
@@ -29,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "flip_groups": False,
     "flat": False,  # zero_optimization.flat_gradients
     "compile": None,  # torch.compile's options, or no compiling
+    "graph": False,  # a micro-batch as a CUDA graph
     "seed": 0,
     "config": {},
     "model": {},
@@ -105,6 +107,9 @@ def engine_config(scenario: dict[str, Any]) -> dict[str, Any]:
             "overlap_comm": False,
             "flat_gradients": scenario["flat"],
         }
+    if scenario["optimizer"] == "AdamW":
+        # torch's own: DeepSpeed's is a CUDA extension that would be built first
+        config["optimizer"]["params"]["torch_adam"] = True
     if scenario["precision"] == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": 64.0}
     if scenario["precision"] == "bf16":
@@ -129,13 +134,13 @@ def train_steps(engine: Any, scenario: dict[str, Any], first: int, last: int) ->
     accumulation = scenario["accumulation"]
     data = tokens(scenario, accumulation * world).to(engine.device)
     losses, norms = [], []
+    micro_batch = (MicroBatchGraph if scenario["graph"] else plain_micro_batch)(engine)
     for step in range(first, last):
         total = torch.zeros(1, dtype=torch.float64, device=engine.device)
         for a in range(accumulation):
             batch = data[step, a * world + rank]
-            loss = engine(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
-            total += loss.detach().double()
-            engine.backward(loss)
+            loss = micro_batch(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
+            total += loss.double()
             engine.step()
         dist.all_reduce(total)
         losses.append(total.item() / (accumulation * world))

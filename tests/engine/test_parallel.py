@@ -159,6 +159,10 @@ def test_flat_gradients_equal_one_process(references: References) -> None:
     """The same with flat_gradients, which takes the gradients of a micro-batch together."""
     one = [{"stage": z, "accumulation": a, "flat": True} for z in (1, 2) for a in (1, 2)]
     compare(one, 1, references)
+
+
+def test_flat_gradients_on_two_processes(references: References) -> None:
+    """ZeRO 1, 2 x expert parallel 1, 2 x accumulation 1, 2; a sample of the rest."""
     grid = itertools.product((1, 2), (1, 2), (1, 2))
     two = [{"stage": z, "expert_parallel": e, "accumulation": a} for z, e, a in grid]
     two += [
@@ -168,6 +172,9 @@ def test_flat_gradients_equal_one_process(references: References) -> None:
         {"stage": 2, "expert_parallel": 2, "precision": "fp16"},
     ]
     compare([{**scenario, "flat": True} for scenario in two], 2, references)
+
+
+def test_flat_gradients_on_four_processes(references: References) -> None:
     four = [{"stage": 2, "expert_parallel": 2}, {"stage": 1, "expert_parallel": 4}]
     compare([{**scenario, "flat": True, "flip_groups": True} for scenario in four], 4, references)
 

@@ -72,9 +72,20 @@ class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         """Backward pass of one micro-batch; its gradients are added up and their sums started."""
         self.micro_step_id += 1
+        self.new_sums()
         self.loss_scaler.backward(loss.float(), retain_graph=retain_graph)
         for gradients in self._gradients:
             gradients.take()
+
+    def new_sums(self) -> None:
+        """Start the sums of a new step at 0; nothing within a step."""
+        for gradients in self._gradients:
+            gradients.start()
+
+    def settle(self) -> None:
+        """Add what is still under way between the processes to the sums."""
+        for gradients in self._gradients:
+            gradients.receive()
 
     def overlapping_partition_gradients_reduce_epilogue(self) -> None:
         """Nothing is left to do; the engine calls it after every backward pass of stage 2."""
@@ -135,29 +146,32 @@ class _GroupGradients:
         self.received = torch.empty_like(self.send[: self.size]) if self.each else self.sum
         self.places = _views(self.send, ordered)
         self.pending: Any = None
-        self.empty = True
+        self.finished = False
+
+    def start(self) -> None:
+        """Clear the sum if it is that of a step that is over."""
+        if self.finished:
+            self.sum.zero_()
+            self.finished = False
 
     def take(self) -> None:
         """Take the gradients of a micro-batch from the parameters; a missing one counts as 0."""
-        if self.each:
-            self._receive()
-            _put(self.places, self.params, self.share_of_each, add=False)
-            self.pending = _reduce_scatter(self.received, self.send, self.rank, self.process_group)
-        else:
-            _put(self.places, self.params, self.share_of_each, add=not self.empty)
-            self.empty = False
+        if not self.each:
+            _put(self.places, self.params, self.share_of_each, add=True)
+            return
+        self.receive()
+        _put(self.places, self.params, self.share_of_each, add=False)
+        self.pending = _reduce_scatter(self.received, self.send, self.rank, self.process_group)
 
     def finish(self) -> Tensor:
         """The sum over all micro-batches since the last call, of this process's partition."""
-        if self.each:
-            self._receive()
-        elif self.processes > 1:
-            part = self.sum[self.rank * self.size :][: self.size]
-            _reduce_scatter(part, self.sum, self.rank, self.process_group).wait()
-            self.empty = True
-            return part
-        self.empty = True
-        return self.sum
+        self.receive()
+        self.finished = True
+        if self.each or self.processes == 1:
+            return self.sum
+        part = self.sum[self.rank * self.size :][: self.size]
+        _reduce_scatter(part, self.sum, self.rank, self.process_group).wait()
+        return part
 
     def share(self, partition: Tensor) -> None:
         """Write the new fp32 ``partition`` to the weights, and gather those of the others."""
@@ -171,16 +185,12 @@ class _GroupGradients:
             parts = list(self.weights.split(self.size))
             dist.all_gather(parts, own, group=self.process_group)
 
-    def _receive(self) -> None:
-        if self.pending is None:
-            return
-        self.pending.wait()
-        self.pending = None
-        if self.empty:
-            self.sum.copy_(self.received)
-        else:
+    def receive(self) -> None:
+        """Add the sum over the processes that was started last, if one was."""
+        if self.pending is not None:
+            self.pending.wait()
+            self.pending = None
             self.sum.add_(self.received)
-        self.empty = False
 
 
 def _names(zero: Any, i: int) -> tuple[list[Tensor], Tensor]:
@@ -210,10 +220,10 @@ def _put(places: list[Tensor], params: list[Tensor], factor: float, add: bool) -
                 place.zero_()
         elif add:
             place.add_(gradient, alpha=factor)
-        else:
+        elif factor == 1.0:
             place.copy_(gradient)
-            if factor != 1.0:
-                place.mul_(factor)
+        else:
+            torch.mul(gradient, factor, out=place)
 
 
 def _reduce_scatter(part: Tensor, whole: Tensor, rank: int, group: Any) -> Any:
