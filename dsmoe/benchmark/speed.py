@@ -6,8 +6,9 @@
 
 Reference: dispatch by products over [G, S, E, C], attention written out, the base's ZeRO, eager.
 Fast: dispatch by index, fused attention, flat gradients; on a GPU also torch.compile and CUDA
-graphs. Both start from the same weights and train on the same random tokens through the real engine (ZeRO-2,
-AdaFactor), in one process. Their steps alternate, so that a busy machine is busy for both.
+graphs. Both start from the same weights and train on the same random tokens through the real
+engine (ZeRO-2, AdaFactor), in one process. Their steps alternate, so that a busy machine is busy
+for both.
 
 Exit codes: 0 done, 1 a ratio is below --at-least, 2 wrong arguments, 8 something is missing.
 """

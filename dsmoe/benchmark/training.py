@@ -84,7 +84,7 @@ class Run:
     # Where the run is, and the seconds that one iteration may take (0: any).
     stage: Stage
     seconds: float
-    micro_batch: Callable[..., torch.Tensor]
+    micro_batch: Callable[..., torch.Tensor] | None
 
     @property
     def rank(self) -> int:
@@ -147,7 +147,7 @@ def compile_training(model: MoELM) -> None:
 
 
 def micro_batch_of(engine: Any, case: dict[str, Any]) -> Callable[..., torch.Tensor]:
-    """What does a micro-batch's passes; raises TrainingFailed where a graph is asked for in vain."""
+    """What does a micro-batch's passes; raises TrainingFailed where no graph can be recorded."""
     if not case["cuda_graph"]:
         return plain_micro_batch(engine)
     problem = graph_problem(engine)
@@ -230,6 +230,7 @@ def one_step(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
     # One copy for the whole step: each would wait until the device has done all that was queued.
     tokens_AmS, labels_AmS = as_torch(np.stack(batches), str(run.device))
     for tokens, labels in zip(tokens_AmS, labels_AmS):
+        assert run.micro_batch is not None
         loss = run.micro_batch(tokens, labels)
         run.engine.step()
         stats = run.engine.module.last_stats
@@ -247,7 +248,8 @@ def stop(run: Run) -> None:
     """
     dist.barrier()
     marks.say(run.rank, marks.FINISHED)
-    run.engine = None
+    # A graph that holds NCCL's kernels has to go before the process group.
+    run.engine, run.micro_batch = None, None
     gc.collect()
     dist.destroy_process_group()
     sys.stdout.flush()

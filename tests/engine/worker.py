@@ -19,6 +19,9 @@ MODULES = (scenarios, checkpoint_scenarios, probes, flat_probes)
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 if torch.cuda.is_available():
     torch.cuda.set_device(rank)
+    # What a container's environment may have switched on; tests in fp32 mean fp32.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 dist.init_process_group(
     "nccl" if torch.cuda.is_available() else "gloo",
     init_method=f"file://{folder / 'store'}",

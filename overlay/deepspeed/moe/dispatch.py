@@ -84,7 +84,9 @@ class _Combine(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(y_RM, weight_KN, slot_KN, kept_KN, choice_R, filled_R)
         y_KNM = _masked(y_RM[slot_KN], kept_KN).to(weight_KN.dtype)
-        return (y_KNM * weight_KN[..., None]).sum(0).to(y_RM.dtype)
+        out_NM = (y_KNM * weight_KN[..., None]).sum(0)
+        # torch.compile of torch 2.11 loses the gradient behind a conversion that does nothing.
+        return out_NM if out_NM.dtype == y_RM.dtype else out_NM.to(y_RM.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_NM: Tensor) -> tuple[Tensor | None, ...]:

@@ -5,8 +5,7 @@ Shape suffixes: B sequences, S positions, M model width, E experts (of all proce
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +13,10 @@ from deepspeed.moe.activation import gelu
 from deepspeed.moe.gshard_layer import GShardMoE
 from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .attention import CausalSelfAttention
 from .config import MoELMConfig
-
-_CAN_CHOOSE_REENTRANT = "use_reentrant" in inspect.signature(checkpoint).parameters  # torch 1.11
+from .remat import recomputed
 
 
 class MoEBlockOutput(NamedTuple):
@@ -101,9 +98,9 @@ class Block(nn.Module):
     """A pre-layer-norm transformer layer; ``has_experts`` says which kind.
 
     The forward pass takes and returns [B, S, M]; with experts it returns a
-    :class:`MoEBlockOutput`. With ``config.remat`` a training pass keeps the input alone and
-    computes the layer again in the backward pass; it is the layer's own business, so that a
-    compiler sees both and leaves out what the gradients do not need (the last product, say).
+    :class:`MoEBlockOutput`. With ``config.remat`` a training pass computes the layer again in the
+    backward pass (remat.py); it is the layer's own business, so that a compiler sees both and
+    leaves out what the gradients do not need (the last product, say).
     """
 
     def __init__(self, config: MoELMConfig, has_experts: bool, output_std: float) -> None:
@@ -128,9 +125,7 @@ class Block(nn.Module):
 
     def forward(self, x_BSM: Tensor) -> Tensor | MoEBlockOutput:
         """See the class."""
-        out = (
-            _recomputed(self._layer, x_BSM) if self.remat and self.training else self._layer(x_BSM)
-        )
+        out = recomputed(self._layer, x_BSM) if self.remat and self.training else self._layer(x_BSM)
         return MoEBlockOutput(*out) if self.has_experts else out
 
     def _layer(self, x_BSM: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -153,10 +148,3 @@ def _run_experts(moe: nn.Module, h_BSM: Tensor) -> MoEBlockOutput:
     # DeepSpeed's layer does not say how many tokens it dropped: NaN, not a figure that looks right
     unknown = torch.full((), float("nan"), device=h_BSM.device)
     return MoEBlockOutput(y_BSM, aux_loss, torch.zeros_like(aux_loss), load_E, unknown)
-
-
-def _recomputed(layer: Callable[[Tensor], Any], x_BSM: Tensor) -> Any:
-    """``layer(x_BSM)``, its activations dropped and computed again in the backward pass."""
-    if _CAN_CHOOSE_REENTRANT:
-        return checkpoint(layer, x_BSM, use_reentrant=False)
-    return checkpoint(layer, x_BSM)
