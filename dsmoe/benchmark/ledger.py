@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 OTHER = "activations"
-# c10d operator -> what the table calls it.
+# Operator of c10d, or of overlay/deepspeed/moe/exchange.py -> what the table calls it.
 COLLECTIVES = {
+    "all_to_all": "all-to-all",
     "alltoall_base_": "all-to-all",
     "alltoall_": "all-to-all",
     "reduce_": "reduce",
@@ -66,7 +67,7 @@ class Ledger(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.namespace == "c10d":
+        if func.namespace in ("c10d", "dsmoe"):
             self._count(func._schema.name.split("::")[1], args)
         for value in tree_flatten(out)[0]:
             if isinstance(value, torch.Tensor):

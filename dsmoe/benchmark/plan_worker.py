@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dsmoe.benchmark.ledger import Ledger
+from dsmoe.benchmark.plan_flat import Flat
 from dsmoe.benchmark.plan_zero import MASTER, PARAMETERS, STATE, Group, Plain, Zero
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -81,7 +82,7 @@ def simulate(case: dict[str, Any], config: dict[str, Any], device: str) -> dict[
         "peak": ledger.peak,
         "kinds": ledger.peak_kinds,
         "most": ledger.most,
-        "sent": {**sent, **_reductions(zero, case)},
+        "sent": {**sent, **_reductions(zero, case, device)},
         "local_parameters": local,
         "dispatch": _dispatch_bytes(model, size * length),
     }
@@ -93,7 +94,7 @@ def _engine(
     config: dict[str, Any],
     ledger: Ledger,
     groups: Any,
-) -> Zero | Plain:
+) -> Zero | Flat | Plain:
     stage = case["parallel"]["zero_stage"]
     places = [
         groups.get_expert_data_parallel_group()
@@ -104,7 +105,8 @@ def _engine(
     cut = [Group(g["params"], place, ledger) for g, place in zip(made, places)]
     if stage:
         optimizer = _optimizer([group.master for group in cut], config, ledger, cut)
-        return Zero(cut, optimizer, config, ledger)
+        flat = config["zero_optimization"].get("flat_gradients", False)
+        return (Flat if flat else Zero)(cut, optimizer, config, ledger)
     masters: list[torch.Tensor] = []
     params = [param for group in cut for param in group.params]
     for group in cut:
@@ -151,8 +153,10 @@ def _optimizer(
     return optimizer
 
 
-def _reductions(zero: Zero | Plain, case: dict[str, Any]) -> dict[str, int]:
+def _reductions(zero: Zero | Flat | Plain, case: dict[str, Any], device: str) -> dict[str, int]:
     """Bytes of the gradients' and parameters' collectives of a step, over more than one process."""
+    if isinstance(zero, Flat):
+        return zero.reductions(case["micro_batches"], device)
     stage = case["parallel"]["zero_stage"]
     shared = [group for group in zero.groups if group.parts > 1]
     whole = sum(p.numel() * p.element_size() for group in shared for p in group.params)

@@ -33,6 +33,10 @@ CASES = {
     "zero 1, SGD": replace(BASE, optimizer="sgd", parallel=Parallel(2, 2, 1)),
     "zero 0, AdamW, dropout": replace(BASE, dropout=0.1, parallel=Parallel(2, 2, 0)),
     "zero 2, AdaFactor, one micro-batch": replace(BASE, optimizer="adafactor", micro_batches=1),
+    "zero 2, AdaFactor, remat, bf16, flat": replace(
+        BASE, optimizer="adafactor", remat=True, precision="bf16", flat_gradients=True
+    ),
+    "zero 1, AdamW, flat": replace(BASE, parallel=Parallel(2, 2, 1), flat_gradients=True),
 }
 # Smaller than the model, so that buckets fill in the middle of the backward pass.
 BUCKET = 100_000
@@ -97,6 +101,12 @@ def test_the_plan_is_what_a_real_step_takes(
     size = 2 if case.precision == "bf16" else 4
     width, hidden = MODEL.hidden, MODEL.hidden * MODEL.ffn_factor
     experts = 2 * 2 * (2 * width * hidden + hidden + width)  # 2 layers, 2 experts a process
+    if case.flat_gradients:  # the dense parameters, with padding; the experts are not reduced
+        size = 2 if case.parallel.zero_stage == 2 and case.precision == "bf16" else 4
+        dense = (plan["local_parameters"] - experts) * size * times
+        assert plan["sent"]["all-reduce"] == pytest.approx(dense, abs=4 * size * times)
+        assert real["sent"]["all-reduce"] >= plan["sent"]["all-reduce"]
+        return
     kind = "reduce" if case.parallel.zero_stage else "all-reduce"
     if case.parallel.zero_stage:
         assert real["sent"][kind] == plan["local_parameters"] * size * times

@@ -15,11 +15,11 @@ from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from .dispatch import combine, dispatch, make_plan
+from .exchange import all_to_all, group_name
 from .expert_init import draw_seed
 from .gate import Gate
 from .gating import Routing, RoutingRule, expert_capacity, product_form, route
 from .layer import MoE
-from .sharded_moe import _AllToAll
 from .stacked_experts import StackedExperts
 
 
@@ -64,6 +64,7 @@ class GShardLayer(nn.Module):
         self.experts = experts
         self.num_local_experts = num_local_experts
         self.num_experts = gate.wg.out_features
+        self.group_name = group_name(groups.get_expert_parallel_group())
         self.rule = rule
         # evaluation draws nothing: the best experts, always
         self.eval_rule = RoutingRule(rule.top_k, "all", rule.renormalize)
@@ -133,12 +134,11 @@ class GShardLayer(nn.Module):
         local = self.num_local_experts
         if local == self.num_experts:
             return self.experts(x_ERM)
-        group = groups.get_expert_parallel_group()
         rows, width = x_ERM.shape[1:]
-        x_PDRM = _AllToAll.apply(group, x_ERM).reshape(-1, local, rows, width)
+        x_PDRM = all_to_all(x_ERM, self.group_name).reshape(-1, local, rows, width)
         x_DPRM = x_PDRM.transpose(0, 1).reshape(local, -1, width)
         y_DPRM = self.experts(x_DPRM).reshape(local, -1, rows, width)
-        return _AllToAll.apply(group, y_DPRM.transpose(0, 1).reshape(-1, rows, width))
+        return all_to_all(y_DPRM.transpose(0, 1).reshape(-1, rows, width), self.group_name)
 
 
 class GShardMoE(MoE):

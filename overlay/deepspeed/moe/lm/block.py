@@ -5,7 +5,7 @@ Shape suffixes: B sequences, S positions, M model width, E experts (of all proce
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
