@@ -20,6 +20,7 @@ from dsmoe.benchmark.checks import FAIL, NOTE, OK, Check, as_json, failures, tab
 from dsmoe.errors import DsmoeError, EnvironmentProblem
 from dsmoe.patchset import state
 from dsmoe.places import import_root
+from dsmoe.requires import torch_problem
 
 FAILED = EnvironmentProblem.exit_code
 PYTHONS = ((3, 8), (3, 13))  # 3.8: the era stack, docs/compatibility.md
@@ -58,6 +59,11 @@ def torch_checks() -> list[Check]:
     """torch, the device, and the library that the processes speak through."""
     try:
         import torch
+
+        old = torch_problem(torch.__version__)
+        if old:
+            found, _, mend = old.partition(": ")
+            return [Check("torch", FAIL, found, mend)]
         import torch.distributed as dist
     except ImportError as error:
         mend = "run ./run_deepspeed_benchmark.sh, which sets it up, or install requirements.txt"
