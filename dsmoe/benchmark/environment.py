@@ -6,7 +6,6 @@ not right. Exit code 0 where nothing failed, else 8.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -15,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dsmoe.arguments import OneLineParser
 from dsmoe.benchmark import checkout
 from dsmoe.benchmark.checks import FAIL, NOTE, OK, Check, as_json, failures, table
 from dsmoe.errors import DsmoeError, EnvironmentProblem
@@ -162,7 +162,7 @@ def disk_check(output: Path) -> Check:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m dsmoe.benchmark.environment",
         description="Check what a run needs: here, and on the hosts of a host file.",
     )
@@ -170,8 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--hostfile", type=Path, metavar="FILE", help="check its hosts too, through ssh")
     add("--output", type=Path, default=Path("results"), metavar="DIR", help="of results")
     add("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         checks = _all_checks(options.hostfile, options.output)
     except DsmoeError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,7 +5,6 @@ The page has everything in it: no script, no outside resource, nothing to load.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Sequence
 
+from dsmoe.arguments import OneLineParser
 from dsmoe.benchmark.charts import line_chart, load_chart
 from dsmoe.benchmark.comparison import records_file
 from dsmoe.benchmark.errors import ResultsError
@@ -156,14 +156,14 @@ def write_page(results: Path, output: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m dsmoe.benchmark.report",
         description="Make one self-contained HTML page of a results folder.",
     )
     parser.add_argument("results", type=Path, metavar="RESULTS", help="a folder or a .jsonl file")
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         write_page(options.results, options.output)
     except DsmoeError as error:
         print(f"error: {error}", file=sys.stderr)

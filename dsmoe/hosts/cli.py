@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, Sequence
+from typing import Any, Sequence
 
+from dsmoe.arguments import OneLineParser
 from dsmoe.errors import DsmoeError, UsageError
 from dsmoe.hosts import choose, identity, probe, writer
 from dsmoe.hosts.errors import HostProblem
@@ -35,14 +36,9 @@ exit codes:
 After any of 2 to 8 the old files are as they were."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    result = _Parser(
+    result = OneLineParser(
         prog="get_hostfiles.py",
         description="Write the host files that the DeepSpeed launcher needs for several hosts.",
         epilog=EPILOG,
