@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import sys
 
+from dsmoe.output import needs_no_reader
+
 USAGE = "usage: python -m dsmoe {apply-patch,get-hostfiles,run} ... | --version [--json] | --help"
 
 
+@needs_no_reader
 def main(argv: list[str] | None = None) -> int:
     """Run one front door; its exit code. 2 for an unknown one."""
     arguments = list(sys.argv[1:] if argv is None else argv)

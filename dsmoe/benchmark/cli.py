@@ -24,6 +24,7 @@ from dsmoe.errors import DsmoeError, EnvironmentProblem, UsageError
 from dsmoe.hosts.host import Host
 from dsmoe.hosts.hostfile import read_hostfile
 from dsmoe.hosts.identity import is_this_machine
+from dsmoe.output import needs_no_reader
 from dsmoe.places import import_root, work_folder
 
 
@@ -173,6 +174,7 @@ def step(words: str) -> None:
     print(f"== {words}", flush=True)
 
 
+@needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
     try:

@@ -18,6 +18,7 @@ from dsmoe.arguments import OneLineParser
 from dsmoe.benchmark import checkout
 from dsmoe.benchmark.checks import FAIL, NOTE, OK, Check, as_json, failures, table
 from dsmoe.errors import DsmoeError, EnvironmentProblem
+from dsmoe.output import needs_no_reader
 from dsmoe.patchset import state
 from dsmoe.places import import_root
 from dsmoe.requires import torch_problem
@@ -160,6 +161,7 @@ def disk_check(output: Path) -> Check:
     return Check("disk", OK, found)
 
 
+@needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
     parser = OneLineParser(

@@ -19,6 +19,7 @@ from dsmoe.benchmark.errors import ResultsError
 from dsmoe.benchmark.figure import draw_comparison, draw_cpu, save
 from dsmoe.benchmark.results import read_records
 from dsmoe.errors import DsmoeError
+from dsmoe.output import needs_no_reader
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+@needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
     try:

@@ -20,6 +20,7 @@ from dsmoe.benchmark.record import RunRecord
 from dsmoe.benchmark.report_table import report_lines
 from dsmoe.benchmark.results import read_records
 from dsmoe.errors import DsmoeError
+from dsmoe.output import needs_no_reader
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--soft:#767676;--mark:#1b6ca8;
@@ -154,6 +155,7 @@ def write_page(results: Path, output: Path) -> None:
         raise ResultsError(f"{output}: the page was not written: {error.strerror}") from error
 
 
+@needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
     parser = OneLineParser(

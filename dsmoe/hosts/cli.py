@@ -14,6 +14,7 @@ from dsmoe.hosts import choose, identity, probe, writer
 from dsmoe.hosts.errors import HostProblem
 from dsmoe.hosts.found import Found, settle
 from dsmoe.hosts.host import Host, check_slots
+from dsmoe.output import needs_no_reader
 
 EPILOG = """\
 examples:
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+@needs_no_reader
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code that its help lists."""
     as_json = "--json" in argv
