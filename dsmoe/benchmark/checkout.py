@@ -14,6 +14,7 @@ from dsmoe.patchset.state import APPLIED, describe
 from dsmoe.places import CHECKOUT_VARIABLE, base_name, checkout_folder, import_root
 
 location = checkout_folder
+VARIABLE = CHECKOUT_VARIABLE
 
 
 class CheckoutFailed(DsmoeError):
@@ -48,7 +49,7 @@ def ensure(path: Path) -> None:
     if code:
         raise CheckoutFailed(
             f"the DeepSpeed checkout at {path} is not ready (apply_patch.py ended with {code}, "
-            f"its reason is above); mend it, or name another with {CHECKOUT_VARIABLE}=PATH"
+            f"its reason is above); mend it, or name another with {VARIABLE}=PATH"
         )
 
 
