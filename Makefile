@@ -2,17 +2,21 @@
 PYTHON = $$(scripts/setup.sh dev)
 # What make test runs on the other base; make test-all runs everything on both.
 SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py
-.PHONY: test test-all test-matrix lint series
+.PHONY: test test-all test-matrix test-ray lint series
 
 test: lint
 	@python=$(PYTHON) && "$$python" -m pytest -m "not slow" && \
 	DSMOE_BASE=0.5.4 "$$python" -m pytest -q -m "not slow" $(SHORT)
 
-test-all: lint
+test-all: lint test-ray
 	@python=$(PYTHON) && "$$python" -m pytest && DSMOE_BASE=0.5.4 "$$python" -m pytest
 
 test-matrix:
 	@python=$(PYTHON) && "$$python" scripts/matrix.py
+
+# The Ray source of get_hostfiles.py against a real Ray, in an environment of its own.
+test-ray:
+	@python=$(PYTHON) && scripts/test-ray.sh "$$python"
 
 lint:
 	@python=$(PYTHON) && "$$python" -m ruff check . && "$$python" -m ruff format --check .

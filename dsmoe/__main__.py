@@ -1,10 +1,4 @@
-"""The three front doors of an installed dsmoe, and what it is made of.
-
-python -m dsmoe apply-patch PATH ...     as python apply_patch.py
-python -m dsmoe get-hostfiles ...        as python get_hostfiles.py
-python -m dsmoe run NUM_GPUS ...         as ./run_deepspeed_benchmark.sh, in this environment
-python -m dsmoe --version [--json]     versions, licences and ids of the parts
-"""
+"""``python -m dsmoe``: see doors.py. This file is read by older Pythons too, to refuse them."""
 
 import sys
 
@@ -12,36 +6,7 @@ from dsmoe.requires import check_python
 
 check_python("dsmoe")
 
-USAGE = "usage: python -m dsmoe {apply-patch,get-hostfiles,run} ... | --version [--json] | --help"
-
-
-def main(argv: "list[str] | None" = None) -> int:
-    """Run one front door; its exit code. 2 for an unknown one."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    door, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if door == "apply-patch":
-        from dsmoe.patchset.cli import main as apply_patch
-
-        return apply_patch(rest)
-    if door == "get-hostfiles":
-        from dsmoe.hosts.cli import main as get_hostfiles
-
-        return get_hostfiles(rest)
-    if door == "run":
-        from dsmoe.benchmark.cli import main as run
-
-        return run(rest)
-    if door == "--version" and set(rest) <= {"--json"}:
-        from dsmoe.versions import show
-
-        return show(as_json=bool(rest))
-    if door in ("-h", "--help"):
-        print(__doc__)
-        print("each door has its own --help")
-        return 0
-    print(f"dsmoe: found {' '.join(arguments) or 'no arguments'}; {USAGE}", file=sys.stderr)
-    return 2
-
+from dsmoe.doors import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

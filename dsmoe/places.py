@@ -10,6 +10,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+#: The base of a run where $DSMOE_BASE names no other.
+DEFAULT_BASE = "bd3ebd"
+BASE_VARIABLE = "DSMOE_BASE"
+CHECKOUT_VARIABLE = "DSMOE_DEEPSPEED"
+
 _PACKAGE = Path(__file__).resolve().parent
 _DATA = _PACKAGE / "_data"
 
@@ -41,3 +46,17 @@ def work_folder() -> Path:
         return project_root() / "build"
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "dsmoe"
+
+
+def base_name() -> str:
+    """The base that is asked for: ``$DSMOE_BASE``, else bd3ebd."""
+    return os.environ.get(BASE_VARIABLE) or DEFAULT_BASE
+
+
+def checkout_folder() -> Path:
+    """``$DSMOE_DEEPSPEED``, else ``build/DeepSpeed`` (of base ``$DSMOE_BASE``: ``-NAME``)."""
+    named = os.environ.get(CHECKOUT_VARIABLE)
+    if named:
+        return Path(named).expanduser().absolute()
+    name = base_name()
+    return work_folder() / ("DeepSpeed" if name == DEFAULT_BASE else f"DeepSpeed-{name}")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the tests over several hosts need: ip, sshd, pdsh. Only as root on a system with
-# apt-get; elsewhere it says so and ends well, and those tests are skipped with their reason.
+# Installs what the tests over several hosts need: ip, sshd, pdsh, and Slurm's scontrol. Only as root
+# on a system with apt-get; elsewhere it says so and ends well, and those tests are skipped with their
+# reason.
 set -euo pipefail
 say() { printf '%s\n' "$*" >&2; }
 
@@ -9,6 +10,7 @@ command -v ip >/dev/null 2>&1 || packages="$packages iproute2"
 [ -x /usr/sbin/sshd ] || command -v sshd >/dev/null 2>&1 || packages="$packages openssh-server"
 command -v ssh >/dev/null 2>&1 || packages="$packages openssh-client"
 command -v pdsh >/dev/null 2>&1 || packages="$packages pdsh"
+command -v scontrol >/dev/null 2>&1 || packages="$packages slurm-client"
 [ -n "$packages" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     say "not installed:$packages (needs root and apt-get); tests over several hosts are skipped"

@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dsmoe import places  # noqa: E402
 from dsmoe.benchmark import checkout as checkouts  # noqa: E402
 from dsmoe.errors import DsmoeError  # noqa: E402
 from dsmoe.patchset import state  # noqa: E402
@@ -26,7 +27,7 @@ from dsmoe.patchset.base import Base, load_bases  # noqa: E402
 
 def pytest_configure(config: pytest.Config) -> None:
     place = checkouts.location()
-    if not os.environ.get(checkouts.VARIABLE):
+    if not os.environ.get(places.CHECKOUT_VARIABLE):
         found = state.describe(place).name if place.exists() else "missing"
         if found not in (state.APPLIED, state.APPLIED_EDITED):
             try:
@@ -48,10 +49,10 @@ def checkout() -> Path:
 
 
 def _base() -> Base:
-    name = os.environ.get(checkouts.BASE_VARIABLE)
-    if not name and os.environ.get(checkouts.VARIABLE):
+    name = os.environ.get(places.BASE_VARIABLE)
+    if not name and os.environ.get(places.CHECKOUT_VARIABLE):
         name = state.describe(checkouts.location()).base
-    return load_bases(name=name or checkouts.base_name())[0]
+    return load_bases(name=name or places.base_name())[0]
 
 
 @pytest.fixture(scope="session")

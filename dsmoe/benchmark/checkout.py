@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsmoe.errors import DsmoeError
-from dsmoe.patchset.base import DEFAULT_BASE, load_bases
+from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.state import APPLIED, describe
-from dsmoe.places import import_root, work_folder
+from dsmoe.places import CHECKOUT_VARIABLE, base_name, checkout_folder, import_root
 
-VARIABLE = "DSMOE_DEEPSPEED"
-BASE_VARIABLE = "DSMOE_BASE"
+location = checkout_folder
+VARIABLE = CHECKOUT_VARIABLE
 
 
 class CheckoutFailed(DsmoeError):
@@ -31,20 +31,6 @@ class Trees:
     deepspeed: str = ""
     base: dict[str, str] = field(default_factory=dict)
     result: dict[str, str] = field(default_factory=dict)
-
-
-def location() -> Path:
-    """``$DSMOE_DEEPSPEED``, else ``build/DeepSpeed`` (of base ``$DSMOE_BASE``: ``-NAME``)."""
-    named = os.environ.get(VARIABLE)
-    if named:
-        return Path(named).expanduser().absolute()
-    name = base_name()
-    return work_folder() / ("DeepSpeed" if name == DEFAULT_BASE else f"DeepSpeed-{name}")
-
-
-def base_name() -> str:
-    """The base that is asked for: ``$DSMOE_BASE``, else bd3ebd."""
-    return os.environ.get(BASE_VARIABLE) or DEFAULT_BASE
 
 
 def ensure(path: Path) -> None:

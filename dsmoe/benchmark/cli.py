@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import sys
+from pathlib import Path
 
 from dsmoe.benchmark import checkout, environment, launch, resume, run_case
-from dsmoe.benchmark.cluster import lay_out
+from dsmoe.benchmark.cluster import Layout, lay_out
 from dsmoe.benchmark.deepspeed_config import deepspeed_config
+from dsmoe.benchmark.hosts_check import head_facts, refuse_unfit
 from dsmoe.benchmark.interrupts import Interrupted, StopSignals
-from dsmoe.benchmark.machine import Machine, this_machine
+from dsmoe.benchmark.machine import Machine, machine_of, this_machine
 from dsmoe.benchmark.options import RUN_FAILED, check_device, chosen_cases, parser
 from dsmoe.benchmark.report_table import print_report
 from dsmoe.benchmark.results import RECORDS, ROWS
 from dsmoe.benchmark.run_folder import DEEPSPEED
 from dsmoe.benchmark.suites import Case
 from dsmoe.errors import DsmoeError, EnvironmentProblem, UsageError
-from dsmoe.places import work_folder
+from dsmoe.hosts.host import Host
+from dsmoe.hosts.hostfile import read_hostfile
+from dsmoe.hosts.identity import is_this_machine
+from dsmoe.output import needs_no_reader
+from dsmoe.places import import_root, work_folder
 
 
 def run(options: argparse.Namespace, stop: StopSignals) -> int:
     for name in ("model", "global_batch", "device_memory"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for --plan alone; leave it out")
-    machine = this_machine()
+    machine = head_machine(options)
     cases = chosen_cases(options, machine.device)
     available = None if options.hostfile else machine.hardware.get("device_count")
-    check_device(cases, machine.device, available)
+    try:
+        check_device(cases, machine.device, available)
+    except UsageError as error:
+        if not options.dry_run:
+            raise
+        print(f"# not to be run here: {error}")
+        machine = dataclasses.replace(machine, device="cuda")
     layouts = [lay_out(options.hostfile, case.parallel.processes) for case in cases]
     if options.port:
         launch.check_port(options.port)
@@ -47,10 +60,38 @@ def run(options: argparse.Namespace, stop: StopSignals) -> int:
     if options.hostfile:
         names = max((layout.names for layout in layouts), key=len)
         step(f"hosts of {options.hostfile}: {', '.join(names)}")
+        check_layout(max(layouts, key=lambda layout: layout.hosts), place)
     codes = []
     for case in cases:
         codes.append(run_one(case, machine, trees, settings, options, stop))
     return max(codes)
+
+
+def head_machine(options: argparse.Namespace) -> Machine:
+    """Where the processes run: this machine, or the head of the host file as it says itself.
+
+    A login machine, from which a run may be started, is often of another kind.
+    """
+    if options.hostfile is None or options.dry_run:
+        return this_machine()
+    head = read_hostfile(options.hostfile)[0].name
+    if is_this_machine(head):
+        return this_machine()
+    step(f"asking {head}, the head of {options.hostfile}")
+    facts = head_facts(head, options.hostfile, import_root(), checkout.location())
+    return machine_of(facts)
+
+
+def check_layout(layout: Layout, place: Path) -> None:
+    """The environment check of a run's hosts, unless it runs on this machine alone.
+
+    Raises EnvironmentProblem; what is no reason to stop is printed.
+    """
+    if layout.hostfile is None or (layout.hosts == 1 and is_this_machine(layout.names[0])):
+        return
+    hosts = [Host(name, layout.devices) for name in layout.names]
+    for line in refuse_unfit(hosts, layout.hostfile, import_root(), place):
+        print(f"  warning: {line}")
 
 
 def run_one(
@@ -133,6 +174,7 @@ def step(words: str) -> None:
     print(f"== {words}", flush=True)
 
 
+@needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
     try:

@@ -6,7 +6,6 @@ not right. Exit code 0 where nothing failed, else 8.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -15,11 +14,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dsmoe.arguments import OneLineParser
 from dsmoe.benchmark import checkout
 from dsmoe.benchmark.checks import FAIL, NOTE, OK, Check, as_json, failures, table
 from dsmoe.errors import DsmoeError, EnvironmentProblem
+from dsmoe.output import needs_no_reader
 from dsmoe.patchset import state
 from dsmoe.places import import_root
+from dsmoe.requires import torch_problem
 
 FAILED = EnvironmentProblem.exit_code
 PYTHONS = ((3, 8), (3, 13))  # 3.8: the era stack, docs/compatibility.md
@@ -58,6 +60,11 @@ def torch_checks() -> list[Check]:
     """torch, the device, and the library that the processes speak through."""
     try:
         import torch
+
+        old = torch_problem(torch.__version__)
+        if old:
+            found, _, mend = old.partition(": ")
+            return [Check("torch", FAIL, found, mend)]
         import torch.distributed as dist
     except ImportError as error:
         mend = "run ./run_deepspeed_benchmark.sh, which sets it up, or install requirements.txt"
@@ -154,9 +161,10 @@ def disk_check(output: Path) -> Check:
     return Check("disk", OK, found)
 
 
+@needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m dsmoe.benchmark.environment",
         description="Check what a run needs: here, and on the hosts of a host file.",
     )
@@ -164,8 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--hostfile", type=Path, metavar="FILE", help="check its hosts too, through ssh")
     add("--output", type=Path, default=Path("results"), metavar="DIR", help="of results")
     add("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         checks = _all_checks(options.hostfile, options.output)
     except DsmoeError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ project's folder and the checkout's.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -23,7 +24,16 @@ def torch_facts() -> dict:
         import torch
     except ImportError as error:
         return {"torch": None, "torch_error": str(error)}
-    return {"torch": torch.__version__, "gpus": torch.cuda.device_count()}
+    facts = {"torch": torch.__version__, "gpus": torch.cuda.device_count()}
+    if facts["gpus"]:
+        properties = torch.cuda.get_device_properties(0)
+        facts["device_name"] = properties.name
+        facts["device_memory_bytes"] = properties.total_memory
+        facts["cuda"] = str(torch.version.cuda)
+    else:
+        facts["device_name"] = platform.processor() or platform.machine()
+        facts["cores"] = os.cpu_count()
+    return facts
 
 
 def free_gpus() -> int | None:

@@ -13,6 +13,7 @@ from typing import Any, Sequence
 
 from dsmoe.benchmark import host_probe
 from dsmoe.benchmark.checks import FAIL, NOTE, OK, Check
+from dsmoe.errors import EnvironmentProblem
 from dsmoe.hosts.host import Host
 
 CONNECT_SECONDS = 10
@@ -20,6 +21,7 @@ CONNECT_SECONDS = 10
 ANSWER_SECONDS = 120
 CLOCK_SECONDS = 2.0
 AT_ONCE = 32
+FREE_GPUS, CLOCK = "free GPUs", "clock"
 
 
 def check_hosts(hosts: Sequence[Host], project: Path, checkout: Path) -> list[Check]:
@@ -35,6 +37,37 @@ def check_hosts(hosts: Sequence[Host], project: Path, checkout: Path) -> list[Ch
     for host, answer in zip(hosts, answers):
         checks += _host_checks(host, answer, here)
     return checks
+
+
+def head_facts(name: str, hostfile: Path, project: Path, checkout: Path) -> dict[str, Any]:
+    """What host ``name`` says of itself. Raises EnvironmentProblem where it says nothing."""
+    answer = _ask(name, project, checkout)
+    facts = answer.facts or {}
+    if facts.get("torch") is None:
+        why = answer.error or facts.get("torch_error")
+        raise EnvironmentProblem(f"{name}: {why}; {_more(hostfile)}")
+    return facts
+
+
+def refuse_unfit(hosts: Sequence[Host], hostfile: Path, project: Path, checkout: Path) -> list[str]:
+    """What is wrong with ``hosts`` and no reason to stop, a line each: busy GPUs, clocks.
+
+    Raises EnvironmentProblem for the first of what makes a run fail, or measure something else.
+    """
+    bad = [c for c in check_hosts(hosts, project, checkout) if c.state == FAIL]
+    fatal = [check for check in bad if check.what not in (FREE_GPUS, CLOCK)]
+    if fatal:
+        first, more = fatal[0], f" ({len(fatal) - 1} more)" if len(fatal) > 1 else ""
+        raise EnvironmentProblem(
+            f"{first.host}: {first.what}: {first.found}{more}; {first.mend}; {_more(hostfile)}"
+        )
+    return [f"{check.host}: {check.what}: {check.found}; {check.mend}" for check in bad]
+
+
+def _more(hostfile: Path) -> str:
+    return (
+        f"all checks: python -m dsmoe.benchmark.environment --hostfile {shlex.quote(str(hostfile))}"
+    )
 
 
 class _Answer:
@@ -126,12 +159,12 @@ def _tree(facts: dict[str, Any], own: dict[str, Any], name: str) -> Check:
 
 
 def _gpus(host: Host, facts: dict[str, Any]) -> Check:
-    what, gpus, free = "free GPUs", facts.get("gpus", 0), facts.get("free_gpus")
+    what, gpus, free = FREE_GPUS, facts.get("gpus", 0), facts.get("free_gpus")
     if not gpus:
         return Check(what, NOTE, f"no GPU: {host.slots} CPU processes", host=host.name)
     found = f"{'?' if free is None else free} of {gpus}, {host.slots} asked for"
     if gpus < host.slots:
-        return Check(what, FAIL, found, "correct the slots in the host file", host.name)
+        return Check("GPUs", FAIL, found, "correct the slots in the host file", host.name)
     if free is not None and free < host.slots:
         mend = f"end what uses them: nvidia-smi on {host.name} lists it"
         return Check(what, FAIL, found, mend, host.name)
@@ -142,5 +175,5 @@ def _clock(answer: _Answer, name: str) -> Check:
     found = f"{answer.ahead:+.1f} s, give or take {answer.doubt:.1f}"
     if abs(answer.ahead) - answer.doubt > CLOCK_SECONDS:
         # Times in rows and logs would not agree; make and caches take old files for new ones.
-        return Check("clock", FAIL, found, "set the clock: an NTP service", name)
-    return Check("clock", OK, found, host=name)
+        return Check(CLOCK, FAIL, found, "set the clock: an NTP service", name)
+    return Check(CLOCK, OK, found, host=name)

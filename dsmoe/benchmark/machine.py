@@ -22,6 +22,21 @@ class Machine:
     versions: dict[str, str]
 
 
+def machine_of(facts: dict[str, Any]) -> Machine:
+    """Another host, by what host_probe.py says there."""
+    versions = {"python": facts["python"], "torch": facts["torch"], "dsmoe": __version__}
+    name = facts["device_name"]
+    if not facts["gpus"]:
+        hardware = {"device_name": name, "cores": facts["cores"]}
+        return Machine("cpu", "cpu", hardware, versions)
+    hardware = {
+        "device_name": name,
+        "device_count": facts["gpus"],
+        "device_memory_bytes": facts["device_memory_bytes"],
+    }
+    return Machine("cuda", name.replace(" ", "-"), hardware, {**versions, "cuda": facts["cuda"]})
+
+
 def this_machine(instance: str | None = None) -> Machine:
     """This host as torch sees it. Raises EnvironmentProblem where torch is missing."""
     try:

@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from dsmoe.arguments import OneLineParser
 from dsmoe.benchmark.comparison import (
     compare,
     load_reference,
@@ -18,10 +19,11 @@ from dsmoe.benchmark.errors import ResultsError
 from dsmoe.benchmark.figure import draw_comparison, draw_cpu, save
 from dsmoe.benchmark.results import read_records
 from dsmoe.errors import DsmoeError
+from dsmoe.output import needs_no_reader
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = OneLineParser(
         prog="python -m dsmoe.benchmark.plot",
         description="Draw throughput against GPUs beside the reference published with the artifact "
         "(dsmoe/benchmark/reference.json). CPU runs are never part of that figure.",
@@ -55,11 +57,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+@needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
-    options = parser().parse_args(arguments)
     try:
-        return run(options)
+        return run(parser().parse_args(arguments))
     except DsmoeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -5,7 +5,6 @@ The page has everything in it: no script, no outside resource, nothing to load.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Sequence
 
+from dsmoe.arguments import OneLineParser
 from dsmoe.benchmark.charts import line_chart, load_chart
 from dsmoe.benchmark.comparison import records_file
 from dsmoe.benchmark.errors import ResultsError
@@ -20,6 +20,7 @@ from dsmoe.benchmark.record import RunRecord
 from dsmoe.benchmark.report_table import report_lines
 from dsmoe.benchmark.results import read_records
 from dsmoe.errors import DsmoeError
+from dsmoe.output import needs_no_reader
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--soft:#767676;--mark:#1b6ca8;
@@ -154,16 +155,17 @@ def write_page(results: Path, output: Path) -> None:
         raise ResultsError(f"{output}: the page was not written: {error.strerror}") from error
 
 
+@needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m dsmoe.benchmark.report",
         description="Make one self-contained HTML page of a results folder.",
     )
     parser.add_argument("results", type=Path, metavar="RESULTS", help="a folder or a .jsonl file")
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         write_page(options.results, options.output)
     except DsmoeError as error:
         print(f"error: {error}", file=sys.stderr)

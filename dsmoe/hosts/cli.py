@@ -6,13 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, Sequence
+from typing import Any, Sequence
 
+from dsmoe.arguments import OneLineParser
 from dsmoe.errors import DsmoeError, UsageError
 from dsmoe.hosts import choose, identity, probe, writer
 from dsmoe.hosts.errors import HostProblem
 from dsmoe.hosts.found import Found, settle
 from dsmoe.hosts.host import Host, check_slots
+from dsmoe.output import needs_no_reader
 
 EPILOG = """\
 examples:
@@ -35,14 +37,9 @@ exit codes:
 After any of 2 to 8 the old files are as they were."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    result = _Parser(
+    result = OneLineParser(
         prog="get_hostfiles.py",
         description="Write the host files that the DeepSpeed launcher needs for several hosts.",
         epilog=EPILOG,
@@ -83,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+@needs_no_reader
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code that its help lists."""
     as_json = "--json" in argv

@@ -46,6 +46,12 @@ def refuse_same_machine(
     return warnings
 
 
+def is_this_machine(name: str) -> bool:
+    """Whether ``name`` is this machine's own, or resolves to one of its addresses."""
+    own = socket.gethostname()
+    return name in ("localhost", own, own.partition(".")[0]) or _THIS_MACHINE in _marks(name)
+
+
 def _resolve_all(names: Sequence[str], seconds: float) -> dict[str, set[str]]:
     marks: dict[str, set[str]] = {name: set() for name in names}
     waiting = list(names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from dsmoe.hosts.errors import HostProblem
 from dsmoe.hosts.host import Host
 from dsmoe.hosts.hostfile import read_hostfile
 from dsmoe.hosts.launcher_check import MARK
+from dsmoe.places import checkout_folder, project_root
 
 IMPORT_SECONDS = 120
 OWN = "the strict reader"
@@ -22,14 +24,18 @@ LAUNCHER = "deepspeed.launcher.runner.fetch_hostfile"
 def check_files(folder: Path, expected: Mapping[str, Sequence[Host]]) -> tuple[list[str], str]:
     """Read every file of ``expected`` in ``folder`` back; return who read them, and a warning.
 
-    The warning is "" unless DeepSpeed is installed and cannot be imported. Raises HostProblem if a
+    The launcher is that of an importable DeepSpeed, else that of the project's checkout, if it is
+    there. The warning is "" unless it is there and cannot be imported. Raises HostProblem if a
     reader sees other hosts than were meant: a bug here, caught before any file is replaced.
     """
     for name, hosts in expected.items():
         _compare(OWN, name, list(read_hostfile(folder / name)), list(hosts))
+    place = None
     if not _deepspeed_installed():
-        return [OWN], ""
-    answer = _ask_launcher(folder)
+        place = checkout_folder()
+        if not (place / "deepspeed" / "launcher" / "runner.py").is_file():
+            return [OWN], ""
+    answer = _ask_launcher(folder, place)
     if "error" in answer:
         reason = " ".join(str(answer["error"]).split())[:160]
         return [OWN], f"'import deepspeed' fails, so its own parser was not asked: {reason}"
@@ -54,11 +60,24 @@ def _deepspeed_installed() -> bool:
     return spec is not None and spec.origin is not None
 
 
-def _ask_launcher(folder: Path) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).with_name("launcher_check.py")), str(folder)]
+def _python() -> str:
+    """One that has torch, which DeepSpeed imports: this one, else that of ``.venv``."""
+    made = project_root() / ".venv" / "bin" / "python"
+    if importlib.util.find_spec("torch") is None and made.is_file():
+        return str(made)
+    return sys.executable
+
+
+def _ask_launcher(folder: Path, checkout: Path | None) -> dict[str, Any]:
+    command = [_python(), str(Path(__file__).with_name("launcher_check.py")), str(folder)]
+    environment = dict(os.environ)
+    if checkout is not None:
+        paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
     try:
         done = subprocess.run(
             command,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

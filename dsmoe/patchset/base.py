@@ -14,8 +14,6 @@ from typing import Any
 from dsmoe.patchset.errors import UsageError
 from dsmoe.places import project_root
 
-DEFAULT_BASE = "bd3ebd"
-
 
 @dataclass(frozen=True)
 class Base:

@@ -13,8 +13,9 @@ from typing import Any, NoReturn, Sequence
 
 from dsmoe.patchset import apply as commands
 from dsmoe.patchset import state as states
-from dsmoe.patchset.base import DEFAULT_BASE, Base, load_bases
+from dsmoe.patchset.base import Base, load_bases
 from dsmoe.patchset.errors import EXIT_CODES, DsmoeError, EnvironmentProblem, UsageError
+from dsmoe.places import DEFAULT_BASE
 
 _EXAMPLES = """examples:
   python apply_patch.py ~/efs/DeepSpeed                    apply to a clone at bd3ebd

@@ -17,8 +17,10 @@ from dsmoe.benchmark.rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 # The front door with a suite of tiny cases; the checkout is taken as it is, as conftest does.
+# A shell starts background jobs with SIGINT ignored; the tests shall not depend on that.
 FRONT = """
-import dataclasses, json, sys
+import dataclasses, json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from dsmoe.benchmark import checkout, cli, suites
 from dsmoe.benchmark.suites import Case, ModelCase, Parallel
 model = ModelCase("tiny", 16, 2, 2, heads=2, sequence=16, vocab=260)

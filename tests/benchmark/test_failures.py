@@ -75,6 +75,17 @@ def test_an_interrupt_ends_all_processes_and_keeps_what_was_finished(
     assert "Traceback" not in said
 
 
+def test_a_run_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
+    run = FrontDoor(tmp_path / "out", "1")
+    assert run.process.stdout is not None and run.process.stderr is not None
+    run.process.stdout.readline()
+    run.process.stdout.close()  # as "| head -1" does
+    run.process.stderr.close()
+    assert run.process.wait(120) == 0
+    [record] = run.records()
+    assert record.status == "ok"
+
+
 def test_no_rank_outlives_a_killed_front_door(tmp_path: Path) -> None:
     run = FrontDoor(tmp_path / "out", "1", changes=LONG)
     run.wait_for_iterations()

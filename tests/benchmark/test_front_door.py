@@ -101,6 +101,18 @@ def test_a_dry_run_prints_a_command_that_a_shell_reads_back(tmp_path: Path, caps
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_a_case_for_gpus_needs_none(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "this_machine", lambda: Machine("cpu", "cpu", {}, {}))
+    (tmp_path / "hosts").write_text("a slots=8\nb slots=8\n")
+    options = ["--suite", "artifact", "--dry-run", "--output", str(tmp_path / "out")]
+    assert cli.main(["16", *options, "--hostfile", str(tmp_path / "hosts")]) == 0
+    note, what, _, config, command = capsys.readouterr().out.splitlines()
+    assert note.startswith("# not to be run here: suite artifact needs GPUs")
+    assert "artifact 4.5B on 16 GPU(s)" in what and json.loads(config[1:])["fp16"]["enabled"]
+    assert "--num_nodes 2 --num_gpus 8" in command
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

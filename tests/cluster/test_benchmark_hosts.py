@@ -142,7 +142,7 @@ def test_processes_that_do_not_fill_hosts(tmp_path: Path, capsys) -> None:
         assert cli.main([processes, *options]) == 0
         line = capsys.readouterr().out.splitlines()[-1]
         assert f"--num_nodes 1 --num_gpus {processes}" in line and "--master_addr" not in line
-    (tmp_path / "hosts").write_text("n1 slots=3\nn2 slots=3\n")
+    (tmp_path / "hosts").write_text("localhost slots=3\nn2 slots=3\n")
     assert cli.main(["4", "--suite", "smoke", "--hostfile", str(tmp_path / "hosts")]) == 2
     error = capsys.readouterr().err
     assert "4 processes do not fill hosts of 3 slots" in error and error.count("\n") == 1

@@ -77,7 +77,7 @@ def test_this_machine_by_nvidia_smi_and_without_gpus(tmp_path: Path) -> None:
     lists = _stand_in(
         tmp_path / "two", "echo 'GPU 0: H (UUID: a)'; echo 'GPU 1: H'; echo '  MIG 1g'"
     )
-    broken = {"PYTHONPATH": str(tmp_path)}
+    broken = {"PYTHONPATH": str(tmp_path), "DSMOE_DEEPSPEED": "/nonexistent"}
     report = _report(tmp_path, "--from", "local", PATH=lists, **broken)
     assert report["hosts"] == [{"name": "localhost", "slots": 2}]
     assert report["device"] == "gpu" and "nvidia-smi" in report["reason"]
@@ -162,7 +162,11 @@ def test_mixed_slots_and_two_names_on_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("slots, code", [("8", 0), ("9", 3)])
-def test_the_launchers_own_parser_is_asked(slots: str, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variable", ["PYTHONPATH", "DSMOE_DEEPSPEED"])
+def test_the_launchers_own_parser_is_asked(
+    variable: str, slots: str, code: int, tmp_path: Path
+) -> None:
+    """That of an importable DeepSpeed, else that of the project's checkout."""
     # A stand-in launcher that reads every host as "10.0.0.1 with 8 slots".
     launcher = tmp_path / "lib" / "deepspeed" / "launcher"
     launcher.mkdir(parents=True)
@@ -171,7 +175,7 @@ def test_the_launchers_own_parser_is_asked(slots: str, code: int, tmp_path: Path
     (launcher / "runner.py").write_text(
         "print('noise')\ndef fetch_hostfile(path):\n    return {'10.0.0.1': 8}\n"
     )
-    env = {"PYTHONPATH": str(tmp_path / "lib")}
+    env = {"PYTHONPATH": "", variable: str(tmp_path / "lib")}
     (tmp_path / "hostfile").write_text("old slots=1\n")
     done = _run(tmp_path, "--hosts", "10.0.0.1", "--slots", slots, **env)
     assert done.returncode == code, done.stderr

@@ -44,8 +44,9 @@ def _child(body: str, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.fixture(autouse=True)
 def _no_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Where it is installed, asking its parser takes 2 s a write; test_hostfiles_command.py asks.
+    # Where it is there, asking its parser takes 2 s a write; test_hostfiles_command.py asks.
     monkeypatch.setitem(sys.modules, "deepspeed", None)
+    monkeypatch.setenv("DSMOE_DEEPSPEED", "/nonexistent")
 
 
 @pytest.fixture

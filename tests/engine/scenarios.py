@@ -7,6 +7,7 @@ same global batch.
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import deepspeed
@@ -73,11 +74,7 @@ def tokens(scenario: dict[str, Any], micro_batches: int) -> torch.Tensor:
 
 def build(scenario: dict[str, Any]) -> MoELM:
     """The model of a scenario; makes the groups of its expert parallel size anew."""
-    for name in ("_MODEL", "_EXPERT", "_EXPERT_DATA", "_DATA"):
-        old = getattr(groups, f"{name}_PARALLEL_GROUP")
-        if old is not None:
-            dist.destroy_process_group(old)
-        setattr(groups, f"{name}_PARALLEL_GROUP", None)
+    end_groups()
     groups.initialize(ep_size=scenario["expert_parallel"])
     model = MoELM(MoELMConfig(**{**MODEL, **scenario["model"]}), seed=scenario["seed"])
     if scenario["compile"] is not None:
@@ -154,7 +151,35 @@ def train(scenario: dict[str, Any]) -> dict[str, Any]:
     engine = start_engine(scenario)
     start = whole_weights(engine.module)
     result = train_steps(engine, scenario, 0, scenario["steps"])
-    return {**result, "start": start, "weights": whole_weights(engine.module)}
+    result = {**result, "start": start, "weights": whole_weights(engine.module)}
+    end(engine)
+    return result
+
+
+def end(engine: Any) -> None:
+    """Ends the process groups of an engine, each of which has threads that wake all the time.
+
+    Hooks in autograd's graph hold ZeRO's optimizer, so that no collector ever frees it: hundreds
+    of engines in one process would keep the machine busy with waking.
+    """
+    parts = [engine, engine.optimizer, getattr(engine.optimizer, "optimizer", None)]
+    for part in filter(None, parts):
+        vars(part).clear()
+    end_groups()
+    gc.collect()
+    c10d = dist.distributed_c10d
+    known = c10d._world.pg_map if hasattr(c10d, "_world") else c10d._pg_map
+    for group in list(known):
+        if group is not c10d._get_default_group():
+            dist.destroy_process_group(group)
+
+
+def end_groups() -> None:
+    for name in ("_MODEL", "_EXPERT", "_EXPERT_DATA", "_DATA"):
+        old = getattr(groups, f"{name}_PARALLEL_GROUP")
+        if old is not None:
+            dist.destroy_process_group(old)
+        setattr(groups, f"{name}_PARALLEL_GROUP", None)
 
 
 def train_all(scenarios: list[dict[str, Any]]) -> list[dict[str, Any]]:
