@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
-import io
 import json
 import sys
 from pathlib import Path
 from typing import Any, NoReturn, Sequence
 
+from dsmoe.output import needs_no_reader
 from dsmoe.patchset import apply as commands
 from dsmoe.patchset import state as states
 from dsmoe.patchset.base import Base, load_bases
@@ -78,13 +77,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@needs_no_reader
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code of the table in errors.py."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file name need not fit the terminal
-            stream.reconfigure(errors="backslashreplace")
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:  # a file name need not fit the terminal
+            reconfigure(errors="backslashreplace")
     try:
         report = _run(make_parser().parse_args(arguments))
     except DsmoeError as error:
@@ -126,8 +127,7 @@ def _failed(error: DsmoeError, as_json: bool) -> int:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     def say(text: str) -> None:
         if not options.json:
-            with contextlib.suppress(BrokenPipeError):  # a reader that left stops no move
-                print(text, flush=True)
+            print(text, flush=True)
 
     if options.to and not options.export:
         raise UsageError("--to belongs to --export")
