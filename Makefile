@@ -2,7 +2,7 @@
 PYTHON = $$(scripts/setup.sh dev)
 # What make test runs on the other base; make test-all runs everything on both.
 SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py
-.PHONY: test test-all test-matrix test-ray lint series
+.PHONY: test test-all test-matrix test-ray bench bench-gpu lint series
 
 test: lint
 	@python=$(PYTHON) && "$$python" -m pytest -m "not slow" && \
@@ -17,6 +17,13 @@ test-matrix:
 # The Ray source of get_hostfiles.py against a real Ray, in an environment of its own.
 test-ray:
 	@python=$(PYTHON) && scripts/test-ray.sh "$$python"
+
+# The fast path against the reference path, on this machine; the GPU cases (docs/performance.md).
+bench:
+	@python=$(PYTHON) && PYTHONPATH="$(CURDIR)" "$$python" -m dsmoe.benchmark.speed
+
+bench-gpu:
+	@python=$(PYTHON) && scripts/bench-gpu.sh "$$python"
 
 lint:
 	@python=$(PYTHON) && "$$python" -m ruff check . && "$$python" -m ruff format --check .
