@@ -1,7 +1,8 @@
 # make test: sets up what is missing, then the tests. See README.md.
 PYTHON = $$(scripts/setup.sh dev)
 # What make test runs on the other base; make test-all runs everything on both.
-SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py
+SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py \
+	tests/engine/test_flat_gradients.py
 .PHONY: test test-all test-matrix test-ray bench bench-gpu lint series
 
 test: lint

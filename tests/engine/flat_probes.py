@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from deepspeed.utils import timer
-from scenarios import build, full, start_engine, train_steps, whole_weights
+from scenarios import build, end, engine_config, full, start_engine, train_steps, whole_weights
 
 
 def summed_gradients(scenario: dict[str, Any]) -> dict[str, float]:
@@ -30,8 +30,11 @@ def summed_gradients(scenario: dict[str, Any]) -> dict[str, float]:
 
     zero.optimizer.step = watched
     train_steps(engine, scenario, 0, 1)
-    expected = torch.cat([sums[id(p)].view(-1) for g in zero.bit16_groups for p in g])
-    found = torch.cat([g[: sum(p.numel() for p in ps)] for g, ps in zip(seen, zero.bit16_groups)])
+    # release 0.5.4's name is the second
+    groups = zero.bit16_groups if hasattr(zero, "bit16_groups") else zero.fp16_groups
+    expected = torch.cat([sums[id(p)].view(-1) for g in groups for p in g])
+    found = torch.cat([g[: sum(p.numel() for p in ps)] for g, ps in zip(seen, groups)])
+    end(engine)
     return {"apart": float((found - expected).norm() / expected.norm())}
 
 
@@ -51,6 +54,7 @@ def waits_for_the_device(scenario: dict[str, Any], first: int, last: int) -> int
         train_steps(engine, scenario, first, last)
     finally:
         cuda.synchronize = real
+    end(engine)
     return len(calls)
 
 
@@ -74,14 +78,14 @@ def overflow(scenario: dict[str, Any]) -> dict[str, Any]:
     after = whole_weights(engine.module)
     finite = all(bool(torch.isfinite(w).all()) for w in after.values())
     moved = any(not torch.equal(after[n], before[n]) for n in before)
-    return {**result, "then": finite and moved and engine.skipped_steps == 1}
+    result["then"] = finite and moved and engine.skipped_steps == 1
+    end(engine)
+    return result
 
 
 def start_error(config: dict[str, Any]) -> str:
     """What starting an engine with ``config`` laid over stage 2's raises; empty if it starts."""
     scenario = full({"flat": True})
-    from scenarios import engine_config
-
     zero = {**engine_config(scenario)["zero_optimization"], **config}
     try:
         start_engine({**scenario, "config": {"zero_optimization": zero}})
