@@ -21,6 +21,9 @@ from dsmoe.benchmark.suites import MODELS, Case, ModelCase, Parallel
 
 # The count is of the same tensors; what is left is scalars and the fused kernel's own scratch.
 TOLERANCE = 0.01
+# With flat gradients the reduction runs beside the next micro-batch, and from run to run one
+# message's worth of bytes more or less was seen at the peak (1.6 % of these small cases).
+TOLERANCE_BESIDE = 0.03
 MODEL = ModelCase("plan", 64, 4, 4, heads=4, sequence=64, vocab=1000)
 BASE = Case(
     "plan", MODEL, Parallel(2, 2), 16, 2, "fp32", remat=False, dropout=0.0, optimizer="adamw"
@@ -89,7 +92,8 @@ def test_the_plan_is_what_a_real_step_takes(
     name: str, planned: dict[str, dict[str, Any]], measured: dict[str, dict[str, Any]]
 ) -> None:
     plan, real = planned[name], measured[name]
-    assert plan["peak"] == pytest.approx(real["peak"], rel=TOLERANCE)
+    tolerance = TOLERANCE_BESIDE if CASES[name].flat_gradients else TOLERANCE
+    assert plan["peak"] == pytest.approx(real["peak"], rel=tolerance)
     assert sum(plan["kinds"].values()) == plan["peak"]
     assert all(plan["most"][kind] >= size for kind, size in plan["kinds"].items())
     # The experts' exchange is the real model's, to the byte.
