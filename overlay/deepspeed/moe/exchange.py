@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .sharded_moe import _AllToAll
 
-_HAS_OPERATORS = hasattr(torch.library, "custom_op")  # torch 2.4
+_HAS_OPERATORS = hasattr(getattr(torch, "library", None), "custom_op")  # torch 2.4
 
 
 def group_name(group: Any) -> str | None:
