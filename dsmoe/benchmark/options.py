@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from dsmoe.arguments import OneLineParser
 from dsmoe.benchmark.run_case import TIME_OUT_SECONDS
 from dsmoe.benchmark.suites import (
     ADAFACTOR_MODES,
     MOE_LAYERS,
     OPTIMIZERS,
+    PAPER_SUITES,
     PRECISIONS,
     SUITES,
     Case,
+    ModelCase,
     find_case,
 )
 from dsmoe.errors import UsageError
@@ -34,16 +37,9 @@ exit codes: 0 the run finished, {RUN_FAILED} it failed (a row with -1 and the re
 results cannot be written; docs/exit-codes.md has them all. Ctrl-C ends every process: 130."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; the whole usage is what --help is for."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of the front door; it raises UsageError where argparse would print the usage."""
-    top = _Parser(
+    top = OneLineParser(
         prog="run_deepspeed_benchmark.sh",
         description="Train DeepSpeed's MoE language model and record how fast it went.",
         epilog=EXAMPLES,
@@ -64,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--micro-batches", type=_count, metavar="N", help="accumulated in one iteration")
     add("--micro-batch-size", type=_count, metavar="N", help="sequences of one, on one process")
     add("--expert-parallel", type=_count, metavar="N", help="processes that share the experts")
+    add("--num-experts", type=_count, metavar="N", help="of a mixture layer; not of the paper's")
     add("--optimizer", choices=OPTIMIZERS)
     add(
         "--moe-layer",
@@ -174,6 +171,7 @@ def with_options(case: Case, options: argparse.Namespace) -> Case:
         "expert_parallel": options.expert_parallel,
     }
     changes = {
+        "model": _model(case, options.num_experts),
         "parallel": dataclasses.replace(case.parallel, **_given(parallel)),
         "precision": options.precision,
         "remat": options.remat,
@@ -204,6 +202,18 @@ def with_options(case: Case, options: argparse.Namespace) -> Case:
     if options.adafactor_mode and (options.optimizer or case.optimizer) != "adafactor":
         raise UsageError("--adafactor-mode is for --optimizer adafactor alone; leave one out")
     return dataclasses.replace(case, **_given(changes))
+
+
+def _model(case: Case, experts: int | None) -> ModelCase | None:
+    """The case's model with another number of experts, under a name that says so."""
+    if experts is None:
+        return None
+    if case.suite in PAPER_SUITES:
+        raise UsageError(
+            f"--num-experts: the models of suite {case.suite} are the paper's, and its figure is "
+            "drawn from them; take --suite tuned or smoke"
+        )
+    return dataclasses.replace(case.model, name=f"{case.model.name}-E{experts}", experts=experts)
 
 
 def _micro_batches(case: Case, options: argparse.Namespace) -> int | None:

@@ -11,12 +11,11 @@ from typing import Any, Sequence
 
 from dsmoe.benchmark.errors import ResultsError
 from dsmoe.benchmark.flops import tflops
-from dsmoe.benchmark.suites import Case
+from dsmoe.benchmark.suites import PAPER_SUITES, Case
 
 SCHEMA = 1
 PAPER_EXPERIMENT = "e2e"
 PAPER_MODEL = "moe"
-PAPER_SUITES = ("artifact", "paper")
 METHOD = "deepspeed"
 REASON_LENGTH = 500
 

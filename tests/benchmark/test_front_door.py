@@ -169,6 +169,10 @@ def test_options_change_the_case_and_nothing_else() -> None:
     config = deepspeed_config(case, "cuda", ("/events", "run"))
     assert config["train_batch_size"] == 1024 and config["bfloat16"] == {"enabled": True}
     assert config["tensorboard"] == {"enabled": True, "output_path": "/events", "job_name": "run"}
+    [case] = cases("1", "--suite", "tuned", "--num-experts", "64")
+    assert (case.model.name, case.model.experts, case.model.hidden) == ("380M-E64", 64, 768)
+    with pytest.raises(UsageError, match="the models of suite artifact are the paper's"):
+        cases("1", "--num-experts", "64")
     [case] = cases("1", "--adafactor-mode", "artifact")
     params = deepspeed_config(case, "cuda")["optimizer"]["params"]
     assert (params["mode"], params["relative_step"]) == ("artifact", True)

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dsmoe.benchmark import checkout, cli
 from dsmoe.benchmark.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.launch import free_port
+from dsmoe.benchmark.options import chosen_cases, parser
 from dsmoe.benchmark.plan import worker
+from dsmoe.benchmark.results import read_records
 from dsmoe.benchmark.suites import MODELS, Case, ModelCase, Parallel
 
 # The count is of the same tensors; what is left is scalars and the fused kernel's own scratch.
@@ -62,6 +65,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     script = Path(__file__).with_name("plan_measured.py")
     port = str(free_port())
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common["CUDA_VISIBLE_DEVICES"] = ""  # a plan for the CPU, also where there are GPUs
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), str(file)],
@@ -145,3 +149,18 @@ def test_a_plan_of_a_thousand_gpus_needs_none(capsys, monkeypatch) -> None:
 )
 def test_plans_that_cannot_be_made(arguments: list[str], expected: str, capsys) -> None:
     assert cli.main(arguments) == 2 and expected in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("suite", ["artifact", "tuned"])
+def test_the_plan_is_what_a_gpu_takes(suite: str, tmp_path: Path) -> None:
+    """One iteration of the suite's case for one GPU, as it is but for small micro-batches."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and there is none")
+    arguments = ["--suite", suite, "--micro-batch-size", "8", "--steps", "1", "--warmup", "1"]
+    assert cli.main(["1", *arguments, "--output", str(tmp_path)]) == 0
+    [record] = read_records(tmp_path / "results_e2e.jsonl")
+    [case] = chosen_cases(parser().parse_args(["1", *arguments]), "cuda")
+    spec = {"case": case.to_dict(), "config": deepspeed_config(case, "cuda"), "device": "cuda"}
+    [plan] = worker([spec])
+    assert plan["peak"] == pytest.approx(record.peak_memory_bytes, rel=0.1)

@@ -13,7 +13,9 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.moe.lm import MoELM, MoELMConfig, param_groups
+from deepspeed.moe import stacked_experts
+from deepspeed.moe.lm import MoELM, MoELMConfig, block, param_groups
+from deepspeed.moe.lm import model as lm_model
 from deepspeed.moe.utils import is_moe_param
 from deepspeed.ops.adafactor import Adafactor
 from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, plain_micro_batch
@@ -31,11 +33,13 @@ DEFAULTS: dict[str, Any] = {
     "flip_groups": False,
     "flat": False,  # zero_optimization.flat_gradients
     "compile": None,  # torch.compile's options, or no compiling
+    "fused": False,  # GELU in products, loss with the output layer, also where no GPU is
     "graph": False,  # a micro-batch as a CUDA graph
     "seed": 0,
     "config": {},
     "model": {},
 }
+FUSES = {module: module.fuses for module in (stacked_experts, block, lm_model)}
 MODEL = {
     "hidden_size": 16,
     "num_layers": 2,
@@ -78,7 +82,10 @@ def build(scenario: dict[str, Any]) -> MoELM:
     groups.initialize(ep_size=scenario["expert_parallel"])
     model = MoELM(MoELMConfig(**{**MODEL, **scenario["model"]}), seed=scenario["seed"])
     if scenario["compile"] is not None:
+        torch.compiler.reset()  # a process of the pool compiles more models than one may
         model.compile_training(**scenario["compile"])
+    for module, on_gpus in FUSES.items():
+        module.fuses = (lambda x: torch.compiler.is_compiling()) if scenario["fused"] else on_gpus
     return model
 
 

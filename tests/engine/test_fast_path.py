@@ -1,7 +1,8 @@
 """The fast path trains like the reference path: the same weights, step by step, for 50 steps.
 
 Reference: dispatch by products over [G, S, E, C], attention written out, eager, the base's ZeRO.
-Fast: dispatch by index, fused attention, torch.compile, flat gradients; on GPUs a CUDA graph.
+Fast: dispatch by index, fused attention, torch.compile, flat gradients, GELU in the products and
+the loss with the output layer; on GPUs a CUDA graph.
 """
 
 from __future__ import annotations
@@ -31,15 +32,17 @@ def compare(fast: dict[str, Any], precision: str, processes: int = 1, **common: 
             assert found["losses"] == pytest.approx(expected["losses"], rel=TOLERANCES[precision])
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("precision", TOLERANCES)
-def test_fast_equals_reference(precision: str) -> None:
+def test_fast_equals_reference(precision: str, fused: bool) -> None:
     """Traced and differentiated ahead of time, but with the kernels of eager torch."""
-    compare({"flat": True, "compile": {"backend": "aot_eager"}}, precision)
+    compare({"flat": True, "compile": {"backend": "aot_eager"}, "fused": fused}, precision)
 
 
 def test_shared_out_experts_are_trained_too() -> None:
     """Two processes: the compiler of torch 2.11 lost the gradient behind the exchange."""
-    compare({"flat": True, "compile": {"backend": "aot_eager"}}, "fp32", 2, expert_parallel=2)
+    fast = {"flat": True, "compile": {"backend": "aot_eager"}, "fused": True}
+    compare(fast, "fp32", 2, expert_parallel=2)
 
 
 @pytest.mark.slow

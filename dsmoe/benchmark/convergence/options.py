@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from dsmoe.arguments import OneLineParser
 from dsmoe.benchmark.convergence.arms import ARMS, Setting
-from dsmoe.benchmark.options import _count, _Parser, _positive, _whole
+from dsmoe.benchmark.options import _count, _positive, _whole
 from dsmoe.benchmark.run_case import TIME_OUT_SECONDS
 from dsmoe.benchmark.suites import SECOND_CHOICES
 
@@ -64,7 +65,7 @@ docs/exit-codes.md has them all. What is compared: docs/convergence.md."""
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command; it raises UsageError where argparse would print the usage."""
-    top = _Parser(
+    top = OneLineParser(
         prog="python -m dsmoe.benchmark.convergence",
         description="Train the MoE model and a dense one of equal FLOPs per token on the same text "
         "and compare their held-out loss; record expert load and dropped tokens; draw the figure.",

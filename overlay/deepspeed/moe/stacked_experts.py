@@ -5,6 +5,8 @@ Shape suffixes: E experts of this process, R rows of an expert, M model width, H
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from .activation import gelu
 from .expert_init import expert_seed
+from .feed_forward import feed_forward, fuses
 
 
 class StackedExperts(nn.Module):
@@ -63,22 +66,30 @@ class StackedExperts(nn.Module):
         A weight is drawn in ``nn.Linear``'s layout and transposed, so that an expert of the same
         seed has the same weights here and as a module of linear layers.
         """
+
+        @torch.no_grad()
+        def draw(local: int) -> None:
+            generator = torch.Generator().manual_seed(
+                expert_seed(layer_seed, first_global_expert + local)
+            )
+            for weight, std in (
+                (self.w1[local], self.init_std),
+                (self.w2[local], self.output_std),
+            ):
+                drawn = torch.empty(weight.t().shape, device="cpu")
+                weight.copy_(drawn.normal_(std=std, generator=generator).t())
+
+        # torch draws on one thread; a stream of its own lets every expert have one
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(draw, range(self.w1.shape[0])))
         with torch.no_grad():
-            for local in range(self.w1.shape[0]):
-                generator = torch.Generator().manual_seed(
-                    expert_seed(layer_seed, first_global_expert + local)
-                )
-                for weight, std in (
-                    (self.w1[local], self.init_std),
-                    (self.w2[local], self.output_std),
-                ):
-                    drawn = torch.empty(weight.t().shape, device="cpu")
-                    weight.copy_(drawn.normal_(std=std, generator=generator).t())
             self.b1.zero_()
             self.b2.zero_()
 
     def forward(self, x_ERM: Tensor) -> Tensor:
         """Each expert on its own rows; [E, R, M] to [E, R, M]."""
+        if fuses(x_ERM):
+            return feed_forward(x_ERM, self.w1, self.b1, self.w2) + self.b2[:, None]
         # the biases are added outside of the products: baddbmm keeps them from fusing with GELU
         hidden_ERH = gelu(torch.bmm(x_ERM, self.w1) + self.b1[:, None])
         return torch.bmm(hidden_ERH, self.w2) + self.b2[:, None]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from deepspeed.moe.activation import gelu
+from deepspeed.moe.feed_forward import feed_forward, fuses
 from deepspeed.moe.gshard_layer import GShardMoE
 from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
@@ -54,7 +55,19 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., M] to [..., M]."""
+        if fuses(x):
+            return self._fused(x)
         return self.fc2(gelu(self.fc1(x)))
+
+    def _fused(self, x: Tensor) -> Tensor:
+        y_1RM = feed_forward(
+            x.reshape(1, -1, x.shape[-1]),
+            self.fc1.weight[None],
+            self.fc1.bias[None],
+            self.fc2.weight[None],
+            transposed=True,
+        )
+        return y_1RM.reshape(x.shape) + self.fc2.bias
 
 
 def build_moe(config: MoELMConfig, output_std: float) -> nn.Module:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .block import Block, MoEBlockOutput
 from .compiled import CompiledRegions, compile_regions
 from .config import MoELMConfig
+from .output_loss import fuses, output_loss
 from .weights import initialise
 
 
@@ -129,7 +130,11 @@ class MoELM(nn.Module):
         return F.linear(self.final_norm(x_BSM), self.embedding.weight)
 
     def _cross_entropy(self, x_BSM: Tensor, labels_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
-        return _cross_entropy(self._logits(x_BSM), labels_BS, mask_BS)
+        if not fuses(x_BSM):
+            return _cross_entropy(self._logits(x_BSM), labels_BS, mask_BS)
+        x_NM = self.final_norm(x_BSM).reshape(-1, x_BSM.shape[-1])
+        shares_N = _shares(labels_BS, mask_BS, torch.float32)
+        return output_loss(x_NM, self.embedding.weight, labels_BS.reshape(-1), shares_N)
 
     def _loss(self, cross_entropy: Tensor, outputs: list[MoEBlockOutput]) -> Tensor:
         """Add the routers' losses and keep the parts."""
@@ -167,3 +172,13 @@ def _cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, mask_BS: Tensor | None
     total = weights.sum()
     total = torch.where(total == 0, torch.ones_like(total), total)
     return (F.cross_entropy(flat, labels, reduction="none") * weights).sum() / total
+
+
+def _shares(labels_BS: Tensor, mask_BS: Tensor | None, exact: torch.dtype) -> Tensor:
+    """[B S]: what each position counts for in that mean."""
+    if mask_BS is None:
+        size = labels_BS.numel()
+        return torch.full((size,), 1 / max(size, 1), dtype=exact, device=labels_BS.device)
+    weights = mask_BS.reshape(-1).to(exact)
+    total = weights.sum()
+    return weights / torch.where(total == 0, torch.ones_like(total), total)

@@ -1,0 +1,204 @@
+"""Products with GELU inside, and output layer with cross-entropy, against the same written out.
+
+Without a GPU the operators are torch's formulas, and what is tested is the gradients put together
+by hand and their way through torch.compile; the kernels are tested on a GPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from deepspeed.moe import cublaslt, gelu_product
+from deepspeed.moe.feed_forward import feed_forward
+from deepspeed.moe.lm.output_loss import output_loss
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(
+    not gelu_product.HAS_OPERATORS, reason="torch has no custom operators before 2.4"
+)
+# Relative, of norms. 16 bit rounds inputs, results and one tensor in between.
+TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def both_ways(function: Callable[..., Tensor]) -> list[Callable[..., Tensor]]:
+    torch.compiler.reset()
+    return [function, torch.compile(function, backend="aot_eager", fullgraph=True)]
+
+
+def gradients(result: Tensor, inputs: list[Tensor], seed: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(result, inputs, seed))
+
+
+def ffn_inputs(sizes: tuple[int, ...], transposed: bool, **options: Any) -> list[Tensor]:
+    """x, w1, b1, w2 for E, R, M, H."""
+    experts, rows, width, hidden = sizes
+    first, second = (experts, width, hidden), (experts, hidden, width)
+    if transposed:
+        first, second = second, first
+    shapes = ((experts, rows, width), first, (experts, hidden), second)
+    return [(torch.randn(s, **options) / 2).requires_grad_() for s in shapes]
+
+
+def written_out(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, transposed: bool) -> Tensor:
+    if transposed:
+        w1, w2 = w1.transpose(1, 2), w2.transpose(1, 2)
+    return torch.bmm(F.gelu(torch.bmm(x, w1) + b1[:, None], approximate="tanh"), w2)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("sizes", [(3, 7, 5, 11), (1, 1, 1, 1), (2, 0, 3, 4)])
+def test_feed_forward(sizes: tuple[int, ...], transposed: bool) -> None:
+    torch.manual_seed(0)
+    inputs = ffn_inputs(sizes, transposed, dtype=torch.float64)
+    expected = written_out(*inputs, transposed)
+    seed = torch.randn_like(expected)
+    right = gradients(expected, inputs, seed)
+    for function in both_ways(feed_forward):
+        found = function(*inputs, transposed)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        for got, want in zip(gradients(found, inputs, seed), right):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def loss_inputs(tokens: int, vocabulary: int, width: int, **options: Any) -> list[Tensor]:
+    """x, w, labels (some that do not count), shares (some 0)."""
+    device = options.get("device", "cpu")
+    labels = torch.randint(0, vocabulary, (tokens,), device=device)
+    labels[::3] = -100
+    shares = torch.rand(tokens, device=device, dtype=torch.float64)
+    shares[1::4] = 0
+    x, w = (torch.randn(n, width, **options).requires_grad_() for n in (tokens, vocabulary))
+    return [x, w, labels, shares / shares.sum()]
+
+
+def loss_written_out(x: Tensor, w: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
+    return (F.cross_entropy(F.linear(x, w), labels, reduction="none") * shares).sum()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 13])
+def test_output_loss(tokens: int) -> None:
+    torch.manual_seed(1)
+    x, w, labels, shares = loss_inputs(tokens, 17, 5, dtype=torch.float64)
+    if tokens == 1:
+        labels[0] = 3
+    expected = loss_written_out(x, w, labels, shares)
+    seed = torch.tensor(3.0, dtype=torch.float64)
+    right = gradients(expected, [x, w], seed)
+    for function in both_ways(output_loss):
+        found = function(x, w, labels, shares)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        for got, want in zip(gradients(found, [x, w], seed), right):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_batch_in_which_nothing_counts() -> None:
+    x, w, labels, shares = loss_inputs(4, 9, 3, dtype=torch.float64)
+    loss = output_loss(x, w, labels, torch.zeros_like(shares))
+    assert loss.item() == 0
+    for gradient in gradients(loss, [x, w], torch.ones_like(loss)):
+        assert gradient.abs().max() == 0
+
+
+def test_small_shares_survive_fp16() -> None:
+    """A share of 1/8192 times a probability of 1/1000 is no number of fp16; its sum is."""
+    torch.manual_seed(2)
+    x, w, labels, _ = loss_inputs(8192, 1000, 4, dtype=torch.float64)
+    labels = torch.zeros_like(labels)
+    shares = torch.full((8192,), 1 / 8192, dtype=torch.float64)
+    right = gradients(loss_written_out(x, w, labels, shares), [x, w], shares.new_ones(()))
+    low = [t.detach().half().requires_grad_() for t in (x, w)]
+    loss = output_loss(*low, labels, shares.float())
+    assert loss.dtype == torch.float32
+    for got, want in zip(gradients(loss, low, loss.new_ones(())), right):
+        error = (got.double() - want).norm() / want.norm()
+        assert error < 2e-2  # of x: its own gradient is below what fp16 holds exactly
+
+
+def relative(found: Tensor, right: Tensor) -> float:
+    return ((found.double() - right).norm() / right.norm()).item()
+
+
+def need_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and there is none")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("sizes", [(4, 512, 256, 1024), (1, 384, 768, 6144), (2, 17, 24, 40)])
+def test_products_on_a_gpu(sizes: Any, transposed: bool, dtype: torch.dtype) -> None:
+    """Against float64; the kernels are the library's, which a warning would deny."""
+    need_a_gpu()
+    assert cublaslt.problem() is None
+    torch.manual_seed(3)
+    inputs = ffn_inputs(sizes, transposed, dtype=dtype, device="cuda")
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    expected = written_out(*exact, transposed)
+    seed = torch.randn_like(inputs[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = feed_forward(*inputs, transposed)
+        got = gradients(found, inputs, seed)
+    assert relative(found, expected) < TOLERANCES[dtype]
+    for one, want in zip(got, gradients(expected, exact, seed.double())):
+        assert relative(one, want) < TOLERANCES[dtype]
+
+
+@pytest.mark.gpu
+def test_gradients_too_small_for_fp16_are_no_error() -> None:
+    """The artifact trains with loss scale 1; what is checked of the library is rounded to 0."""
+    need_a_gpu()
+    torch.manual_seed(6)
+    inputs = ffn_inputs((2, 64, 32, 96), False, dtype=torch.float16, device="cuda")
+    seed = torch.full_like(inputs[0], 2.0**-24)
+    assert all(g.isfinite().all() for g in gradients(feed_forward(*inputs), inputs, seed))
+
+
+@pytest.mark.gpu
+def test_a_shape_without_a_kernel_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_a_gpu()
+    torch.manual_seed(4)
+    inputs = ffn_inputs((2, 32, 16, 64), False, dtype=torch.bfloat16, device="cuda")
+    expected = feed_forward(*inputs)
+    monkeypatch.setattr(cublaslt, "product", lambda *_: False)
+    with pytest.warns(UserWarning, match="no kernel"):
+        found = feed_forward(*inputs)
+    assert relative(found, expected.double()) < TOLERANCES[torch.bfloat16]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("vocabulary", [50, 8192, 32000])
+def test_cross_entropy_on_a_gpu(vocabulary: int, dtype: torch.dtype) -> None:
+    need_a_gpu()
+    torch.manual_seed(5)
+    x, w, labels, shares = loss_inputs(96, vocabulary, 32, dtype=dtype, device="cuda")
+    exact = [t.detach().double().requires_grad_() for t in (x, w)]
+    expected = loss_written_out(*exact, labels, shares)
+    found = output_loss(x, w, labels, shares.float())
+    assert found.item() == pytest.approx(expected.item(), rel=TOLERANCES[dtype])
+    right = gradients(expected, exact, torch.ones_like(expected))
+    for got, want in zip(gradients(found, [x, w], torch.ones_like(found)), right):
+        assert relative(got, want) < TOLERANCES[dtype]
+
+
+@pytest.mark.gpu
+def test_a_label_that_is_no_class_is_seen_on_a_gpu() -> None:
+    need_a_gpu()
+    x, w, labels, shares = loss_inputs(8, 50, 16, dtype=torch.bfloat16, device="cuda")
+    labels[2] = 50
+    assert output_loss(x, w, labels, torch.ones_like(shares).float()).isnan()
+
+
+@pytest.mark.gpu
+def test_infinite_logits_are_seen_on_a_gpu() -> None:
+    need_a_gpu()
+    x, w, labels, shares = loss_inputs(8, 50, 16, dtype=torch.bfloat16, device="cuda")
+    with torch.no_grad():
+        x[2] = float("inf")
+    assert not output_loss(x, w, labels, torch.ones_like(shares).float()).isfinite()
