@@ -15,8 +15,11 @@ if [ "$gpus" = 0 ]; then
 fi
 "$python" -m dsmoe.benchmark 1 --suite artifact --output "$folder"
 "$python" -m dsmoe.benchmark 1 --suite tuned --output "$folder"
-# The same work in smaller micro-batches: time per token should not depend on their size.
+# Once more, with the compiler's cache filled: how long the start takes then.
+"$python" -m dsmoe.benchmark 1 --suite tuned --output "$folder"
+# Small micro-batches, and eight times the experts: time per token should hardly depend on either.
 "$python" -m dsmoe.benchmark 1 --suite tuned --micro-batch-size 8 --output "$folder"
+"$python" -m dsmoe.benchmark 1 --suite tuned --num-experts 64 --output "$folder"
 if [ "$gpus" -ge 2 ]; then
     "$python" -m dsmoe.benchmark 2 --suite tuned --output "$folder"
 fi

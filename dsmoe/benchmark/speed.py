@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dsmoe.arguments import OneLineParser
 from dsmoe.benchmark.suites import FAST, SUITES, Case
-from dsmoe.errors import DsmoeError
+from dsmoe.errors import DsmoeError, UsageError
 
 STEPS = 7
 REFERENCE = {
@@ -165,7 +166,9 @@ def print_table(folder: Path) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for record in read_records(folder / RECORDS):
         case: dict[str, Any] = record.case
-        words = f"{case['suite']} {case['model']['name']}, {case['parallel']['processes']} GPU"
+        processes, count = case["parallel"]["processes"], case["micro_batches"]
+        size = case["global_batch"] // (processes * count)
+        words = f"{case['suite']} {case['model']['name']}, {processes} GPU, {count} x {size}"
         if record.status != "ok" or record.median_seconds is None:
             print(f"| {words} | | {record.reason} | | | | | |")
             continue
@@ -179,7 +182,7 @@ def print_table(folder: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = OneLineParser(
         prog="python -m dsmoe.benchmark.speed",
         description=str(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -192,11 +195,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
-    options = parser().parse_args(arguments)
-    if options.steps < 1:
-        print(f"error: --steps {options.steps}; expected at least 1", file=sys.stderr)
-        return 2
     try:
+        options = parser().parse_args(arguments)
+        if options.steps < 1:
+            raise UsageError(f"--steps {options.steps}; expected at least 1")
         if options.table:
             print_table(options.table)
             return 0

@@ -13,7 +13,11 @@ SMALL = {"steps": 6, "expert_parallel": 2}
 
 
 def test_resume_is_exact(tmp_path: Path) -> None:
-    """The steps after a resume repeat those without it to the last bit, weights included."""
+    """The steps after a resume repeat those without it to the last bit, weights included.
+
+    On GPUs to 1e-6: torch's gradient of an embedding adds in an order of chance there.
+    """
+    apart = 1e-6 if torch.cuda.is_available() else 0.0
     scenarios = [
         {**SMALL, "stage": 2, "optimizer": "Adafactor"},
         {**SMALL, "stage": 1, "optimizer": "AdamW"},
@@ -25,9 +29,10 @@ def test_resume_is_exact(tmp_path: Path) -> None:
     for results in run_ranks(2, "save_and_resume_all", scenarios, str(tmp_path), 3):
         for scenario, result in zip(scenarios, results):
             expected, resumed = result["expected"], result["resumed"]
-            assert resumed["losses"] == expected["losses"], scenario
+            assert resumed["losses"] == pytest.approx(expected["losses"], rel=apart), scenario
             for name, weight in expected["weights"].items():
-                assert torch.equal(resumed["weights"][name], weight), (scenario, name)
+                found = resumed["weights"][name]
+                assert torch.allclose(found, weight, rtol=apart, atol=apart), (scenario, name)
 
 
 def test_scalar_state_is_saved_whole(tmp_path: Path) -> None:

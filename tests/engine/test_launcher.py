@@ -50,3 +50,18 @@ def test_failed_process_is_a_failure(checkout: Path, tmp_path: Path) -> None:
     script = tmp_path / "fail.py"
     script.write_text("import sys; sys.exit(3)\n")
     assert launch(checkout, script, "--num_gpus", "1").returncode != 0
+
+
+def test_the_process_that_starts_the_others_is_light(checkout: Path, tmp_path: Path) -> None:
+    """It waits for the training processes, for which torch (seconds to import) is not needed."""
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc to see what a process has loaded")
+    script = tmp_path / "look.py"
+    script.write_text(
+        "import os; from pathlib import Path\n"
+        "command = Path(f'/proc/{os.getppid()}/cmdline').read_text()\n"
+        "loaded = 'libtorch' in Path(f'/proc/{os.getppid()}/maps').read_text()\n"
+        "print('started by', 'launch' in command or 'lean' in command, 'torch', loaded)\n"
+    )
+    done = launch(checkout, script, "--num_gpus", "1")
+    assert "started by True torch False" in done.stdout, done.stdout + done.stderr

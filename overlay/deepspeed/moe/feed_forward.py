@@ -17,13 +17,14 @@ from torch import Tensor
 from . import cublaslt
 from .gelu_product import HAS_OPERATORS, matrix, product_gelu, product_gelu_derivative
 
+# Whether the products' library can be used; asked for before compiling, where it cannot be.
+_serves = False
 
-def _library_serves() -> bool:
-    return cublaslt.problem() is None
 
-
-if hasattr(torch, "compiler"):  # asked while compiling, not compiled
-    _library_serves = torch.compiler.assume_constant_result(_library_serves)
+def prepare() -> None:
+    """Find out whether :func:`fuses` may say yes; to be called before a region is compiled."""
+    global _serves
+    _serves = cublaslt.problem() is None
 
 
 def fuses(x: Tensor) -> bool:
@@ -33,7 +34,7 @@ def fuses(x: Tensor) -> bool:
         and x.is_cuda
         and x.dtype in (torch.float16, torch.bfloat16)
         and torch.compiler.is_compiling()
-        and _library_serves()
+        and _serves
     )
 
 

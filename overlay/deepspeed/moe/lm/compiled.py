@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import torch
+from deepspeed.moe import feed_forward
 from torch import Tensor, nn
 
 # Before 2.5 a module that is an argument is compiled anew for every instance.
@@ -58,6 +59,7 @@ def compile_regions(**options: Any) -> CompiledRegions:
     problem = compile_problem()
     if problem:
         raise RuntimeError(problem)
+    feed_forward.prepare()
     return CompiledRegions({"fullgraph": True, "dynamic": False, **options})
 
 

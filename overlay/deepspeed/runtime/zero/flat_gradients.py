@@ -30,6 +30,7 @@ from deepspeed.runtime.zero.stage2 import FP16_DeepSpeedZeroOptimizer
 from torch import Tensor
 
 KEY = "flat_gradients"
+_NORM_ELEMENTS = 2**24
 
 
 def zero_optimizer(config: dict[str, Any]) -> type[FP16_DeepSpeedZeroOptimizer]:
@@ -118,7 +119,9 @@ class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
 
     def _norm(self, gradients: list[Tensor]) -> float:
         """2-norm over all processes; each element is in one partition of one process."""
-        parts = [torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in gradients]
+        # in pieces: a GPU makes a copy in fp64 of what it takes the norm of
+        pieces = [piece for gradient in gradients for piece in gradient.split(_NORM_ELEMENTS)]
+        parts = [torch.linalg.vector_norm(p, dtype=torch.float64).square() for p in pieces]
         total = torch.stack(parts).sum()
         if dist.get_world_size(group=self.dp_process_group) > 1:
             dist.all_reduce(total, group=self.dp_process_group)

@@ -1,0 +1,42 @@
+"""Runs launch.py without the rest of DeepSpeed, and so without torch: seconds at every start.
+
+``python lean.py ARGUMENTS`` is ``python -m deepspeed.launcher.launch ARGUMENTS``. launch.py starts
+a process for each GPU and waits for them; of DeepSpeed it needs the files beside it and a logger.
+"""
+
+from __future__ import annotations
+
+import logging
+import runpy
+import sys
+import types
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# As deepspeed/utils/logging.py has it.
+FORMAT = "[%(asctime)s] [%(levelname)s] [%(filename)s:%(lineno)d:%(funcName)s] %(message)s"
+
+
+def _package(name: str, place: Path) -> types.ModuleType:
+    """A package whose modules can be imported, but whose __init__.py is not run."""
+    module = types.ModuleType(name)
+    module.__path__ = [str(place)]
+    sys.modules[name] = module
+    return module
+
+
+def _logger() -> logging.Logger:
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter(FORMAT))
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    return logger
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder; its modules are deepspeed.launcher's
+    _package("deepspeed", PACKAGE)
+    _package("deepspeed.utils", PACKAGE / "utils").logger = _logger()
+    runpy.run_module("deepspeed.launcher.launch", run_name="__main__", alter_sys=True)
