@@ -7,8 +7,9 @@ import errno
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, Sequence
+from typing import Any, Sequence
 
+from dsmoe.arguments import OneLineParser
 from dsmoe.output import needs_no_reader
 from dsmoe.patchset import apply as commands
 from dsmoe.patchset import state as states
@@ -28,15 +29,10 @@ _EXAMPLES = """examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The parser; its epilog lists examples and every exit code."""
     codes = "\n".join(f"  {code:<4} {text}" for code, text in EXIT_CODES)
-    parser = _Parser(
+    parser = OneLineParser(
         prog="apply_patch.py",
         description="Apply this project's patch series to one pinned DeepSpeed checkout.",
         epilog=f"{_EXAMPLES}\nexit codes:\n{codes}\n\nThe manual is docs/applying.md.",
