@@ -130,3 +130,31 @@ def test_top1_keeps_every_token_when_asked(one_process: None) -> None:
         with torch.no_grad():
             gate.wg.weight[0], gate.wg.weight[1] = 1.0, -1.0  # all tokens go to expert 0
         assert int(gate(tokens)[2].sum()) == kept
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"stage": 2, "optimizer": "SGD"},
+        {"stage": 1, "optimizer": "SGD", "flat": True},
+        {"stage": 0, "optimizer": "SGD"},
+        {"stage": 0, "optimizer": "AdamW"},
+    ],
+    ids=["ZeRO", "flat gradients", "unfused", "fused"],
+)
+def test_a_growing_loss_scale_does_not_shrink_the_step(kind: dict) -> None:
+    """Defect 28: gradients are divided by the scale that multiplied them.
+
+    A scale that doubles at every step trains like one that stays. AdamW forgives a wrong scale, so
+    it gets an epsilon that it does not vanish in.
+    """
+    common = {"precision": "fp16", "clip": 0.0, "steps": 6, **kind}
+    optimizer = {}
+    if kind["optimizer"] == "AdamW":
+        params = {"lr": 0.3, "eps": 1.0, "weight_decay": 0.0, "torch_adam": True}
+        optimizer = {"optimizer": {"type": "AdamW", "params": params}}
+    still = {"fp16": {"enabled": True, "loss_scale": 16.0}}
+    growing = {"fp16": {"enabled": True, "initial_scale_power": 4, "loss_scale_window": 1}}
+    scenarios = [{**common, "config": {**optimizer, **scale}} for scale in (still, growing)]
+    expected, found = run_ranks(1, "train_all", scenarios)[0]
+    assert found["losses"] == pytest.approx(expected["losses"], rel=2e-3)
