@@ -178,14 +178,16 @@ class _GroupGradients:
 
     def share(self, partition: Tensor) -> None:
         """Write the new fp32 ``partition`` to the weights, and gather those of the others."""
-        own = self.weights[self.rank * self.size :][: self.size]
+        # without its history: torch 1.10 forbids a collective to write to views of what has one
+        weights = self.weights.detach()
+        own = weights[self.rank * self.size :][: self.size]
         own.copy_(partition)
         if self.processes == 1:
             return
         if dist.get_backend(self.process_group) == "nccl":
-            dist.all_gather_into_tensor(self.weights, own, group=self.process_group)
+            dist.all_gather_into_tensor(weights, own, group=self.process_group)
         else:
-            parts = list(self.weights.split(self.size))
+            parts = list(weights.split(self.size))
             dist.all_gather(parts, own, group=self.process_group)
 
     def receive(self) -> None:
