@@ -52,12 +52,14 @@ def needs_no_reader(main: Main) -> Main:
     @functools.wraps(main)
     def wrapped(*arguments: Any, **keywords: Any) -> int:
         streams = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = map(_Patient, streams)  # type: ignore[assignment]
+        # Python has None for a stream that was closed before it began, and prints to it nowhere
+        patient = [stream and _Patient(stream) for stream in streams]
+        sys.stdout, sys.stderr = patient  # type: ignore[assignment]
         try:
             return main(*arguments, **keywords)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in filter(None, patient):
+                stream.flush()
             sys.stdout, sys.stderr = streams
 
     return wrapped  # type: ignore[return-value]

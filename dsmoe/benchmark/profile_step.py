@@ -18,13 +18,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dsmoe.errors import DsmoeError, EnvironmentProblem, UsageError
+from dsmoe.output import needs_no_reader
+
 MICRO_BATCHES = 4
+# Options of the benchmark that have no meaning for a profile.
+UNUSED = ("all", "resume", "dry_run", "plan", "steps", "warmup", "hostfile", "master_addr", "port")
 KINDS = (
     ("communication", r"nccl"),
     ("attention", r"flash|fmha|attention|sdpa|cudnn"),
     ("matrix products", r"gemm|nvjet|cutlass|cublas|xmma|splitK"),
     ("fused elementwise and reductions (compiled)", r"^triton_"),
-    ("copies and fills", r"memcpy|memset|copy|fill|cat|Cat"),
+    ("copies and fills", r"memcpy|memset|copy|fill|\bcat|CatArray"),
     ("other elementwise", r"elementwise|foreach|multi_tensor"),
     (
         "other reductions, scans, gathers",
@@ -115,20 +120,36 @@ def print_tables(rows: list[tuple[str, float, int]], longest: int = 25) -> None:
     console.print(table)
 
 
+def _check(options: Any) -> None:
+    """Raises UsageError for options that mean nothing here, EnvironmentProblem without a GPU."""
+    import torch
+
+    given = [name for name in UNUSED if getattr(options, name) not in (None, False)]
+    if given:
+        words = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"{words}: one step of one case is profiled, here; leave it out")
+    if not torch.cuda.is_available():
+        raise EnvironmentProblem("the GPU's time is profiled, and there is no CUDA device here")
+
+
+@needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
     from dsmoe.benchmark import checkout, run_case
     from dsmoe.benchmark.options import chosen_cases, parser
-    from dsmoe.errors import DsmoeError
     from dsmoe.places import work_folder
 
     try:
         options = parser().parse_args(arguments)
+        _check(options)
         for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29511")
-        sys.path.insert(0, str(checkout.location()))
+        place = checkout.location()
+        if os.environ["RANK"] == "0":
+            checkout.ensure(place)
+        sys.path.insert(0, str(place))
         case = cut(chosen_cases(options, "cuda")[0])
         text = run_case.text_options(options.data, options.tokenizer)
         rows = profile(case, text, work_folder() / "text")

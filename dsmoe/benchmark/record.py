@@ -71,6 +71,8 @@ class RunRecord:
     tflops: dict[str, float] = field(default_factory=dict)
     # The largest of any device, as the allocator counts it.
     peak_memory_bytes: int | None = None
+    # Steps whose gradients overflowed, for which the dynamic loss scale was lowered instead.
+    skipped_steps: int | None = None
     # Mean training loss of each step, warm-up included; null where it was not finite.
     losses: list[float | None] = field(default_factory=list)
     held_out_loss: float | None = None

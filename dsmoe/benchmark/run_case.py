@@ -186,5 +186,6 @@ def _figures(case: Case, outcome: dict[str, Any]) -> dict[str, Any]:
         "held_out_loss": outcome["held_out_loss"],
         "expert_load": outcome["expert_load"],
         "peak_memory_bytes": outcome["peak_memory_bytes"],
+        "skipped_steps": outcome["skipped_steps"],
         "parameter_count": outcome["parameter_count"],
     }

@@ -10,7 +10,8 @@ graphs. Both start from the same weights and train on the same random tokens thr
 engine (ZeRO-2, AdaFactor), in one process. Their steps alternate, so that a busy machine is busy
 for both.
 
-Exit codes: 0 done, 1 a ratio is below --at-least, 2 wrong arguments, 8 something is missing.
+Exit codes: 0 done, 1 a ratio is below --at-least, 2 wrong arguments, 8 something is missing, 10
+the records of --table cannot be read, 20 the fast path cannot run here.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 from dsmoe.arguments import OneLineParser
 from dsmoe.benchmark.suites import FAST, SUITES, Case
 from dsmoe.errors import DsmoeError, UsageError
+from dsmoe.output import needs_no_reader
 
 STEPS = 7
 REFERENCE = {
@@ -65,7 +67,10 @@ def measure(name: str, case: Case, steps: int) -> Ratio:
     """Time ``steps`` steps of either path after two of warm-up."""
     import torch
 
-    fast, reference = _Trainer(case), _Trainer(replace(case, **REFERENCE), attention="math")
+    shape = (case.micro_batches, case.micro_batch_size, case.model.sequence + 1)
+    tokens = torch.randint(case.model.vocab, shape)
+    fast = _Trainer(case, tokens)
+    reference = _Trainer(replace(case, **REFERENCE), tokens, attention="math")
     seconds: dict[int, list[float]] = {id(fast): [], id(reference): []}
     for step in range(steps + 2):
         for path in (fast, reference):
@@ -82,7 +87,7 @@ def measure(name: str, case: Case, steps: int) -> Ratio:
 class _Trainer:
     """The model of a case in an engine of its own, and random tokens to train on."""
 
-    def __init__(self, case: Case, attention: str = "fused") -> None:
+    def __init__(self, case: Case, tokens: Any, attention: str = "fused") -> None:
         import dataclasses
 
         import deepspeed
@@ -104,8 +109,7 @@ class _Trainer:
             config=deepspeed_config(case, device),
         )
         self.micro_batch = micro_batch_of(self.engine, case.to_dict())
-        shape = (case.micro_batches, case.micro_batch_size, case.model.sequence + 1)
-        self.tokens = torch.randint(case.model.vocab, shape, device=device)
+        self.tokens = tokens.to(device)
 
     def step(self, number: int) -> None:
         for tokens in self.tokens:
@@ -168,7 +172,8 @@ def print_table(folder: Path) -> None:
         case: dict[str, Any] = record.case
         processes, count = case["parallel"]["processes"], case["micro_batches"]
         size = case["global_batch"] // (processes * count)
-        words = f"{case['suite']} {case['model']['name']}, {processes} GPU, {count} x {size}"
+        unit = "GPU" if record.device == "cuda" else "process"
+        words = f"{case['suite']} {case['model']['name']}, {processes} {unit}, {count} x {size}"
         if record.status != "ok" or record.median_seconds is None:
             print(f"| {words} | | {record.reason} | | | | | |")
             continue
@@ -193,6 +198,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+@needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
     try:

@@ -182,6 +182,7 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
             run.stage.words = "at iteration 1"  # its time began with the start
         run.wait_for_device()
         begin = time.perf_counter()
+        skipped = run.engine.skipped_steps
         totals = one_step(run, sampler, step)
         run.wait_for_device()
         taken = time.perf_counter() - begin
@@ -192,6 +193,13 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
             raise TrainingFailed(
                 f"the loss is {loss} at iteration {step + 1}; expected a finite number: lower "
                 "the learning rate, or use bf16 or a dynamic loss scale"
+            )
+        scale_falls = getattr(run.engine.optimizer, "dynamic_loss_scale", False)
+        if run.engine.skipped_steps > skipped and not scale_falls:
+            raise TrainingFailed(
+                f"the norm of the gradients is no finite number at iteration {step + 1}, and the "
+                "loss scale is a static one, so that every step would be skipped: lower the "
+                "learning rate, or use bf16"
             )
         seconds.append(taken)
         losses.append(cross_entropy)
@@ -218,6 +226,7 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         "held_out_loss": held_out_loss(run.engine, case, run.text, run.device),
         "expert_load": load,
         "peak_memory_bytes": peak,
+        "skipped_steps": run.engine.skipped_steps,
         "parameter_count": parameter_count(run.engine.module),
         "text": vars(run.text.info),
     }

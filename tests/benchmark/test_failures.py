@@ -180,8 +180,10 @@ def by_themselves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FrontDo
     rate = {"learning_rate": 1e30, "optimizer": "sgd", "clip": 0.0, **LONG}
     taken = socket.create_server(("", 0))
     port = ["--port", str(taken.getsockname()[1])]
+    scale = {"precision": "fp16", "loss_scale": 2.0**60, "flat_gradients": True, **LONG}
     runs = {
         "nan": FrontDoor(folder / "nan", "1", changes=rate),
+        "overflow": FrontDoor(folder / "overflow", "1", changes=scale),
         "memory": FrontDoor(folder / "memory", "1", changes={"model": {"vocab": 10**12}}),
         "port": FrontDoor(folder / "port", "1", *port),
     }
@@ -195,6 +197,14 @@ def test_a_loss_that_is_no_number(by_themselves: dict[str, FrontDoor]) -> None:
     run = by_themselves["nan"]
     assert run.code == 1 and run.failure().startswith("the loss is "), run.said
     assert "lower the learning rate" in run.failure()
+
+
+def test_gradients_that_are_no_numbers_under_a_static_loss_scale(
+    by_themselves: dict[str, FrontDoor],
+) -> None:
+    """Every step would be skipped, quickly, and the row would look fine."""
+    run = by_themselves["overflow"]
+    assert run.code == 1 and run.failure().startswith("the norm of the gradients is no"), run.said
 
 
 def test_out_of_memory(by_themselves: dict[str, FrontDoor]) -> None:

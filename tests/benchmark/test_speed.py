@@ -28,7 +28,7 @@ def test_the_table_says_what_was_run_and_what_failed(tmp_path: Path, capsys) -> 
         results.append(tmp_path, run)
     speed.print_table(tmp_path)
     _, _, good, bad = capsys.readouterr().out.splitlines()
-    assert re.match(r"\| smoke smoke, 2 GPU, \d+ x \d+ \|", good)
+    assert re.match(r"\| smoke smoke, 2 process, \d+ x \d+ \|", good)
     assert "out of memory" in bad
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.moe.lm import compile_problem
 from ranks import run_ranks
 
+pytestmark = pytest.mark.skipif(compile_problem() is not None, reason=str(compile_problem()))
 REFERENCE = {"moe_implementation": "einsum", "attention": "math"}
 # Relative, of each of the 50 losses. fp32 sums in another order differ in the last bits, and
 # training lets that grow; bf16 rounds every activation, in either path at other places. Seen in

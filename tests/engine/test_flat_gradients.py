@@ -51,6 +51,9 @@ def test_checkpoints_fit_the_base(tmp_path: Path) -> None:
     [
         ({"flat_gradients": "yes"}, "flat_gradients is 'yes'; expected true or false"),
         ({"cpu_offload": True}, "cpu_offload is set; expected one of the two"),
+        ({"stage": 3}, "flat_gradients is true with stage 3; expected stage 1 or 2"),
+        ({"stage": 0}, "flat_gradients is true with stage 0; expected stage 1 or 2"),
+        ({"stage": 1, "legacy_stage1": True}, "flat_gradients is true with legacy_stage1"),
     ],
 )
 def test_what_it_cannot_do_is_refused(config: dict, words: str) -> None:

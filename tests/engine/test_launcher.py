@@ -61,7 +61,7 @@ def test_the_process_that_starts_the_others_is_light(checkout: Path, tmp_path: P
         "import os; from pathlib import Path\n"
         "command = Path(f'/proc/{os.getppid()}/cmdline').read_text()\n"
         "loaded = 'libtorch' in Path(f'/proc/{os.getppid()}/maps').read_text()\n"
-        "print('started by', 'launch' in command or 'lean' in command, 'torch', loaded)\n"
+        "print('started by', 'lean.py' in command, 'torch', loaded)\n"
     )
     done = launch(checkout, script, "--num_gpus", "1")
     assert "started by True torch False" in done.stdout, done.stdout + done.stderr

@@ -22,6 +22,10 @@ COMMANDS = [
     (["-m", "dsmoe.benchmark", "2", "--suite", "smoke", "--dry-run"], 0),
     (["-m", "dsmoe.benchmark.report", "absent"], 10),
     (["apply_patch.py", "--help"], 0),
+    (["-m", "dsmoe.benchmark.convergence", "--help"], 0),
+    (["-m", "dsmoe.benchmark.convergence", "--steps", "none"], 2),
+    (["-m", "dsmoe.benchmark.speed", "--steps", "0"], 2),
+    (["-m", "dsmoe.benchmark.profile_step", "1", "--suite", "tuned", "--all"], 2),
 ]
 
 
@@ -36,6 +40,17 @@ def test_nobody_reads(command: list[str], code: int) -> None:
         )
     finally:
         os.close(writer)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(("command", "code"), COMMANDS[:4], ids=lambda value: str(value)[:40])
+def test_there_is_no_output(command: list[str], code: int) -> None:
+    """``>&-``: standard output is closed, and Python has none."""
+    words = [sys.executable, *command]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from deepspeed.moe import cublaslt, gelu_product
 from deepspeed.moe.feed_forward import feed_forward
+from deepspeed.moe.gate import _MixedProduct
 from deepspeed.moe.lm.output_loss import output_loss
 from torch import Tensor
 
@@ -118,6 +119,24 @@ def test_small_shares_survive_fp16() -> None:
         assert error < 2e-2  # of x: its own gradient is below what fp16 holds exactly
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("size", [1.0, 1e-8])
+def test_the_routers_product_keeps_small_gradients(size: float, dtype: torch.dtype) -> None:
+    """The balance loss's gradient by a logit is some 1e-8: nothing in fp16, but not its sum."""
+    torch.manual_seed(7)
+    x, w = ((torch.randn(n, 16) + 1).to(dtype).requires_grad_() for n in (4096, 8))
+    seed = (torch.randn(4096, 8) + 1) * size  # with means, that the sum over tokens is large
+    found = _MixedProduct.apply(x, w)
+    assert found.dtype == torch.float32
+    exact = [t.detach().double().requires_grad_() for t in (x, w)]
+    expected = exact[0] @ exact[1].t()
+    assert relative(found, expected) < 1e-6
+    right = gradients(expected, exact, seed.double())
+    for got, want, kept in zip(gradients(found, [x, w], seed), right, (size == 1.0, True)):
+        if kept or dtype == torch.bfloat16:
+            assert relative(got, want) < TOLERANCES[dtype]
+
+
 def relative(found: Tensor, right: Tensor) -> float:
     return ((found.double() - right).norm() / right.norm()).item()
 
@@ -157,6 +176,24 @@ def test_gradients_too_small_for_fp16_are_no_error() -> None:
     inputs = ffn_inputs((2, 64, 32, 96), False, dtype=torch.float16, device="cuda")
     seed = torch.full_like(inputs[0], 2.0**-24)
     assert all(g.isfinite().all() for g in gradients(feed_forward(*inputs), inputs, seed))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("which", ["the result", "what GELU was given", "the second product"])
+def test_a_wrong_result_of_the_library_is_seen(which: str, monkeypatch: Any) -> None:
+    need_a_gpu()
+    torch.manual_seed(8)
+    inputs = ffn_inputs((2, 40, 16, 48), False, dtype=torch.bfloat16, device="cuda")
+    real = cublaslt.product
+
+    def wrong(kind: Any, x: Tensor, w: Tensor, out: Tensor, aux: Tensor, bias: Any) -> bool:
+        done = real(kind, x, w, out, aux, bias)
+        {"the result": out, "what GELU was given": aux}.get(which, out[1]).mul_(1.5)
+        return done
+
+    monkeypatch.setattr(cublaslt, "product", wrong)
+    with pytest.raises(RuntimeError, match="away from torch's"):
+        feed_forward(*inputs)
 
 
 @pytest.mark.gpu

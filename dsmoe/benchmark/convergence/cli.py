@@ -24,6 +24,7 @@ from dsmoe.benchmark.interrupts import Interrupted, StopSignals
 from dsmoe.benchmark.machine import this_machine
 from dsmoe.benchmark.options import RUN_FAILED
 from dsmoe.errors import DsmoeError, UsageError
+from dsmoe.output import needs_no_reader
 from dsmoe.places import work_folder
 
 
@@ -104,6 +105,7 @@ def step(words: str) -> None:
     print(f"== {words}", flush=True)
 
 
+@needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
     try:

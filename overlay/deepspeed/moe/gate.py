@@ -15,23 +15,34 @@ _JITTER = 1e-2  # DeepSpeed's: inputs of the gate times a uniform draw from 0.99
 _HAS_OUT_DTYPE = "out_dtype" in (torch.mm.__doc__ or "")  # torch 2.8, CUDA alone
 
 
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """left right with the sums, and the result, in fp32."""
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.mm(left.float(), right.float())
+
+
 class _MixedProduct(torch.autograd.Function):
     """x W^T of 16-bit operands with the sums, and the result, in fp32.
 
     What is multiplied is what casting both to fp32 would multiply, without the two copies.
-    Backwards the gradient of the logits is rounded to 16 bit, as that of every other product.
+    Backwards the logits' gradient is rounded to 16 bit, as that of every other product, but in
+    units of its largest element: the balance loss's alone is below what fp16 can hold.
     """
 
     @staticmethod
     def forward(ctx: Any, x_NM: Tensor, weight_EM: Tensor) -> Tensor:
         ctx.save_for_backward(x_NM, weight_EM)
-        return torch.mm(x_NM, weight_EM.t(), out_dtype=torch.float32)
+        return _wide_product(x_NM, weight_EM.t())
 
     @staticmethod
     def backward(ctx: Any, grad_NE: Tensor) -> tuple[Tensor, Tensor]:
         x_NM, weight_EM = ctx.saved_tensors
-        grad_NE = grad_NE.to(x_NM.dtype)
-        return torch.mm(grad_NE, weight_EM), torch.mm(grad_NE.t(), x_NM)
+        unit = grad_NE.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+        low_NE = (grad_NE / unit).to(x_NM.dtype)
+        dx_NM = _wide_product(low_NE, weight_EM) * unit
+        dw_EM = _wide_product(low_NE.t(), x_NM) * unit
+        return dx_NM.to(x_NM.dtype), dw_EM.to(weight_EM.dtype)
 
 
 class Gate(nn.Module):
@@ -46,7 +57,8 @@ class Gate(nn.Module):
         """See the class. The weight is cast, never replaced: ZeRO keeps hold of the parameter."""
         exact = torch.promote_types(x_NM.dtype, torch.float32)
         jitter = self.jitter and self.training
-        if _HAS_OUT_DTYPE and x_NM.is_cuda and x_NM.dtype != exact and not jitter:
+        mixed = _HAS_OUT_DTYPE and x_NM.is_cuda and not torch.version.hip
+        if mixed and x_NM.dtype == self.wg.weight.dtype != exact and not jitter:
             return _MixedProduct.apply(x_NM, self.wg.weight)
         x_NM = x_NM.to(exact)
         if jitter:

@@ -26,7 +26,9 @@ def graph_problem(engine: Any) -> str | None:
         return "a CUDA graph of a micro-batch needs zero_optimization.flat_gradients"
     if engine.optimizer.dynamic_loss_scale:
         return "a CUDA graph keeps one loss scale; expected a static one, or bf16"
-    for name in ("tensorboard_enabled", "wall_clock_breakdown", "flops_profiler_enabled"):
+    # each looks at, or gives something to, the model in every pass
+    names = ("tensorboard_enabled", "wall_clock_breakdown", "flops_profiler_enabled")
+    for name in (*names, "pld_enabled", "curriculum_enabled"):
         if getattr(engine, name)():
             return f"a CUDA graph cannot look between forward and backward pass as {name} asks"
     return None
@@ -46,11 +48,12 @@ def plain_micro_batch(engine: Any) -> Callable[..., Tensor]:
 class MicroBatchGraph:
     """``loss = micro_batch(*inputs)``, then ``engine.step()``, as with :func:`plain_micro_batch`.
 
-    Inputs keep their shapes and dtypes. The loss, and what the model keeps of the pass
-    (``last_stats``), are tensors that the next call overwrites.
+    Inputs keep their shapes and dtypes; others are refused. The loss, and what the model keeps of
+    the pass (``last_stats``), are tensors that the next call overwrites.
 
     Raises:
-        ValueError: where :func:`graph_problem` has a reason.
+        ValueError: where :func:`graph_problem` has a reason; by a call, for other inputs than those
+            recorded.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -68,8 +71,11 @@ class MicroBatchGraph:
             return self.plain(*inputs)
         if self.graph is None:
             self._record(inputs)
-        for place, given in zip(self.inputs, inputs):
-            place.copy_(given)
+        given, recorded = map(_forms, (inputs, self.inputs))
+        if given != recorded:
+            raise ValueError(f"inputs are {given}; expected those of the recording, {recorded}")
+        for place, value in zip(self.inputs, inputs):
+            place.copy_(value)
         self.engine.tput_timer.start()
         self.engine.optimizer.new_sums()
         assert self.graph is not None
@@ -92,3 +98,7 @@ class MicroBatchGraph:
             engine.optimizer.settle()
             self.loss = loss.detach()
         self.graph, self.stats = graph, getattr(engine.module, "last_stats", None)
+
+
+def _forms(tensors: tuple[Tensor, ...]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    return [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]

@@ -23,7 +23,9 @@ def compile_problem() -> str | None:
     release = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if release < FIRST_RELEASE:
         wanted = ".".join(map(str, FIRST_RELEASE))
-        return f"torch {torch.__version__} compiles no layer for all its likes; expected {wanted}"
+        return (
+            f"torch {torch.__version__} compiles no layer for its likes; expected {wanted} or later"
+        )
     if torch.cuda.is_available() and not _has_triton():
         return "torch.compile needs Triton on a GPU and it cannot be imported; install triton"
     return None

@@ -31,6 +31,9 @@ from torch import Tensor
 
 KEY = "flat_gradients"
 _NORM_ELEMENTS = 2**24
+# Their names since torch 1.13, and before.
+_all_gather = getattr(dist, "all_gather_into_tensor", None) or dist._all_gather_base
+_reduce_scatter_flat = getattr(dist, "reduce_scatter_tensor", None) or dist._reduce_scatter_base
 
 
 def zero_optimizer(config: dict[str, Any]) -> type[FP16_DeepSpeedZeroOptimizer]:
@@ -44,6 +47,23 @@ def zero_optimizer(config: dict[str, Any]) -> type[FP16_DeepSpeedZeroOptimizer]:
     if not isinstance(wanted, bool):
         raise ValueError(f"zero_optimization.{KEY} is {wanted!r}; expected true or false")
     return FlatGradientsOptimizer if wanted else FP16_DeepSpeedZeroOptimizer
+
+
+def check(engine: Any) -> None:
+    """Refuse ``flat_gradients`` where ``engine`` would not use it.
+
+    Raises:
+        ValueError: at ZeRO stage 0 or 3, and with ``legacy_stage1``.
+    """
+    stage = engine.zero_optimization_stage()
+    legacy = stage == 1 and engine.zero_legacy_stage1()
+    wanted = zero_optimizer(engine._config._param_dict) is FlatGradientsOptimizer
+    if wanted and (stage not in (1, 2) or legacy):
+        found = "legacy_stage1" if legacy else f"stage {stage}"
+        raise ValueError(
+            f"zero_optimization.{KEY} is true with {found}; expected stage 1 or 2 without"
+            f" legacy_stage1: leave {KEY} out"
+        )
 
 
 class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
@@ -185,7 +205,7 @@ class _GroupGradients:
         if self.processes == 1:
             return
         if dist.get_backend(self.process_group) == "nccl":
-            dist.all_gather_into_tensor(weights, own, group=self.process_group)
+            _all_gather(weights, own, group=self.process_group)
         else:
             parts = list(weights.split(self.size))
             dist.all_gather(parts, own, group=self.process_group)
@@ -234,7 +254,7 @@ def _put(places: list[Tensor], params: list[Tensor], factor: float, add: bool) -
 def _reduce_scatter(part: Tensor, whole: Tensor, rank: int, group: Any) -> Any:
     """Start part = this process's share of the sum of ``whole``; gloo sums the whole for it."""
     if dist.get_backend(group) == "nccl":
-        return dist.reduce_scatter_tensor(part, whole, group=group, async_op=True)
+        return _reduce_scatter_flat(part, whole, group=group, async_op=True)
     work = dist.all_reduce(whole, group=group, async_op=True)
     return _CopyAfter(work, part, whole[rank * part.numel() :][: part.numel()])
 
