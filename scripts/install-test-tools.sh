@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests over several hosts need: ip, sshd, pdsh, and Slurm's scontrol. Only as root
+# Installs what the tests over several hosts need: ip, sshd, pdsh, Slurm's scontrol, mpirun. Only as root
 # on a system with apt-get; elsewhere it says so and ends well, and those tests are skipped with their
 # reason.
 set -euo pipefail
@@ -11,6 +11,7 @@ command -v ip >/dev/null 2>&1 || packages="$packages iproute2"
 command -v ssh >/dev/null 2>&1 || packages="$packages openssh-client"
 command -v pdsh >/dev/null 2>&1 || packages="$packages pdsh"
 command -v scontrol >/dev/null 2>&1 || packages="$packages slurm-client"
+command -v mpirun >/dev/null 2>&1 || packages="$packages openmpi-bin"
 [ -n "$packages" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     say "not installed:$packages (needs root and apt-get); tests over several hosts are skipped"
