@@ -178,22 +178,49 @@ def test_gradients_too_small_for_fp16_are_no_error() -> None:
     assert all(g.isfinite().all() for g in gradients(feed_forward(*inputs), inputs, seed))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("which", ["the result", "what GELU was given", "the second product"])
-def test_a_wrong_result_of_the_library_is_seen(which: str, monkeypatch: Any) -> None:
-    need_a_gpu()
+def stand_in(
+    kind: cublaslt.Product, x: Tensor, w: Tensor, out: Tensor, aux: Tensor, bias: Any
+) -> bool:
+    """What cublaslt.product does, by its documentation, where there is no GPU."""
+    product = torch.bmm(x, w.transpose(1, 2) if kind.transposed else w)
+    if kind.epilogue == cublaslt.GELU_AUX_BIAS:
+        aux.copy_(product + bias[:, None])
+        out.copy_(F.gelu(aux, approximate="tanh"))
+    else:
+        out.copy_(torch.ops.aten.gelu_backward(product, aux, approximate="tanh"))
+    return True
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("which", ["nothing", "the result", "what GELU was given", "the second"])
+def test_a_wrong_result_of_the_library_is_seen(
+    which: str, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's results are compared with the formula; on a GPU those of the real one."""
     torch.manual_seed(8)
-    inputs = ffn_inputs((2, 40, 16, 48), False, dtype=torch.bfloat16, device="cuda")
-    real = cublaslt.product
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs = ffn_inputs((2, 40, 16, 48), transposed, dtype=torch.bfloat16, device=device)
+    if device == "cpu":
+        monkeypatch.setattr(gelu_product, "_by_library", lambda *tensors: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(gelu_product, "_LEFT", {})
+    real = stand_in if device == "cpu" else cublaslt.product
 
     def wrong(kind: Any, x: Tensor, w: Tensor, out: Tensor, aux: Tensor, bias: Any) -> bool:
         done = real(kind, x, w, out, aux, bias)
-        {"the result": out, "what GELU was given": aux}.get(which, out[1]).mul_(1.5)
+        places = {"the result": out, "what GELU was given": aux, "the second": out[1]}
+        if which in places:
+            places[which].mul_(1.5)
         return done
 
     monkeypatch.setattr(cublaslt, "product", wrong)
-    with pytest.raises(RuntimeError, match="away from torch's"):
-        feed_forward(*inputs)
+    if which == "nothing":
+        found = feed_forward(*inputs, transposed)
+        gradients(found, inputs, torch.randn_like(found))
+        assert set(gelu_product._LEFT.values()) == {0} and len(gelu_product._LEFT) == 2
+    else:
+        with pytest.raises(RuntimeError, match="away from torch's"):
+            feed_forward(*inputs, transposed)
 
 
 @pytest.mark.gpu
