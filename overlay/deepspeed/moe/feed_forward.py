@@ -15,27 +15,21 @@ import torch
 from torch import Tensor
 
 from . import cublaslt
-from .gelu_product import HAS_OPERATORS, matrix, product_gelu, product_gelu_derivative
+from .gelu_product import matrix, product_gelu, product_gelu_derivative, serves
 
 # Whether the products' library can be used; asked for before compiling, where it cannot be.
-_serves = False
+_library = False
 
 
 def prepare() -> None:
     """Find out whether :func:`fuses` may say yes; to be called before a region is compiled."""
-    global _serves
-    _serves = cublaslt.problem() is None
+    global _library
+    _library = cublaslt.problem() is None
 
 
 def fuses(x: Tensor) -> bool:
     """Whether :func:`feed_forward` is for ``x``: 16 bit, on a GPU, in a region being compiled."""
-    return (
-        HAS_OPERATORS
-        and x.is_cuda
-        and x.dtype in (torch.float16, torch.bfloat16)
-        and torch.compiler.is_compiling()
-        and _serves
-    )
+    return serves(x) and _library
 
 
 class _FeedForward(torch.autograd.Function):

@@ -27,6 +27,16 @@ _CHECKS = 8
 _LEFT: dict[cublaslt.Product, int] = {}
 
 
+def serves(x: Tensor) -> bool:
+    """Whether ``x`` is what operators of our own are for: 16 bit, on a GPU, being compiled."""
+    return (
+        HAS_OPERATORS
+        and x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and torch.compiler.is_compiling()
+    )
+
+
 def matrix(weight: Tensor, transposed: bool) -> Tensor:
     """[E, K, N] of a weight that is stored so, or ``transposed`` as [E, N, K]."""
     return weight.transpose(1, 2) if transposed else weight

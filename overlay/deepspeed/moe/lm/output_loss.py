@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..gelu_product import HAS_OPERATORS
+from ..gelu_product import HAS_OPERATORS, serves
 
 # The gradient by a logit is at most 1, and in 16 bit it is kept before it is divided by the number
 # of tokens (after it, fp16 would lose most of it). The weights' gradient is a sum over tokens, so
@@ -25,12 +25,7 @@ _SCALES = {torch.float16: 2.0**-4}
 
 def fuses(x: Tensor) -> bool:
     """Whether :func:`output_loss` is for ``x``: 16 bit, on a GPU, in a region being compiled."""
-    return (
-        HAS_OPERATORS
-        and x.is_cuda
-        and x.dtype in (torch.float16, torch.bfloat16)
-        and torch.compiler.is_compiling()
-    )
+    return serves(x)
 
 
 def _formula(logits_NV: Tensor, labels_N: Tensor, scale: float) -> tuple[Tensor, Tensor]:
