@@ -24,11 +24,13 @@ from dsmoe.output import needs_no_reader
 MICRO_BATCHES = 4
 # Options of the benchmark that have no meaning for a profile.
 UNUSED = ("all", "resume", "dry_run", "plan", "steps", "warmup", "hostfile", "master_addr", "port")
+COMPILED = "fused elementwise and reductions (compiled)"
 KINDS = (
     ("communication", r"nccl"),
+    ("cross-entropy", r"^_row$"),  # deepspeed/moe/lm/cross_entropy_kernel.py
     ("attention", r"flash|fmha|attention|sdpa|cudnn"),
     ("matrix products", r"gemm|nvjet|cutlass|cublas|xmma|splitK"),
-    ("fused elementwise and reductions (compiled)", r"^triton_"),
+    (COMPILED, r"^triton_"),
     ("copies and fills", r"memcpy|memset|copy|fill|\bcat|CatArray"),
     ("other elementwise", r"elementwise|foreach|multi_tensor"),
     (
@@ -41,7 +43,7 @@ KINDS = (
 def kind_of(kernel: str) -> str:
     """The kind of work that a kernel's name stands for."""
     for kind, pattern in KINDS:
-        if re.search(pattern, kernel, re.IGNORECASE if kind != KINDS[3][0] else 0):
+        if re.search(pattern, kernel, re.IGNORECASE if kind != COMPILED else 0):
             return kind
     return "other"
 
