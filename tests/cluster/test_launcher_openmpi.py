@@ -18,9 +18,11 @@ import deepspeed, torch, torch.distributed as dist
 deepspeed.init_distributed(dist_backend="gloo")
 number = torch.tensor([2.0 ** dist.get_rank()])
 dist.all_reduce(number)
-said = f"rank {dist.get_rank()} of {dist.get_world_size()}: {number.item()} {sys.argv[1:]}\\n"
+rank = dist.get_rank()
+said = f"rank {rank} of {dist.get_world_size()}: {number.item()} {sys.argv[1:]}\\n"
 os.write(1, said.encode())
-if sys.argv[2:] == ["fail"] and dist.get_rank() == 1:
+dist.destroy_process_group()  # gloo's threads may end the process badly if they outlive it
+if sys.argv[2:] == ["fail"] and rank == 1:
     sys.exit(7)
 """
 

@@ -44,12 +44,12 @@ class CompiledRegions:
 
     Attributes:
         layer: ``layer(block, x_BSM)`` is ``block(x_BSM)``.
-        loss: ``loss(function, *arguments)`` is ``function(*arguments)``.
+        loss: ``loss(model, *arguments)`` is ``model.cross_entropy(*arguments)``.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.layer: Callable[..., Any] = torch.compile(_call_layer, **options)
-        self.loss: Callable[..., Any] = torch.compile(_call, **options)
+        self.loss: Callable[..., Any] = torch.compile(_call_loss, **options)
 
 
 def compile_regions(**options: Any) -> CompiledRegions:
@@ -69,5 +69,6 @@ def _call_layer(block: nn.Module, x_BSM: Tensor) -> Any:
     return block(x_BSM)
 
 
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
+def _call_loss(model: Any, *arguments: Any) -> Any:
+    # not the bound method: it is a new object in every call, for which torch 2.8 compiles anew
+    return model.cross_entropy(*arguments)

@@ -119,9 +119,7 @@ class MoELM(nn.Module):
             return self._logits(x_BSM)
         arguments = (x_BSM, labels, loss_mask)
         cross_entropy = (
-            regions.loss(self._cross_entropy, *arguments)
-            if regions
-            else self._cross_entropy(*arguments)
+            regions.loss(self, *arguments) if regions else self.cross_entropy(*arguments)
         )
         return self._loss(cross_entropy, outputs)
 
@@ -129,7 +127,8 @@ class MoELM(nn.Module):
         """[B, S, V]."""
         return F.linear(self.final_norm(x_BSM), self.embedding.weight)
 
-    def _cross_entropy(self, x_BSM: Tensor, labels_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
+    def cross_entropy(self, x_BSM: Tensor, labels_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
+        """Weighted mean cross-entropy (see :meth:`forward`) of the last layer's output."""
         if not fuses(x_BSM):
             return _cross_entropy(self._logits(x_BSM), labels_BS, mask_BS)
         x_NM = self.final_norm(x_BSM).reshape(-1, x_BSM.shape[-1])
