@@ -185,6 +185,7 @@ def _figures(case: Case, outcome: dict[str, Any]) -> dict[str, Any]:
         "losses": finite_or_none(outcome["losses"]),
         "held_out_loss": outcome["held_out_loss"],
         "expert_load": outcome["expert_load"],
+        "kernels": outcome["kernels"],
         "peak_memory_bytes": outcome["peak_memory_bytes"],
         "skipped_steps": outcome["skipped_steps"],
         "parameter_count": outcome["parameter_count"],

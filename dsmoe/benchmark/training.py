@@ -20,7 +20,7 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
-from deepspeed.moe import cublaslt
+from deepspeed.moe.kernels import kernels
 from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem, param_groups
 from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, graph_problem, plain_micro_batch
 from deepspeed.utils import groups
@@ -144,9 +144,13 @@ def compile_training(model: MoELM) -> None:
     problem = compile_problem()
     if problem:
         raise TrainingFailed(f"{problem}; or run without: --no-compiled")
-    problem = cublaslt.problem()
-    if problem and torch.cuda.is_available() and dist.get_rank() == 0:
-        print(f"note: GELU is a kernel of its own, not part of the products: {problem}")
+    try:
+        notes = kernels().notes
+    except ValueError as error:
+        raise TrainingFailed(str(error)) from error
+    if dist.get_rank() == 0:
+        for note in notes:
+            print(f"note: {note}")
     model.compile_training()
 
 
@@ -175,7 +179,9 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     )
     run.engine.train()
     seconds, losses = [], []
-    for step in range(case["warmup"] + case["iterations"]):
+    steps = case["warmup"] + case["iterations"]
+    ahead = step_tokens(run, sampler, 0)
+    for step in range(steps):
         if step:
             run.stage.enter(f"at iteration {step + 1}", run.seconds)
         else:
@@ -183,7 +189,9 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         run.wait_for_device()
         begin = time.perf_counter()
         skipped = run.engine.skipped_steps
-        totals = one_step(run, sampler, step)
+        totals = one_step(run, ahead)
+        if step + 1 < steps:  # while the device is at work
+            ahead = step_tokens(run, sampler, step + 1)
         run.wait_for_device()
         taken = time.perf_counter() - begin
         dist.all_reduce(totals)
@@ -228,21 +236,28 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "skipped_steps": run.engine.skipped_steps,
         "parameter_count": parameter_count(run.engine.module),
+        "kernels": kernels().names() if case["compiled"] else {},
         "text": vars(run.text.info),
     }
 
 
-def one_step(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
+def step_tokens(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
+    """This process's tokens of a step [A, m, S+1] on the host; for a GPU in pinned memory."""
+    size = micro_batch_size(run.case)
+    batches = [
+        sampler.micro_batch(step, accumulation, run.rank, dist.get_world_size(), size)
+        for accumulation in range(run.case["micro_batches"])
+    ]
+    tokens = torch.from_numpy(np.stack(batches))
+    return tokens.pin_memory() if run.device.type == "cuda" else tokens
+
+
+def one_step(run: Run, tokens_AmS1: torch.Tensor) -> torch.Tensor:
     """One whole iteration; [3] sums over its micro-batches / their number: loss and its parts."""
     case = run.case
     totals = torch.zeros(3, device=run.device)
-    size = micro_batch_size(case)
-    batches = [
-        sampler.micro_batch(step, accumulation, run.rank, dist.get_world_size(), size)
-        for accumulation in range(case["micro_batches"])
-    ]
     # One copy for the whole step: each would wait until the device has done all that was queued.
-    tokens_AmS, labels_AmS = as_torch(np.stack(batches), str(run.device))
+    tokens_AmS, labels_AmS = as_torch(tokens_AmS1, str(run.device))
     for tokens, labels in zip(tokens_AmS, labels_AmS):
         assert run.micro_batch is not None
         loss = run.micro_batch(tokens, labels)

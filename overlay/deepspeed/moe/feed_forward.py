@@ -2,7 +2,8 @@
 
 Left to torch.compile, GELU is a kernel that reads what the first product wrote, and another in the
 backward pass that computes it once more. Here the first product writes GELU's result and its input,
-and the product that carries the gradient back applies the derivative (gelu_product.py).
+and the product that carries the gradient back applies the derivative and adds up the bias's
+gradient (gelu_product.py).
 
 Shape suffixes: E experts (1 for a dense layer), R rows, M model width, H hidden width.
 """
@@ -14,22 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cublaslt
 from .gelu_product import matrix, product_gelu, product_gelu_derivative, serves
-
-# Whether the products' library can be used; asked for before compiling, where it cannot be.
-_library = False
-
-
-def prepare() -> None:
-    """Find out whether :func:`fuses` may say yes; to be called before a region is compiled."""
-    global _library
-    _library = cublaslt.problem() is None
+from .kernels import kernels
 
 
 def fuses(x: Tensor) -> bool:
     """Whether :func:`feed_forward` is for ``x``: 16 bit, on a GPU, in a region being compiled."""
-    return serves(x) and _library
+    return serves(x) and (kernels().cublaslt or kernels().hopper is not None)
 
 
 class _FeedForward(torch.autograd.Function):
@@ -46,11 +38,11 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, dy_ERM: Tensor) -> tuple[Tensor | None, ...]:
         x_ERM, w1, w2, a_ERH, h_ERH = ctx.saved_tensors
         transposed = ctx.transposed
-        dh_ERH = product_gelu_derivative(dy_ERM, w2, h_ERH, transposed)
+        dh_ERH, db_EH = product_gelu_derivative(dy_ERM, w2, h_ERH, transposed)
         dx_ERM = torch.bmm(dh_ERH, matrix(w1, not transposed))
         dw1 = _weight_gradient(x_ERM, dh_ERH, transposed)
         dw2 = _weight_gradient(a_ERH, dy_ERM, transposed)
-        return dx_ERM, dw1, dh_ERH.sum(1), dw2, None
+        return dx_ERM, dw1, db_EH, dw2, None
 
 
 def _weight_gradient(x: Tensor, dy: Tensor, transposed: bool) -> Tensor:

@@ -1,30 +1,27 @@
 """Products with GELU, and with GELU's derivative, in their epilogue: operators for torch.compile.
 
-On a GPU, in 16 bit, they are one kernel of cuBLASLt each (cublaslt.py); elsewhere, and for shapes
-that the library has no kernel for, they are the same formula in torch's operations.
+On a GPU, in 16 bit, they are one kernel of a library each: quack's on Hopper (hopper_products.py),
+else cuBLASLt's (cublaslt.py); elsewhere, and for shapes that neither has a kernel for, they are the
+same formula in torch's operations.
 
 Shape suffixes: E products in a batch, R rows, M model width, H hidden width.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import cublaslt
+from .kernel_check import check
+from .kernels import kernels
 
 HAS_OPERATORS = hasattr(getattr(torch, "library", None), "custom_op")  # torch 2.4
-# Relative, of the library's first result; bf16 rounds by 2^-9.
-_TOLERANCE = 2e-2
 _CHECKED_ROWS = 256
-# Kind -> checks still to do; each waits for the device, so there are not many.
-_CHECKS = 8
-_LEFT: dict[cublaslt.Product, int] = {}
 
 
 def serves(x: Tensor) -> bool:
@@ -47,46 +44,74 @@ def _up_formula(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tup
     return F.gelu(h_ERH, approximate="tanh"), h_ERH
 
 
-def _down_formula(dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool) -> Tensor:
+def _down_formula(
+    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool
+) -> tuple[Tensor, Tensor]:
     da_ERH = torch.bmm(dy_ERM, matrix(w, transposed).transpose(1, 2))
-    return torch.ops.aten.gelu_backward(da_ERH, h_ERH, approximate="tanh")
+    dh_ERH = torch.ops.aten.gelu_backward(da_ERH, h_ERH, approximate="tanh")
+    return dh_ERH, dh_ERH.sum(1)
 
 
 def _up(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
     x_ERM, w, b_EH = x_ERM.contiguous(), w.contiguous(), b_EH.contiguous()
-    if not _by_library(x_ERM, w, b_EH):
+    hopper = kernels().hopper
+    if hopper and hopper.serves(w, x_ERM, b_EH):
+        a_ERH, h_ERH = hopper.gelu(x_ERM, matrix(w, transposed), b_EH)
+        kind: Any = ("gelu", *x_ERM.shape, b_EH.shape[1], transposed, x_ERM.dtype)
+    elif not _by_cublaslt(x_ERM, w, b_EH):
         return _up_formula(x_ERM, w, b_EH, transposed)
-    kind = _kind(cublaslt.GELU_AUX_BIAS, x_ERM, b_EH.shape[1], transposed)
-    a_ERH, h_ERH = (x_ERM.new_empty(*x_ERM.shape[:2], b_EH.shape[1]) for _ in range(2))
-    if not cublaslt.product(kind, x_ERM, w, a_ERH, h_ERH, b_EH):
-        _say_none(kind)
-        return _up_formula(x_ERM, w, b_EH, transposed)
-    _check(kind, (a_ERH, h_ERH), lambda: _up_formula(_few(x_ERM), _one(w), _one(b_EH), transposed))
+    else:
+        kind = _kind(cublaslt.GELU_AUX_BIAS, x_ERM, b_EH.shape[1], transposed)
+        a_ERH, h_ERH = (x_ERM.new_empty(*x_ERM.shape[:2], b_EH.shape[1]) for _ in range(2))
+        if not cublaslt.product(kind, x_ERM, w, a_ERH, h_ERH, b_EH):
+            _say_none(kind)
+            return _up_formula(x_ERM, w, b_EH, transposed)
+    check(
+        _library(kind),
+        kind,
+        x_ERM.dtype,
+        lambda: (_few(a_ERH), _few(h_ERH)),
+        lambda: _up_formula(_few(x_ERM).float(), _one(w), _one(b_EH), transposed),
+    )
     return a_ERH, h_ERH
 
 
-def _down(dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool) -> Tensor:
+def _down(dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
     dy_ERM, w, h_ERH = dy_ERM.contiguous(), w.contiguous(), h_ERH.contiguous()
-    if not _by_library(dy_ERM, w, h_ERH):
+    hopper = kernels().hopper
+    if hopper and hopper.serves(w, dy_ERM, h_ERH):
+        dh_ERH, db_EH = hopper.gelu_derivative(dy_ERM, matrix(w, transposed).transpose(1, 2), h_ERH)
+        kind: Any = ("gelu'", *dy_ERM.shape, h_ERH.shape[2], transposed, dy_ERM.dtype)
+    elif not _by_cublaslt(dy_ERM, w, h_ERH):
         return _down_formula(dy_ERM, w, h_ERH, transposed)
-    # the weight of this product is the other one's, transposed
-    kind = _kind(cublaslt.DGELU, dy_ERM, h_ERH.shape[2], not transposed)
-    dh_ERH = torch.empty_like(h_ERH)
-    if not cublaslt.product(kind, dy_ERM, w, dh_ERH, h_ERH, None):
-        _say_none(kind)
-        return _down_formula(dy_ERM, w, h_ERH, transposed)
-    _check(
-        kind, (dh_ERH,), lambda: (_down_formula(_few(dy_ERM), _one(w), _few(h_ERH), transposed),)
+    else:
+        # the weight of this product is the other one's, transposed
+        kind = _kind(cublaslt.DGELU, dy_ERM, h_ERH.shape[2], not transposed)
+        dh_ERH = torch.empty_like(h_ERH)
+        if not cublaslt.product(kind, dy_ERM, w, dh_ERH, h_ERH, None):
+            _say_none(kind)
+            return _down_formula(dy_ERM, w, h_ERH, transposed)
+        db_EH = dh_ERH.sum(1)
+    check(
+        _library(kind),
+        kind,
+        dy_ERM.dtype,
+        # the sum is over all rows, so it is compared, as a mean, with the result's own
+        lambda: (_few(dh_ERH), db_EH[-1].float() / dh_ERH.shape[1]),
+        lambda: (
+            _down_formula(_few(dy_ERM).float(), _one(w), _few(h_ERH).float(), transposed)[0],
+            dh_ERH[-1].mean(0, dtype=torch.float32),
+        ),
     )
-    return dh_ERH
+    return dh_ERH, db_EH
 
 
-def _by_library(x: Tensor, *others: Tensor) -> bool:
-    """Whether the library can be asked: it reads 16 bytes at a time, from such addresses."""
+def _by_cublaslt(x: Tensor, *others: Tensor) -> bool:
+    """Whether that library can be asked: it reads 16 bytes at a time, from such addresses."""
     return (
         x.is_cuda
         and x.dtype in (torch.float16, torch.bfloat16)
-        and not cublaslt.problem()
+        and kernels().cublaslt
         and all(t.dtype == x.dtype and t.data_ptr() % 16 == 0 for t in (x, *others))
     )
 
@@ -95,48 +120,21 @@ def _kind(epilogue: int, x: Tensor, outer: int, transposed: bool) -> cublaslt.Pr
     return cublaslt.Product(epilogue, *x.shape, outer, transposed, x.dtype)
 
 
+def _library(kind: Any) -> str:
+    return "cuBLASLt" if isinstance(kind, cublaslt.Product) else "quack"
+
+
 def _one(weight: Tensor) -> Tensor:
     """Of the last product, for the check: it shows wrong distances between products too."""
     return weight[-1:].float()
 
 
 def _few(rows: Tensor) -> Tensor:
-    return rows[-1:, :_CHECKED_ROWS].float()
+    return rows[-1:, :_CHECKED_ROWS]
 
 
 def _say_none(kind: cublaslt.Product) -> None:
     warnings.warn(f"cuBLASLt has no kernel for {kind}; GELU is a kernel of its own", stacklevel=3)
-
-
-def _check(
-    kind: cublaslt.Product,
-    results: tuple[Tensor, ...],
-    formula: Callable[[], tuple[Tensor, ...]],
-) -> None:
-    """Compare the results of a kind with the formula in fp32, in its first calls until one counts.
-
-    Raises:
-        RuntimeError: where they are further apart than rounding explains. What the formula has no
-            finite value for, or nothing but zeros, says nothing.
-    """
-    left = _LEFT.setdefault(kind, _CHECKS)
-    if not left or torch.cuda.is_current_stream_capturing():
-        return
-    _LEFT[kind] = left - 1
-    for result, right in zip(results, formula()):
-        found = _few(result)
-        error, size = (found - right).norm().item(), right.norm().item()
-        # gradients in fp16 may lie below its smallest number, and are rounded to it or to 0
-        info = torch.finfo(kind.dtype)
-        smallest = info.tiny * info.eps * math.sqrt(right.numel())
-        if math.isfinite(size) and not error <= _TOLERANCE * size + smallest:
-            raise RuntimeError(
-                f"cuBLASLt's result for {kind} is {error:.3g} away from torch's of norm {size:.3g};"
-                " train without torch.compile, and please report it"
-            )
-        if not math.isfinite(size) or size <= smallest:
-            return
-    _LEFT[kind] = 0
 
 
 if HAS_OPERATORS:
@@ -150,7 +148,7 @@ if HAS_OPERATORS:
         "dsmoe::product_gelu_derivative",
         _down,
         mutates_args=(),
-        schema="(Tensor dy, Tensor w, Tensor h, bool transposed) -> Tensor",
+        schema="(Tensor dy, Tensor w, Tensor h, bool transposed) -> (Tensor, Tensor)",
     )
 
     @_up_operator.register_fake
@@ -159,7 +157,7 @@ if HAS_OPERATORS:
 
     @_down_operator.register_fake
     def _(dy: Any, w: Any, h: Any, transposed: bool) -> Any:
-        return h.new_empty(h.shape)
+        return h.new_empty(h.shape), h.new_empty(h.shape[0], h.shape[2])
 
 
 def product_gelu(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
@@ -176,8 +174,11 @@ def product_gelu(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tu
     return _up_operator(x_ERM, w, b_EH, transposed)
 
 
-def product_gelu_derivative(dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool) -> Tensor:
-    """(dy W^T) * gelu'(h), [E, R, H]: the gradient of ``h`` from that of gelu(h) W.
+def product_gelu_derivative(
+    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool
+) -> tuple[Tensor, Tensor]:
+    """(dy W^T) * gelu'(h), [E, R, H]: the gradient of ``h`` from that of gelu(h) W; and its sum
+    over R, [E, H]: the gradient of the bias in ``h``.
 
     Args:
         dy_ERM: [E, R, M].

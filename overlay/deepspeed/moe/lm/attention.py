@@ -9,7 +9,10 @@ import math
 
 import torch
 import torch.nn.functional as F
+from deepspeed.moe.linear import linear
 from torch import Tensor, nn
+
+from .causal_attention import causal_attention, fuses
 
 HAS_FUSED = hasattr(F, "scaled_dot_product_attention")  # torch 2.0
 
@@ -52,9 +55,14 @@ class CausalSelfAttention(nn.Module):
         """Attend within each sequence; [B, S, M] to [B, S, M]."""
         batch, length, width = x_BSM.shape
         heads = self.num_heads
-        qkv = self.qkv(x_BSM).view(batch, length, 3, heads, width // heads)
-        q_BNSD, k_BNSD, v_BNSD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = linear(self.qkv, x_BSM)
+        qkv_BS3ND = qkv.view(batch, length, 3, heads, width // heads)
         dropout = self.dropout if self.training else 0.0
-        attend = fused_attention if self.fused else math_attention
-        y_BNSD = attend(q_BNSD, k_BNSD, v_BNSD, dropout)
-        return self.out(y_BNSD.transpose(1, 2).reshape(batch, length, width))
+        if self.fused and not dropout and fuses(qkv_BS3ND):
+            y_BSND = causal_attention(qkv_BS3ND)
+        else:
+            q_BNSD, k_BNSD, v_BNSD = qkv_BS3ND.permute(2, 0, 3, 1, 4).unbind(0)
+            attend = fused_attention if self.fused else math_attention
+            y_BSND = attend(q_BNSD, k_BNSD, v_BNSD, dropout).transpose(1, 2)
+        y_BSM = y_BSND.reshape(batch, length, width)
+        return linear(self.out, y_BSM)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import torch
-from deepspeed.moe import feed_forward
+from deepspeed.moe.kernels import kernels
+from deepspeed.utils.neutral import has_triton
 from torch import Tensor, nn
 
 # Before 2.5 a module that is an argument is compiled anew for every instance.
@@ -26,17 +27,9 @@ def compile_problem() -> str | None:
         return (
             f"torch {torch.__version__} compiles no layer for its likes; expected {wanted} or later"
         )
-    if torch.cuda.is_available() and not _has_triton():
+    if torch.cuda.is_available() and not has_triton():
         return "torch.compile needs Triton on a GPU and it cannot be imported; install triton"
     return None
-
-
-def _has_triton() -> bool:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 class CompiledRegions:
@@ -61,7 +54,7 @@ def compile_regions(**options: Any) -> CompiledRegions:
     problem = compile_problem()
     if problem:
         raise RuntimeError(problem)
-    feed_forward.prepare()
+    kernels()  # finding out is not for the compiler to trace
     return CompiledRegions({"fullgraph": True, "dynamic": False, **options})
 
 

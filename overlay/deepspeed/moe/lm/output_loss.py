@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..gelu_product import HAS_OPERATORS, serves
+from ..linear import multiply, product
 
 # The gradient by a logit is at most 1, and in 16 bit it is kept before it is divided by the number
 # of tokens (after it, fp16 would lose most of it). The weights' gradient is a sum over tokens, so
@@ -41,7 +42,7 @@ def _formula(logits_NV: Tensor, labels_N: Tensor, scale: float) -> tuple[Tensor,
 
 
 def _losses(x_NM: Tensor, w_VM: Tensor, labels_N: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    logits_NV = torch.mm(x_NM, w_VM.t())
+    logits_NV = multiply(x_NM, w_VM, None, transposed=True)
     if not x_NM.is_cuda:
         return _formula(logits_NV, labels_N, scale)
     from .cross_entropy_kernel import cross_entropy_
@@ -79,7 +80,7 @@ class _OutputLoss(torch.autograd.Function):
         largest = shares_N.max()
         factor = grad.to(exact) / ctx.scale * largest
         share_N1 = torch.where(largest > 0, shares_N / largest, shares_N)[:, None]
-        dx_NM = torch.mm(gradient_NV, w_VM).to(exact) * (factor * share_N1)
+        dx_NM = product(gradient_NV, w_VM).to(exact) * (factor * share_N1)
         weighted_NM = (x_NM.to(exact) * share_N1).to(x_NM.dtype)
         dw_VM = torch.mm(gradient_NV.t(), weighted_NM).to(exact) * factor
         return dx_NM.to(x_NM.dtype), dw_VM.to(w_VM.dtype), None, None

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .causal_attention import OPERATOR
+
 try:
     from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 except ImportError:
@@ -51,5 +53,6 @@ def _contexts() -> Any:
 
 @functools.lru_cache(maxsize=None)
 def _kept() -> frozenset[Any]:
-    names = (getattr(torch.ops.aten, name, None) for name in _FUSED_ATTENTION)
-    return frozenset(name.default for name in names if name is not None)
+    fused = [getattr(torch.ops.aten, name, None) for name in _FUSED_ATTENTION]
+    fused.append(getattr(torch.ops.dsmoe, OPERATOR, None))
+    return frozenset(name.default for name in fused if name is not None)

@@ -1,0 +1,110 @@
+"""Products on a Hopper GPU with an epilogue of our own, by quack-kernels (Tri Dao and others).
+
+An epilogue is a function of one element, which quack compiles into its persistent kernel: while one
+half of a multiprocessor's warps is at it, the other half multiplies. So GELU costs no time, and its
+derivative, with the sum that is the bias's gradient, about as much as the product that cuBLASLt has
+with the derivative alone (docs/performance.md).
+
+A kernel is compiled once (some seconds) and kept on disk by quack; shapes are not compiled in.
+
+Importing this module imports quack, which takes seconds: ask kernels.py.
+
+Shape suffixes: E products in a batch, R rows, K width of the sum, N width of the result.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from quack.activation import dgelu_tanh_approx, gelu_tanh_approx
+from quack.epilogue.frontend import gemm_epilogue
+from quack.epilogue.ops import RowVecLoad, RowVecReduce
+from torch import Tensor
+
+# of its own and cutlass's deprecations, while it compiles
+warnings.filterwarnings("ignore", module=r"(quack|cutlass)\b")
+VERSION = f"quack-kernels {version('quack-kernels')}"
+# What was fastest of ten tiles and three clusters for the products of a 380M model, on an H100;
+# the last two are the multiprocessors that share an operand.
+_TILES = {"tile_M": 128, "tile_N": 192, "cluster_M": 2, "cluster_N": 1}
+_TALL_TILES = {"tile_M": 192, "tile_N": 128, "cluster_M": 1, "cluster_N": 2}
+_MULTIPLE = 8  # of elements: copies are of 16 bytes
+
+
+@gemm_epilogue(outputs=("activated",), ops={"bias": RowVecLoad("bias")})
+def _gelu(acc: Any, bias: Any) -> Any:
+    value = acc + bias
+    return {"D": value, "activated": gelu_tanh_approx(value)}
+
+
+@gemm_epilogue(reduces={"total": RowVecReduce("total")})
+def _gelu_derivative(acc: Any, c: Any) -> Any:
+    value, _ = dgelu_tanh_approx(c, acc)
+    return {"D": value, "total": value}
+
+
+@gemm_epilogue(ops={"bias": RowVecLoad("bias")})
+def _biased(acc: Any, bias: Any) -> Any:
+    return {"D": acc + bias}
+
+
+@gemm_epilogue()
+def _plain(acc: Any) -> Any:
+    return {"D": acc}
+
+
+def serves(weight: Tensor, *others: Tensor) -> bool:
+    """Whether the kernels take these: contiguous, 16 bit, not empty, a multiple of 16 bytes in the
+    rows of each and the columns of the weight (which may be read as its transpose)."""
+    return (
+        weight.is_cuda
+        and weight.dtype in (torch.float16, torch.bfloat16)
+        and weight.shape[-2] % _MULTIPLE == 0
+        and all(
+            t.dtype == weight.dtype
+            and t.numel() > 0
+            and t.shape[-1] % _MULTIPLE == 0
+            and t.data_ptr() % 16 == 0
+            and t.is_contiguous()
+            for t in (weight, *others)
+        )
+    )
+
+
+def _multiply(
+    epilogue: Any, x: Tensor, w_EKN: Tensor, out: Tensor, aux: Tensor | None = None,
+    tall: bool = False, **arguments: Tensor,
+) -> None:  # fmt: skip
+    tiles = _TALL_TILES if tall else _TILES
+    epilogue.gemm(x, w_EKN, out, aux, epi_args=arguments, pingpong=True, b_kn=True, **tiles)
+
+
+def gelu(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor) -> tuple[Tensor, Tensor]:
+    """gelu(x w + b) [E, R, N], and what GELU was given."""
+    h_ERN = x_ERK.new_empty(*x_ERK.shape[:2], b_EN.shape[1])
+    a_ERN = torch.empty_like(h_ERN)
+    _multiply(_gelu, x_ERK, w_EKN, h_ERN, activated=a_ERN, bias=b_EN)
+    return a_ERN, h_ERN
+
+
+def gelu_derivative(dy_ERK: Tensor, w_EKN: Tensor, h_ERN: Tensor) -> tuple[Tensor, Tensor]:
+    """(dy w) * gelu'(h) [E, R, N], and its sum over R [E, N]."""
+    batch, rows, width = h_ERN.shape
+    dh_ERN = torch.empty_like(h_ERN)
+    tiles = -(-rows // _TALL_TILES["tile_M"])
+    sums = h_ERN.new_empty(batch, tiles, width, dtype=torch.float32)
+    _multiply(_gelu_derivative, dy_ERK, w_EKN, dh_ERN, h_ERN, tall=True, total=sums)
+    return dh_ERN, sums.sum(1).to(h_ERN.dtype)
+
+
+def product(x_RK: Tensor, w_KN: Tensor, b_N: Tensor | None = None) -> Tensor:
+    """x w + b [R, N]; ``w_KN`` may be a transposed view."""
+    y_RN = x_RK.new_empty(x_RK.shape[0], w_KN.shape[1])
+    if b_N is None:
+        _multiply(_plain, x_RK[None], w_KN[None], y_RN[None])
+    else:
+        _multiply(_biased, x_RK[None], w_KN[None], y_RN[None], bias=b_N[None])
+    return y_RN
