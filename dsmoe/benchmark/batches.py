@@ -112,9 +112,10 @@ def evaluation_batches(
         yield sampler.read(sampler.global_windows(step))
 
 
-def as_torch(batch: np.ndarray, device: str = "cpu") -> tuple[Any, Any]:
-    """(inputs, targets), int64 tensors [..., S] on ``device``, of tokens [..., S+1]."""
+def as_torch(batch: np.ndarray | Any, device: str = "cpu") -> tuple[Any, Any]:
+    """(inputs, targets), int64 tensors [..., S] on ``device``, of tokens [..., S+1]: an array, or a
+    tensor in pinned memory, whose copy the host does not wait for."""
     import torch
 
-    whole = torch.from_numpy(batch).to(device)
+    whole = torch.as_tensor(batch).to(device, non_blocking=True)
     return whole[..., :-1].contiguous(), whole[..., 1:].contiguous()

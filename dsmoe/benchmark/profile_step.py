@@ -4,7 +4,8 @@
 
 Started once for each process by itself (``torchrun`` sets the variables it needs). The case is cut
 down to a few micro-batches a step; two steps warm up, one is profiled by torch.profiler. Printed:
-a row for each kind of work, one for each of the longest kernels, and the time in which nothing ran.
+a row for each kind of work, one for each of the longest kernels, the time in which nothing ran, and
+which kernels it was that the device waited for.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dsmoe.output import needs_no_reader
 MICRO_BATCHES = 4
 # Options of the benchmark that have no meaning for a profile.
 UNUSED = ("all", "resume", "dry_run", "plan", "steps", "warmup", "hostfile", "master_addr", "port")
+WAIT = "(before) "
 COMPILED = "fused elementwise and reductions (compiled)"
 KINDS = (
     ("communication", r"nccl"),
@@ -56,7 +58,7 @@ def cut(case: Any) -> Any:
 
 
 def profile(case: Any, text: dict[str, Any], cache: Path) -> list[tuple[str, float, int]]:
-    """(kernel, microseconds, calls) of one step on this process, and its span as "(span)"."""
+    """(kernel, microseconds, calls) of one step on this process, :func:`waits`, and "(span)"."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -64,7 +66,7 @@ def profile(case: Any, text: dict[str, Any], cache: Path) -> list[tuple[str, flo
     from dsmoe.benchmark.deepspeed_config import deepspeed_config
     from dsmoe.benchmark.run_folder import CASE, DEEPSPEED, write_json
     from dsmoe.benchmark.stage import Stage
-    from dsmoe.benchmark.training import one_step, start
+    from dsmoe.benchmark.training import one_step, start, step_tokens
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -75,12 +77,13 @@ def profile(case: Any, text: dict[str, Any], cache: Path) -> list[tuple[str, flo
     sampler = WindowSampler(run.text.train, model.sequence, case.global_batch, seed=case.seed)
     run.engine.train()
     for step in range(3):
-        one_step(run, sampler, step)
+        one_step(run, step_tokens(run, sampler, step))
+    tokens = step_tokens(run, sampler, 3)
     torch.cuda.synchronize()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
         begin.record()
-        one_step(run, sampler, 3)
+        one_step(run, tokens)
         end.record()
         torch.cuda.synchronize()
     rows = [
@@ -90,7 +93,27 @@ def profile(case: Any, text: dict[str, Any], cache: Path) -> list[tuple[str, flo
         and str(event.device_type).endswith("CUDA")
         and not event.key.startswith("Optimizer.")  # a region with a name, not a kernel
     ]
-    return [*rows, ("(span)", begin.elapsed_time(end) * 1e3, 1)]
+    kernels = [
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in found.events()
+        if str(event.device_type).endswith("CUDA") and not event.name.startswith("Optimizer.")
+    ]
+    return [*rows, *waits(kernels), ("(span)", begin.elapsed_time(end) * 1e3, 1)]
+
+
+def waits(kernels: list[tuple[float, float, str]]) -> list[tuple[str, float, int]]:
+    """Rows like a kernel's, "(before) name", of the time in which nothing ran before each kernel.
+
+    ``kernels``: start and end in microseconds, name; those of several streams may overlap.
+    """
+    found: dict[str, tuple[float, int]] = {}
+    busy_until = None
+    for start, end, name in sorted(kernels):
+        if busy_until is not None and start > busy_until:
+            time, count = found.get(name, (0.0, 0))
+            found[name] = (time + start - busy_until, count + 1)
+        busy_until = end if busy_until is None else max(busy_until, end)
+    return [(f"{WAIT}{name}", time, count) for name, (time, count) in found.items()]
 
 
 def print_tables(rows: list[tuple[str, float, int]], longest: int = 25) -> None:
@@ -99,7 +122,7 @@ def print_tables(rows: list[tuple[str, float, int]], longest: int = 25) -> None:
     from rich.table import Table
 
     span = next(time for name, time, _ in rows if name == "(span)")
-    kernels = [row for row in rows if row[0] != "(span)"]
+    kernels = [row for row in rows if not row[0].startswith("(")]
     kinds: dict[str, list[float]] = {}
     for name, time, count in kernels:
         total = kinds.setdefault(kind_of(name), [0.0, 0.0])
@@ -114,12 +137,14 @@ def print_tables(rows: list[tuple[str, float, int]], longest: int = 25) -> None:
     table.add_row("nothing ran", f"{(span - busy) / 1e3:.2f}", f"{1 - busy / span:.1%}", "")
     console = Console(width=150)
     console.print(table)
-    table = Table(title="longest kernels")
-    for column in ("kernel", "ms", "calls"):
-        table.add_column(column, justify="left" if column == "kernel" else "right")
-    for name, time, count in sorted(kernels, key=lambda row: -row[1])[:longest]:
-        table.add_row(name[:110], f"{time / 1e3:.2f}", str(count))
-    console.print(table)
+    gaps = [(n[len(WAIT) :], time, count) for n, time, count in rows if n.startswith(WAIT)]
+    for title, listed in (("longest kernels", kernels), ("kernels that were waited for", gaps)):
+        table = Table(title=title)
+        for column in ("kernel", "ms", "calls"):
+            table.add_column(column, justify="left" if column == "kernel" else "right")
+        for name, time, count in sorted(listed, key=lambda row: -row[1])[:longest]:
+            table.add_row(name[:110], f"{time / 1e3:.2f}", str(count))
+        console.print(table)
 
 
 def _check(options: Any) -> None:

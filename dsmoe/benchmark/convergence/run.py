@@ -21,7 +21,7 @@ from dsmoe.benchmark.batches import WindowSampler, as_torch
 from dsmoe.benchmark.measures import micro_batch_size, parameter_count, peak_memory
 from dsmoe.benchmark.run_folder import CASE, ITERATIONS, OUTCOME, read_json, write_json
 from dsmoe.benchmark.stage import Stage
-from dsmoe.benchmark.training import Run, TrainingFailed, one_step, start, stop
+from dsmoe.benchmark.training import Run, TrainingFailed, one_step, start, step_tokens, stop
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def train(run: Run, plan: Plan, curve: Path) -> dict[str, Any]:
     for step in range(steps):
         for group in run.engine.optimizer.param_groups:
             group["lr"] = plan.rate(step)
-        losses = one_step(run, sampler, step)
+        losses = one_step(run, step_tokens(run, sampler, step))
         sums.add(losses, run.engine.module.last_stats)
         if (step + 1) % plan.eval_every and step + 1 < steps:
             continue

@@ -10,6 +10,7 @@ leaves the ``torch`` of the user's own program untouched.
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 from typing import Any
 
@@ -123,3 +124,13 @@ def local_types(types_of_tensors: list[str]) -> list[str]:
 def backend() -> str:
     """The torch.distributed backend for this machine's device: ``nccl`` or ``gloo``."""
     return "nccl" if _torch.cuda.is_available() else "gloo"
+
+
+@functools.lru_cache(maxsize=None)
+def has_triton() -> bool:
+    """Whether Triton, in which some kernels for GPUs are written, can be imported."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True

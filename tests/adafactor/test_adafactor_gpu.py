@@ -1,0 +1,63 @@
+"""The three passes of kernels.py against the same step in torch's operations; needs a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from deepspeed.ops.adafactor import Adafactor, update
+from torch import Tensor
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+SHAPES = ((300, 70), (33, 1025), (2, 2), (5, 96, 130), (7,))
+TOLERANCE = 1e-5  # sums of squares in another order, in fp32
+
+
+def steps(count: int = 4) -> tuple[list[Tensor], int]:
+    """Parameters after some steps from the same start, and how often the kernels were used."""
+    torch.manual_seed(0)
+    params = [torch.randn(s, device="cuda").requires_grad_() for s in SHAPES]
+    optimizer = Adafactor(params)
+    used = 0
+    real = update._update_fused
+
+    def counted(*arguments: object) -> None:
+        nonlocal used
+        used += 1
+        real(*arguments)
+
+    update._update_fused = counted
+    try:
+        for _ in range(count):
+            for param in params:
+                param.grad = torch.randn_like(param) * param.numel() ** 0.5
+            optimizer.step()
+    finally:
+        update._update_fused = real
+    return params, used
+
+
+def test_the_kernels_equal_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, used = steps()
+    again, _ = steps()
+    assert used == 4 * 4  # every shape but the vector
+    monkeypatch.setattr(update, "has_triton", lambda: False)
+    expected, unused = steps()
+    assert unused == 0
+    for got, repeated, want in zip(found, again, expected):
+        assert torch.equal(got, repeated)
+        torch.testing.assert_close(got, want, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_the_sum_of_two_dtypes() -> None:
+    from deepspeed.runtime.zero import flat_gradients
+
+    torch.manual_seed(1)
+    for numel in (flat_gradients._LARGE + 77, 50):
+        place = torch.randn(numel, device="cuda")
+        part = torch.randn(numel, device="cuda").bfloat16()
+        expected = place + 0.25 * part.float()
+        flat_gradients._add(place, part, 0.25)
+        torch.testing.assert_close(place, expected, rtol=1e-6, atol=1e-6)
