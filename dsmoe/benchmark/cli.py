@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, stop: StopSignals) -> int:
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for --plan alone; leave it out")
     machine = head_machine(options)
-    cases = chosen_cases(options, machine.device)
+    cases = chosen_cases(options, machine.device, machine.hardware.get("device_memory_bytes"))
     available = None if options.hostfile else machine.hardware.get("device_count")
     try:
         check_device(cases, machine.device, available)

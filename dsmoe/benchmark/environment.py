@@ -78,13 +78,33 @@ def torch_checks() -> list[Check]:
         version = ".".join(map(str, torch.cuda.nccl.version())) if nccl else "missing"
         mend = "" if nccl else "install a torch with NCCL"
         checks.append(Check("NCCL", OK if nccl else FAIL, version, mend))
-        return checks
+        return [*checks, *kernel_checks(torch.cuda.get_device_capability()[0])]
     found = "no GPU that torch can use: small runs on the CPU"
     checks.append(Check("device", NOTE, found))
     gloo = dist.is_available() and dist.is_gloo_available()
     mend = "" if gloo else "install a torch with gloo"
     checks.append(Check("gloo", OK if gloo else FAIL, "there" if gloo else "missing", mend))
     return checks
+
+
+def kernel_checks(generation: int) -> list[Check]:
+    """The packages with kernels for a Hopper GPU; ``generation``: of the compute capability."""
+    if generation != 9:
+        return []
+    names = ("quack-kernels", "flash-attn-4")
+    found_of = {name: _version(name) for name in names}
+    missing = [name for name, version in found_of.items() if version is None]
+    if missing:
+        found = f"{', '.join(missing)} missing: an iteration takes about 6 % longer"
+        return [Check("kernels", NOTE, found, "pip install -r requirements-hopper.txt")]
+    return [Check("kernels", OK, ", ".join(f"{n} {version}" for n, version in found_of.items()))]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def checkout_checks(place: Path) -> list[Check]:

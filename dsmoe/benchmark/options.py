@@ -19,6 +19,7 @@ from dsmoe.benchmark.suites import (
     Case,
     ModelCase,
     find_case,
+    for_memory,
 )
 from dsmoe.errors import UsageError
 
@@ -132,18 +133,21 @@ def _positive(text: str) -> float:
     return value
 
 
-def chosen_cases(options: argparse.Namespace, device: str) -> list[Case]:
+def chosen_cases(options: argparse.Namespace, device: str, memory: int | None = None) -> list[Case]:
     """The suite's case for NUM_GPUS, or with ``--all`` those up to it, with the options laid on.
+
+    ``memory``: bytes of a GPU, where known, for :func:`suites.for_memory`.
 
     Raises UsageError for a case that the suite lacks, that cannot be, or that needs GPUs.
     """
     suite = options.suite or ("artifact" if device == "cuda" else "smoke")
     if not options.all:
-        return [with_options(find_case(suite, options.gpus), options)]
+        cases = [find_case(suite, options.gpus)]
+        return [with_options(for_memory(case, memory), options) for case in cases]
     cases = [case for case in SUITES[suite] if case.parallel.processes <= options.gpus]
     if not cases:
         find_case(suite, options.gpus)  # says what the suite has
-    return [with_options(case, options) for case in cases]
+    return [with_options(for_memory(case, memory), options) for case in cases]
 
 
 def check_device(cases: list[Case], device: str, available: int | None) -> None:

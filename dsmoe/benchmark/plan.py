@@ -99,15 +99,19 @@ def verdict(peak: int, memory: int | None, where: str) -> tuple[bool, str]:
     return True, f"{'fits' if share <= 90 else 'close'}: {words}"
 
 
-def planned_cases(options: argparse.Namespace, device: str) -> list[Case]:
+def planned_cases(
+    options: argparse.Namespace, device: str, memory: int | None = None
+) -> list[Case]:
     """The cases of the options; with ``--model`` any size on any number of GPUs.
+
+    ``memory``: bytes of a GPU, where known.
 
     Raises UsageError.
     """
     if options.model is None:
         if options.global_batch is not None:
             raise UsageError("--global-batch goes with --plan --model; leave it out")
-        return chosen_cases(options, device)
+        return chosen_cases(options, device, memory)
     if options.model not in MODELS:
         raise UsageError(f"model {options.model!r}: expected one of {', '.join(MODELS)}")
     base = find_case("artifact", 1)
@@ -145,7 +149,8 @@ def print_plans(options: argparse.Namespace) -> int:
     machine = this_machine()
     on_cpu = machine.device == "cpu" and options.model is None and options.suite in (None, "smoke")
     device = "cpu" if on_cpu else "cuda"
-    cases = planned_cases(options, machine.device)
+    memory = device_memory(options, machine.hardware, "cuda", 1)
+    cases = planned_cases(options, machine.device, memory)
     checkout.ensure(checkout.location())
     code = 0
     for case in cases:

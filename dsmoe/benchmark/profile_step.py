@@ -162,6 +162,8 @@ def _check(options: Any) -> None:
 @needs_no_reader
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
+    import torch
+
     from dsmoe.benchmark import checkout, run_case
     from dsmoe.benchmark.options import chosen_cases, parser
     from dsmoe.places import work_folder
@@ -177,7 +179,8 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ["RANK"] == "0":
             checkout.ensure(place)
         sys.path.insert(0, str(place))
-        case = cut(chosen_cases(options, "cuda")[0])
+        memory = torch.cuda.get_device_properties(0).total_memory
+        case = cut(chosen_cases(options, "cuda", memory)[0])
         text = run_case.text_options(options.data, options.tokenizer)
         rows = profile(case, text, work_folder() / "text")
         if os.environ["RANK"] == "0":

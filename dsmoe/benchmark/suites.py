@@ -10,6 +10,7 @@ the figure), and benchmark/alpa/suite_paper_manual_moe.py at 8350d913 (model siz
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import asdict, dataclass
 from typing import Any, Callable
 
@@ -252,6 +253,20 @@ def _tuned(gpus: int, model: str, size: int, expert_parallel: int, source: str) 
         **FAST,
         source=source,
     )
+
+
+# Micro-batches of 128 take 64 GiB, and their evaluation 16 GiB more (docs/performance.md).
+_LARGE_MEMORY = 100 * 2**30
+
+
+def for_memory(case: Case, memory: int | None) -> Case:
+    """``case`` for GPUs of so many bytes: suite tuned takes twice its micro-batch where it fits.
+
+    That is for the cases measured so, of one and two GPUs.
+    """
+    if case.source != _MEASURED or (memory or 0) < _LARGE_MEMORY or case.micro_batches % 2:
+        return case
+    return dataclasses.replace(case, micro_batches=case.micro_batches // 2)
 
 
 _MEASURED = "chosen here by measurement (docs/performance.md)"

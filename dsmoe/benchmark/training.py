@@ -20,7 +20,7 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
-from deepspeed.moe.kernels import kernels
+from deepspeed.moe.kernels import find_ahead, kernels
 from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem, param_groups
 from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, graph_problem, plain_micro_batch
 from deepspeed.utils import groups
@@ -115,6 +115,8 @@ def start(folder: Path, stage: Stage) -> Run:
     limits = spec.get("limits", {"first": 0, "later": 0})
     stage.enter("while the processes meet", limits["first"])
     cuda = torch.cuda.is_available()
+    if cuda and case["compiled"]:
+        find_ahead()
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
@@ -127,13 +129,13 @@ def start(folder: Path, stage: Stage) -> Run:
     torch.manual_seed(case["seed"])
     stage.words = "while the model is built"
     model = MoELM(model_config(case))
-    if case["compiled"]:
-        compile_training(model)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=param_groups(model),
         config=read_json(folder / DEEPSPEED),
     )
+    if case["compiled"]:
+        compile_training(model)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     passes = micro_batch_of(engine, case)
     return Run(folder, case, engine, text, device, stage, limits["later"], passes)

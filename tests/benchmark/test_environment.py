@@ -145,3 +145,13 @@ def test_a_host_file_that_is_none_is_one_line(
     assert environment.main(["--hostfile", str(tmp_path / "hostfile")]) != 0
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "hostfile:1" in said and said.count("\n") == 1
+
+
+def test_kernels_are_asked_of_a_hopper_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment.kernel_checks(8) == []
+    monkeypatch.setattr(environment, "_version", lambda package: "1.2")
+    [check] = environment.kernel_checks(9)
+    assert (check.state, check.found) == (OK, "quack-kernels 1.2, flash-attn-4 1.2")
+    monkeypatch.setattr(environment, "_version", lambda package: None)
+    [check] = environment.kernel_checks(9)
+    assert check.state == NOTE and "requirements-hopper.txt" in check.mend

@@ -161,6 +161,19 @@ def cases(*arguments: str, device: str = "cuda"):
     return chosen_cases(parser().parse_args(arguments), device)
 
 
+def test_suite_tuned_takes_larger_micro_batches_where_they_fit() -> None:
+    sizes = {}
+    for gib in (None, 80, 141):
+        options = parser().parse_args(["4", "--all", "--suite", "tuned"])
+        found = chosen_cases(options, "cuda", gib and gib * 2**30)
+        sizes[gib] = [case.micro_batch_size for case in found]
+    assert sizes == {None: [64, 64, 32], 80: [64, 64, 32], 141: [128, 128, 32]}
+    options = parser().parse_args(["1", "--suite", "tuned", "--micro-batch-size", "32"])
+    assert chosen_cases(options, "cuda", 2**38)[0].micro_batch_size == 32
+    options = parser().parse_args(["1"])
+    assert chosen_cases(options, "cuda", 2**38)[0].micro_batch_size == 8
+
+
 def test_options_change_the_case_and_nothing_else() -> None:
     [case] = cases("4")
     assert (case.suite, case.micro_batches, case.auxiliary) == ("artifact", 32, 0.01)

@@ -52,58 +52,94 @@ def _down_formula(
     return dh_ERH, dh_ERH.sum(1)
 
 
-def _up(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
-    x_ERM, w, b_EH = x_ERM.contiguous(), w.contiguous(), b_EH.contiguous()
+def up(
+    x_ERM: Tensor,
+    w: Tensor,
+    b_EH: Tensor,
+    transposed: bool,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`product_gelu`, now, and to ``out`` if there is one; rows may be a slice of more."""
+    if out is None:
+        shape = (*x_ERM.shape[:2], b_EH.shape[1])
+        out = x_ERM.new_empty(shape), x_ERM.new_empty(shape)
     hopper = kernels().hopper
-    if hopper and hopper.serves(w, x_ERM, b_EH):
-        a_ERH, h_ERH = hopper.gelu(x_ERM, matrix(w, transposed), b_EH)
+    if hopper and hopper.serves(w, x_ERM, b_EH, *out):
+        hopper.gelu(x_ERM, matrix(w, transposed), b_EH, *out)
         kind: Any = ("gelu", *x_ERM.shape, b_EH.shape[1], transposed, x_ERM.dtype)
-    elif not _by_cublaslt(x_ERM, w, b_EH):
-        return _up_formula(x_ERM, w, b_EH, transposed)
     else:
+        kind = _up_without_hopper(x_ERM.contiguous(), w.contiguous(), b_EH, transposed, out)
+    if kind is not None:
+        check(
+            _library(kind),
+            kind,
+            x_ERM.dtype,
+            lambda: (_few(out[0]), _few(out[1])),
+            lambda: _up_formula(_few(x_ERM).float(), _one(w), _one(b_EH), transposed),
+        )
+    return out
+
+
+def _up_without_hopper(
+    x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool, out: tuple[Tensor, Tensor]
+) -> cublaslt.Product | None:
+    """Returns the kind of cuBLASLt's product; None where it was the formula."""
+    b_EH = b_EH.contiguous()
+    if _by_cublaslt(x_ERM, w, b_EH, *out) and all(t.is_contiguous() for t in out):
         kind = _kind(cublaslt.GELU_AUX_BIAS, x_ERM, b_EH.shape[1], transposed)
-        a_ERH, h_ERH = (x_ERM.new_empty(*x_ERM.shape[:2], b_EH.shape[1]) for _ in range(2))
-        if not cublaslt.product(kind, x_ERM, w, a_ERH, h_ERH, b_EH):
-            _say_none(kind)
-            return _up_formula(x_ERM, w, b_EH, transposed)
-    check(
-        _library(kind),
-        kind,
-        x_ERM.dtype,
-        lambda: (_few(a_ERH), _few(h_ERH)),
-        lambda: _up_formula(_few(x_ERM).float(), _one(w), _one(b_EH), transposed),
+        if cublaslt.product(kind, x_ERM, w, *out, b_EH):
+            return kind
+        _say_none(kind)
+    for target, result in zip(out, _up_formula(x_ERM, w, b_EH, transposed)):
+        target.copy_(result)
+    return None
+
+
+def down(
+    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`product_gelu_derivative`, now, the first to ``out`` if there is one; rows may be a
+    slice of more."""
+    dh_ERH = (
+        torch.empty(h_ERH.shape, dtype=h_ERH.dtype, device=h_ERH.device) if out is None else out
     )
-    return a_ERH, h_ERH
-
-
-def _down(dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
-    dy_ERM, w, h_ERH = dy_ERM.contiguous(), w.contiguous(), h_ERH.contiguous()
     hopper = kernels().hopper
-    if hopper and hopper.serves(w, dy_ERM, h_ERH):
-        dh_ERH, db_EH = hopper.gelu_derivative(dy_ERM, matrix(w, transposed).transpose(1, 2), h_ERH)
+    if hopper and hopper.serves(w, dy_ERM, h_ERH, dh_ERH):
+        back = matrix(w, transposed).transpose(1, 2)
+        db_EH = hopper.gelu_derivative(dy_ERM, back, h_ERH, dh_ERH)
         kind: Any = ("gelu'", *dy_ERM.shape, h_ERH.shape[2], transposed, dy_ERM.dtype)
-    elif not _by_cublaslt(dy_ERM, w, h_ERH):
-        return _down_formula(dy_ERM, w, h_ERH, transposed)
     else:
+        kind, db_EH = _down_without_hopper(
+            dy_ERM.contiguous(), w.contiguous(), h_ERH.contiguous(), transposed, dh_ERH
+        )
+    if kind is not None:
+        check(
+            _library(kind),
+            kind,
+            dy_ERM.dtype,
+            # the sum is over all rows, so it is compared, as a mean, with the result's own
+            lambda: (_few(dh_ERH), db_EH[-1].float() / dh_ERH.shape[1]),
+            lambda: (
+                _down_formula(_few(dy_ERM).float(), _one(w), _few(h_ERH).float(), transposed)[0],
+                dh_ERH[-1].mean(0, dtype=torch.float32),
+            ),
+        )
+    return dh_ERH, db_EH
+
+
+def _down_without_hopper(
+    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool, dh_ERH: Tensor
+) -> tuple[cublaslt.Product | None, Tensor]:
+    """As :func:`_up_without_hopper`, and the sum over rows."""
+    if _by_cublaslt(dy_ERM, w, h_ERH, dh_ERH) and dh_ERH.is_contiguous():
         # the weight of this product is the other one's, transposed
         kind = _kind(cublaslt.DGELU, dy_ERM, h_ERH.shape[2], not transposed)
-        dh_ERH = torch.empty_like(h_ERH)
-        if not cublaslt.product(kind, dy_ERM, w, dh_ERH, h_ERH, None):
-            _say_none(kind)
-            return _down_formula(dy_ERM, w, h_ERH, transposed)
-        db_EH = dh_ERH.sum(1)
-    check(
-        _library(kind),
-        kind,
-        dy_ERM.dtype,
-        # the sum is over all rows, so it is compared, as a mean, with the result's own
-        lambda: (_few(dh_ERH), db_EH[-1].float() / dh_ERH.shape[1]),
-        lambda: (
-            _down_formula(_few(dy_ERM).float(), _one(w), _few(h_ERH).float(), transposed)[0],
-            dh_ERH[-1].mean(0, dtype=torch.float32),
-        ),
-    )
-    return dh_ERH, db_EH
+        if cublaslt.product(kind, dy_ERM, w, dh_ERH, h_ERH, None):
+            return kind, dh_ERH.sum(1)
+        _say_none(kind)
+    result, db_EH = _down_formula(dy_ERM, w, h_ERH, transposed)
+    dh_ERH.copy_(result)
+    return None, db_EH
 
 
 def _by_cublaslt(x: Tensor, *others: Tensor) -> bool:
@@ -140,13 +176,13 @@ def _say_none(kind: cublaslt.Product) -> None:
 if HAS_OPERATORS:
     _up_operator = torch.library.custom_op(
         "dsmoe::product_gelu",
-        _up,
+        lambda x, w, b, transposed: up(x, w, b, transposed),
         mutates_args=(),
         schema="(Tensor x, Tensor w, Tensor b, bool transposed) -> (Tensor, Tensor)",
     )
     _down_operator = torch.library.custom_op(
         "dsmoe::product_gelu_derivative",
-        _down,
+        lambda dy, w, h, transposed: down(dy, w, h, transposed),
         mutates_args=(),
         schema="(Tensor dy, Tensor w, Tensor h, bool transposed) -> (Tensor, Tensor)",
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .dispatch import combine, dispatch, make_plan
 from .exchange import all_to_all, group_name
+from .exchanged_experts import exchanged_experts, fuses
 from .expert_init import draw_seed
 from .gate import Gate
 from .gating import Routing, RoutingRule, expert_capacity, product_form, route
@@ -134,6 +135,10 @@ class GShardLayer(nn.Module):
         local = self.num_local_experts
         if local == self.num_experts:
             return self.experts(x_ERM)
+        stacked = getattr(self.experts, "stacked", None)
+        if isinstance(stacked, StackedExperts) and fuses(x_ERM, self.group_name):
+            weights = (stacked.w1, stacked.b1, stacked.w2, stacked.b2)
+            return exchanged_experts(x_ERM, *weights, self.group_name)
         rows, width = x_ERM.shape[1:]
         x_PDRM = all_to_all(x_ERM, self.group_name).reshape(-1, local, rows, width)
         x_DPRM = x_PDRM.transpose(0, 1).reshape(local, -1, width)

@@ -57,18 +57,20 @@ def _plain(acc: Any) -> Any:
 
 
 def serves(weight: Tensor, *others: Tensor) -> bool:
-    """Whether the kernels take these: contiguous, 16 bit, not empty, a multiple of 16 bytes in the
-    rows of each and the columns of the weight (which may be read as its transpose)."""
+    """Whether the kernels take these: 16 bit, not empty, a multiple of 16 bytes in the rows of
+    each and the columns of the weight (which may be read as its transpose, and is contiguous)."""
     return (
         weight.is_cuda
         and weight.dtype in (torch.float16, torch.bfloat16)
         and weight.shape[-2] % _MULTIPLE == 0
+        and weight.is_contiguous()
         and all(
             t.dtype == weight.dtype
             and t.numel() > 0
             and t.shape[-1] % _MULTIPLE == 0
             and t.data_ptr() % 16 == 0
-            and t.is_contiguous()
+            and t.stride(-1) == 1
+            and all(step % _MULTIPLE == 0 for step in t.stride()[:-1])
             for t in (weight, *others)
         )
     )
@@ -82,29 +84,23 @@ def _multiply(
     epilogue.gemm(x, w_EKN, out, aux, epi_args=arguments, pingpong=True, b_kn=True, **tiles)
 
 
-def gelu(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor) -> tuple[Tensor, Tensor]:
-    """gelu(x w + b) [E, R, N], and what GELU was given."""
-    h_ERN = x_ERK.new_empty(*x_ERK.shape[:2], b_EN.shape[1])
-    a_ERN = torch.empty_like(h_ERN)
+def gelu(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor, a_ERN: Tensor, h_ERN: Tensor) -> None:
+    """Write gelu(x w + b) to ``a_ERN``, and what GELU was given to ``h_ERN``."""
     _multiply(_gelu, x_ERK, w_EKN, h_ERN, activated=a_ERN, bias=b_EN)
-    return a_ERN, h_ERN
 
 
-def gelu_derivative(dy_ERK: Tensor, w_EKN: Tensor, h_ERN: Tensor) -> tuple[Tensor, Tensor]:
-    """(dy w) * gelu'(h) [E, R, N], and its sum over R [E, N]."""
+def gelu_derivative(dy_ERK: Tensor, w_EKN: Tensor, h_ERN: Tensor, dh_ERN: Tensor) -> Tensor:
+    """Write (dy w) * gelu'(h) to ``dh_ERN``; returns its sum over R [E, N]."""
     batch, rows, width = h_ERN.shape
-    dh_ERN = torch.empty_like(h_ERN)
     tiles = -(-rows // _TALL_TILES["tile_M"])
     sums = h_ERN.new_empty(batch, tiles, width, dtype=torch.float32)
     _multiply(_gelu_derivative, dy_ERK, w_EKN, dh_ERN, h_ERN, tall=True, total=sums)
-    return dh_ERN, sums.sum(1).to(h_ERN.dtype)
+    return sums.sum(1).to(h_ERN.dtype)
 
 
-def product(x_RK: Tensor, w_KN: Tensor, b_N: Tensor | None = None) -> Tensor:
-    """x w + b [R, N]; ``w_KN`` may be a transposed view."""
-    y_RN = x_RK.new_empty(x_RK.shape[0], w_KN.shape[1])
-    if b_N is None:
-        _multiply(_plain, x_RK[None], w_KN[None], y_RN[None])
+def product(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor | None, y_ERN: Tensor) -> None:
+    """Write x w + b to ``y_ERN``; ``w_EKN`` may be a transposed view."""
+    if b_EN is None:
+        _multiply(_plain, x_ERK, w_EKN, y_ERN)
     else:
-        _multiply(_biased, x_RK[None], w_KN[None], y_RN[None], bias=b_N[None])
-    return y_RN
+        _multiply(_biased, x_ERK, w_EKN, y_ERN, bias=b_EN)

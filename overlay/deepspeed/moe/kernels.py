@@ -8,7 +8,10 @@ attention), where they are installed; on any GPU cuBLASLt's; elsewhere torch's o
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
+import threading
 from types import ModuleType
 from typing import NamedTuple
 
@@ -43,6 +46,7 @@ class Kernels(NamedTuple):
 
 
 _found: Kernels | None = None
+_lock = threading.Lock()
 
 
 def kernels() -> Kernels:
@@ -53,8 +57,22 @@ def kernels() -> Kernels:
     """
     global _found
     if _found is None:
-        _found = _find()
+        with _lock:
+            _found = _found or _find()
     return _found
+
+
+def find_ahead() -> None:
+    """Start finding out, beside whatever the caller does next: the packages take seconds to import,
+    and so does the compiler that will want them."""
+
+    def work() -> None:
+        # a reason not to work is that of the next call of kernels()
+        with contextlib.suppress(Exception):
+            kernels()
+            importlib.import_module("torch._inductor.compile_fx")
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 def forget() -> None:

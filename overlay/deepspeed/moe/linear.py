@@ -3,7 +3,7 @@
 cuBLAS's kernels for a sum over 768 take 3 to 20 % longer (docs/performance.md). The weight's
 gradient, a sum over tokens, stays torch's: there cuBLAS is the faster one.
 
-Shape suffixes: R rows, K width of the sum, N width of the result.
+Shape suffixes: E products in a batch, R rows, K width of the sum, N width of the result.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .gelu_product import HAS_OPERATORS, serves
+from .gelu_product import HAS_OPERATORS, matrix, serves
 from .kernel_check import check
 from .kernels import kernels
 
@@ -25,34 +25,42 @@ def fuses(x: Tensor) -> bool:
     return serves(x) and kernels().hopper is not None
 
 
-def _formula(x_RK: Tensor, w: Tensor, b_N: Tensor | None, transposed: bool) -> Tensor:
-    y_RN = torch.mm(x_RK, w.t() if transposed else w)
-    return y_RN if b_N is None else y_RN + b_N
+def _formula(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor | None) -> Tensor:
+    y_ERN = torch.bmm(x_ERK, w_EKN)
+    return y_ERN if b_EN is None else y_ERN + b_EN[:, None]
+
+
+def multiply_batch(
+    x_ERK: Tensor, w: Tensor, b_EN: Tensor | None, y_ERN: Tensor, transposed: bool = False
+) -> None:
+    """Write x w + b to ``y_ERN``, now; rows may be slices of more.
+
+    Args:
+        x_ERK: [E, R, K].
+        w: [E, K, N], or [E, N, K] if ``transposed``.
+        b_EN: [E, N] or None.
+    """
+    hopper, w = kernels().hopper, w.contiguous()
+    w_EKN = matrix(w, transposed)
+    others = (x_ERK, y_ERN) if b_EN is None else (x_ERK, y_ERN, b_EN)
+    if not (hopper and hopper.serves(w, *others)):
+        y_ERN.copy_(_formula(x_ERK, w_EKN, b_EN))
+        return
+    hopper.product(x_ERK, w_EKN, b_EN, y_ERN)
+
+    def right() -> tuple[Tensor]:
+        b_1N = None if b_EN is None else b_EN[-1:].float()
+        return (_formula(x_ERK[-1:, -_CHECKED_ROWS:].float(), w_EKN[-1:].float(), b_1N),)
+
+    kind = ("product", *x_ERK.shape, y_ERN.shape[2], b_EN is not None, transposed, x_ERK.dtype)
+    check("quack", kind, x_ERK.dtype, lambda: (y_ERN[-1:, -_CHECKED_ROWS:],), right)
 
 
 def multiply(x_RK: Tensor, w: Tensor, b_N: Tensor | None, transposed: bool) -> Tensor:
     """x w + b, [R, N], now; ``w`` is [K, N], or [N, K] if ``transposed``."""
-    hopper = kernels().hopper
-    x_RK, w = x_RK.contiguous(), w.contiguous()
-    others = (x_RK,) if b_N is None else (x_RK, b_N)
-    if not (hopper and hopper.serves(w, *others)):
-        return _formula(x_RK, w, b_N, transposed)
-    y_RN = hopper.product(x_RK, w.t() if transposed else w, b_N)
-    kind = ("product", *x_RK.shape, y_RN.shape[1], b_N is not None, transposed, x_RK.dtype)
-    check(
-        "quack",
-        kind,
-        x_RK.dtype,
-        lambda: (y_RN[-_CHECKED_ROWS:],),
-        lambda: (
-            _formula(
-                x_RK[-_CHECKED_ROWS:].float(),
-                w.float(),
-                None if b_N is None else b_N.float(),
-                transposed,
-            ),
-        ),
-    )
+    y_RN = x_RK.new_empty(x_RK.shape[0], w.shape[0] if transposed else w.shape[1])
+    b_1N = None if b_N is None else b_N[None]
+    multiply_batch(x_RK.contiguous()[None], w[None], b_1N, y_RN[None], transposed)
     return y_RN
 
 

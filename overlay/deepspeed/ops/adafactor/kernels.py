@@ -1,33 +1,34 @@
-"""The passes of an AdaFactor step over a whole unit, three instead of a dozen; by Triton.
+"""An AdaFactor step of whole units in three passes over the memory, not a dozen; by Triton.
 
 Written out in torch's operations (update.py), every square, product and norm is read and written by
 itself. Here the first pass reads gradient and parameter and leaves sums, the second reads the
 gradient for the norm of the direction, the third writes the parameter; the direction is computed
-where it is needed. Sums are made in a fixed order, so a step repeats to the bit.
+where it is needed, and so are the unit's few numbers. Sums are made in a fixed order, so a step
+repeats to the bit.
 
 Imported only where there is a CUDA device, since it needs Triton.
 
-Shape suffixes: N units, R rows, C columns; T, U tiles of rows, of columns.
+Shape suffixes: N units, R rows, C columns; T, U tiles of rows, of columns; V segments of rows.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 _ROWS, _COLUMNS = 32, 256  # of a tile: 64 elements a thread
+_SEGMENT = 256  # rows or columns whose running means one program moves
 
 
 @triton.jit
 def _tile(tiles_c, R, C, BR: tl.constexpr, BC: tl.constexpr):
-    n, tile = tl.program_id(1), tl.program_id(0)
+    n, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
     r = tile // tiles_c * BR + tl.arange(0, BR)
     c = tile % tiles_c * BC + tl.arange(0, BC)
-    place = (n.to(tl.int64) * R + r)[:, None] * C + c[None, :]
+    place = (n * R + r)[:, None] * C + c[None, :]
     return n, tile, r, c, place, (r < R)[:, None] & (c < C)[None, :]
 
 
@@ -36,66 +37,116 @@ def _sums(g, p, row, col, norm, tiles_r, tiles_c, R, C, BR: tl.constexpr, BC: tl
     n, tile, r, c, place, inside = _tile(tiles_c, R, C, BR, BC)
     value = tl.load(g + place, inside, 0.0)
     square = value * value
-    # row: [N, R, U]; col: [N, T, C]; norm: [N, T * U]
-    rows = (n.to(tl.int64) * R + r) * tiles_c + tile % tiles_c
-    tl.store(row + rows, tl.sum(square, 1), r < R)
-    columns = (n.to(tl.int64) * tiles_r + tile // tiles_c) * C + c
-    tl.store(col + columns, tl.sum(square, 0), c < C)
+    # row: [N, U, R]; col: [N, T, C]; norm: [N, T * U]
+    tl.store(row + (n * tiles_c + tile % tiles_c) * R + r, tl.sum(square, 1), r < R)
+    tl.store(col + (n * tiles_r + tile // tiles_c) * C + c, tl.sum(square, 0), c < C)
     weight = tl.load(p + place, inside, 0.0)
     tl.store(norm + n * tiles_r * tiles_c + tile, tl.sum(tl.sum(weight * weight, 1), 0))
 
 
 @triton.jit
-def _direction(g, row, col, n, r, c, place, inside, R, C):
-    by_row = tl.load(row + n * R + r, r < R, 0.0)
-    by_column = tl.load(col + n * C + c, c < C, 0.0)
-    return tl.load(g + place, inside, 0.0) * by_column[None, :] * by_row[:, None]
+def _means(
+    row, col, row_state, col_state, total, tiles_r, tiles_c, segments, R, C, beta2, eps,
+    SEG: tl.constexpr,
+):  # fmt: skip
+    """Move the running means; ``total`` [N, V]: sums of those of the rows."""
+    n, i = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    if i < segments:
+        at = i * SEG + tl.arange(0, SEG)
+        inside = at < R
+        fresh = tl.zeros((SEG,), tl.float32)
+        for u in range(tiles_c):
+            fresh += tl.load(row + (n * tiles_c + u) * R + at, inside, 0.0)
+        old = tl.load(row_state + n * R + at, inside, 0.0)
+        new = tl.where(inside, old * beta2 + (fresh / C + eps) * (1.0 - beta2), 0.0)
+        tl.store(row_state + n * R + at, new, inside)
+        tl.store(total + n * segments + i, tl.sum(new, 0))
+    else:
+        at = (i - segments) * SEG + tl.arange(0, SEG)
+        inside = at < C
+        fresh = tl.zeros((SEG,), tl.float32)
+        for t in range(tiles_r):
+            fresh += tl.load(col + (n * tiles_r + t) * C + at, inside, 0.0)
+        old = tl.load(col_state + n * C + at, inside, 0.0)
+        tl.store(col_state + n * C + at, old * beta2 + (fresh / R + eps) * (1.0 - beta2), inside)
 
 
 @triton.jit
-def _norms(g, row, col, norm, tiles_r, tiles_c, R, C, BR: tl.constexpr, BC: tl.constexpr):
+def _total(parts, count, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    return tl.sum(tl.load(parts + at, at < count, 0.0), 0)
+
+
+@triton.jit
+def _direction(
+    g, row_state, col_state, total, segments, n, r, c, place, inside, R, C, SEGMENTS: tl.constexpr
+):
+    mean = _total(total + n * segments, segments, SEGMENTS) / R
+    row = tl.load(row_state + n * R + r, r < R, 1.0)
+    col = tl.load(col_state + n * C + c, c < C, 1.0)
+    value = tl.load(g + place, inside, 0.0) * tl.rsqrt(col)[None, :]
+    return value * tl.rsqrt(row / mean)[:, None]
+
+
+@triton.jit
+def _norms(
+    g, row_state, col_state, total, norm, tiles_r, tiles_c, segments, R, C,
+    BR: tl.constexpr, BC: tl.constexpr, SEGMENTS: tl.constexpr,
+):  # fmt: skip
     n, tile, r, c, place, inside = _tile(tiles_c, R, C, BR, BC)
-    value = _direction(g, row, col, n, r, c, place, inside, R, C)
+    value = _direction(
+        g, row_state, col_state, total, segments, n, r, c, place, inside, R, C, SEGMENTS
+    )
     tl.store(norm + n * tiles_r * tiles_c + tile, tl.sum(tl.sum(value * value, 1), 0))
 
 
 @triton.jit
-def _write(g, p, row, col, length, tiles_c, R, C, BR: tl.constexpr, BC: tl.constexpr):
+def _write(
+    g, p, row_state, col_state, total, param_norm, norm, tiles_r, tiles_c, segments, R, C,
+    step_size, eps_scale, clip,
+    SCALED: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, SEGMENTS: tl.constexpr,
+    TILES: tl.constexpr,
+):  # fmt: skip
     n, _, r, c, place, inside = _tile(tiles_c, R, C, BR, BC)
-    value = _direction(g, row, col, n, r, c, place, inside, R, C)
+    value = _direction(
+        g, row_state, col_state, total, segments, n, r, c, place, inside, R, C, SEGMENTS
+    )
+    tiles = tiles_r * tiles_c
+    numel = R.to(tl.float32) * C
+    length = step_size
+    if SCALED:
+        square = _total(param_norm + n * tiles, tiles, TILES)
+        length = step_size * tl.maximum(tl.sqrt(square / numel), eps_scale)
+    rms = tl.sqrt(_total(norm + n * tiles, tiles, TILES) / numel)
+    length = length / tl.maximum(rms / clip, 1.0)
     weight = tl.load(p + place, inside, 0.0)
-    tl.store(p + place, weight - value * tl.load(length + n), inside)
+    tl.store(p + place, weight - value * length, inside)
 
 
-def _grid(cube: torch.Size) -> tuple[tuple[int, int], int, int, dict[str, Any]]:
-    units, rows, columns = cube
-    tiles_r, tiles_c = triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS)
-    sizes = {"R": rows, "C": columns, "BR": _ROWS, "BC": _COLUMNS}
-    return (tiles_r * tiles_c, units), tiles_r, tiles_c, sizes
-
-
-def sums(grad_NRC: Tensor, param_NRC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the gradient's squares over columns [N, R] and rows [N, C], of the parameter's [N]."""
-    grid, tiles_r, tiles_c, sizes = _grid(grad_NRC.shape)
+def step(grad_NRC: Tensor, param_NRC: Tensor, row_NR: Tensor, col_NC: Tensor, s: Any) -> None:
+    """One step of whole units, contiguous and in fp32, with ``s`` of :class:`~.update.Settings`
+    without first moment and weight decay; ``row_NR`` and ``col_NC`` are the running means."""
     units, rows, columns = grad_NRC.shape
-    row = grad_NRC.new_empty(units, rows, tiles_c)
-    col = grad_NRC.new_empty(units, tiles_r, columns)
-    norm = grad_NRC.new_empty(units, tiles_r * tiles_c)
-    _sums[grid](grad_NRC, param_NRC, row, col, norm, tiles_r, tiles_c, **sizes)
-    return row.sum(2), col.sum(1), norm.sum(1)
-
-
-def direction_square(grad_NRC: Tensor, row_NR: Tensor, col_NC: Tensor) -> Tensor:
-    """The sum [N] of squares of gradient * row * col."""
-    grid, tiles_r, tiles_c, sizes = _grid(grad_NRC.shape)
-    norm = grad_NRC.new_empty(grad_NRC.shape[0], tiles_r * tiles_c)
-    _norms[grid](grad_NRC, row_NR, col_NC, norm, tiles_r, tiles_c, **sizes)
-    return norm.sum(1)
-
-
-def write(
-    grad_NRC: Tensor, param_NRC: Tensor, row_NR: Tensor, col_NC: Tensor, length_N: Tensor
-) -> None:
-    """param -= gradient * row * col * length."""
-    grid, _, tiles_c, sizes = _grid(grad_NRC.shape)
-    _write[grid](grad_NRC, param_NRC, row_NR, col_NC, length_N, tiles_c, **sizes)
+    tiles_r, tiles_c = triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS)
+    segments = triton.cdiv(rows, _SEGMENT)
+    new = grad_NRC.new_empty
+    row, col = new(units, tiles_c, rows), new(units, tiles_r, columns)
+    param_norm, norm = new(units, tiles_r * tiles_c), new(units, tiles_r * tiles_c)
+    total = new(units, segments)
+    every: Any = (tiles_r * tiles_c, units)
+    sizes: Any = {"R": rows, "C": columns, "tiles_r": tiles_r, "tiles_c": tiles_c}
+    tile: Any = {"BR": _ROWS, "BC": _COLUMNS}
+    count: Any = {"segments": segments}
+    known: Any = {"SEGMENTS": triton.next_power_of_2(segments)}
+    _sums[every](grad_NRC, param_NRC, row, col, param_norm, **sizes, **tile)
+    _means[(segments + triton.cdiv(columns, _SEGMENT), units)](
+        row, col, row_NR, col_NC, total, **sizes, **count,
+        beta2=s.beta2, eps=s.eps_square, SEG=_SEGMENT,
+    )  # fmt: skip
+    _norms[every](grad_NRC, row_NR, col_NC, total, norm, **sizes, **count, **tile, **known)
+    _write[every](
+        grad_NRC, param_NRC, row_NR, col_NC, total, param_norm, norm, **sizes, **count,
+        step_size=float(s.step_size), eps_scale=float(s.eps_scale), clip=float(s.clip),
+        SCALED=s.scale_parameter, **tile, **known,
+        TILES=triton.next_power_of_2(tiles_r * tiles_c),
+    )  # fmt: skip

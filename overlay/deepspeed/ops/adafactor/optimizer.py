@@ -9,11 +9,23 @@ import torch
 from torch import Tensor
 
 from .exchange import Exchange
-from .state import new_state, shard_work, whole_block, whole_geometry, working_dtype
+from .state import (
+    ShardViews,
+    cut_updates,
+    new_state,
+    shard_views,
+    still_views,
+    whole_block,
+    whole_geometry,
+    working_dtype,
+)
 from .tags import TAG_ATTRIBUTE, PartitionTag
-from .update import Block, settings, update_blocks
+from .update import Block, CutUpdate, Settings, settings, update_blocks
 
 MODES = ("sharded", "artifact")
+
+#: Says of a gradient that its memory is that of the next step's too, so that views of it are kept.
+STAYS_ATTRIBUTE = "gradient_stays"
 
 #: Units of one shape are updated together, up to this many elements: a larger batch saves no
 #: time, and its temporary tensors (three of this size) cost memory.
@@ -115,7 +127,7 @@ class Adafactor(torch.optim.Optimizer):
                 state["step"] += 1
                 s = settings(group, state["step"])
                 if tag is not None:
-                    blocks, updates = shard_work(param, grad.contiguous(), state, tag, s)
+                    blocks, updates = self._shards(param, grad.contiguous(), state, tag, s)
                     exchange.add(tag, working_dtype(param), param.device, updates)
                 else:
                     target = param.contiguous()
@@ -143,6 +155,18 @@ class Adafactor(torch.optim.Optimizer):
         for index, param in zip(ids, params):
             if index in state_dict["state"] and param.dtype != working_dtype(param):
                 self.state[param] = _copied(state_dict["state"][index], param)
+
+    def _shards(
+        self, param: Tensor, grad: Tensor, state: dict[str, Any], tag: PartitionTag, s: Settings
+    ) -> tuple[list[Block], list[CutUpdate]]:
+        """The whole units and the parts of cut units in a tagged partition."""
+        if not getattr(grad, STAYS_ATTRIBUTE, False):
+            views = shard_views(param, grad, state, tag)
+            return views.blocks, cut_updates(views, s)
+        kept: dict[Tensor, ShardViews] = self.__dict__.setdefault("_views", {})
+        if not still_views(kept.get(param), param, grad, state, tag):
+            kept[param] = shard_views(param, grad, state, tag)
+        return kept[param].blocks, cut_updates(kept[param], s)
 
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = self.state[param]

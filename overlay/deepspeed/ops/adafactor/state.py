@@ -11,7 +11,7 @@ have ``exp_avg``: 1-D, as long as the parameter or partition. Plain tensors, int
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any, Dict, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from .shards import (
     geometry,
     unit_parts,
 )
-from .tags import PartitionTag
+from .tags import CutUnit, PartitionTag
 from .update import Block, CutUpdate, Settings
 
 State = Dict[str, Any]
@@ -78,13 +78,23 @@ def whole_block(param: Tensor, grad: Tensor, state: State, form: Geometry) -> Bl
     return _as_cube(block, cube)
 
 
-def shard_work(
-    param: Tensor, grad: Tensor, state: State, tag: PartitionTag, s: Settings
-) -> tuple[list[Block], list[CutUpdate]]:
-    """The whole units and the parts of cut units in a tagged partition."""
+class ShardViews(NamedTuple):
+    """The units in a tagged partition as views, and what they are views of."""
+
+    sources: tuple[Any, ...]
+    blocks: list[Block]
+    parts: list[tuple[Block, int, CutUnit]]
+    """Of cut units: the part of this rank, its first element in the unit, the unit."""
+
+
+def shard_views(param: Tensor, grad: Tensor, state: State, tag: PartitionTag) -> ShardViews:
+    """Views of the whole units and of the parts of cut units in a tagged partition.
+
+    A few hundred of them are made, which takes the host milliseconds: :func:`still_views`.
+    """
     cuts = {(cut.param_id, cut.unit): cut for cut in tag.cuts}
     moment = state.get("exp_avg")
-    blocks, updates = [], []
+    blocks, parts = [], []
     for piece in tag.slices:
         form = piece.geometry
         factors = state["factors"][piece.param_id]
@@ -104,9 +114,35 @@ def shard_work(
             if part.whole:
                 blocks.append(_as_cube(block, (part.count, form.rows, form.cols)))
             else:
-                cut = cuts[(piece.param_id, part.unit)]
-                updates.append(CutUpdate(block, part.start, cut, s))
-    return blocks, updates
+                parts.append((block, part.start, cuts[(piece.param_id, part.unit)]))
+    return ShardViews(_sources(param, grad, state, tag), blocks, parts)
+
+
+def still_views(
+    views: ShardViews | None, param: Tensor, grad: Tensor, state: State, tag: PartitionTag
+) -> bool:
+    """Whether ``views`` are of these."""
+    if views is None:
+        return False
+    found = zip(views.sources, _sources(param, grad, state, tag))
+    return all(a is b or (isinstance(a, int) and a == b) for a, b in found)
+
+
+def _sources(param: Tensor, grad: Tensor, state: State, tag: PartitionTag) -> tuple[Any, ...]:
+    # the objects themselves, which are kept, so that no other can have their place in memory
+    return (
+        param.data_ptr(),
+        grad.data_ptr(),
+        grad.dtype,
+        state["factors"],
+        state.get("exp_avg"),
+        tag,
+    )
+
+
+def cut_updates(views: ShardViews, s: Settings) -> list[CutUpdate]:
+    """This step's work on the cut units."""
+    return [CutUpdate(block, start, cut, s) for block, start, cut in views.parts]
 
 
 def _as_cube(block: Block, cube: tuple[int, int, int]) -> Block:

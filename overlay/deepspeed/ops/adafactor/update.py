@@ -81,8 +81,7 @@ def update_blocks(blocks: Sequence[Block], s: Settings, dtype: torch.dtype) -> N
     if row_sq is not None:
         rows = [block.row for block in blocks if block.row is not None]
         row = _blend(rows, row_sq, grad.shape[2], counts, s)
-    factor = None if row is None else _row_factor(row)
-    direction = _precondition(grad, factor, col, out=squares)
+    direction = _precondition(grad, _row_factor(row), col, out=squares)
 
     numel = grad.shape[1] * grad.shape[2]
     rate, length = _rates(_norm(param), _norm(direction), numel, s)
@@ -110,18 +109,8 @@ def _update_fused(blocks: Sequence[Block], s: Settings) -> None:
     """:func:`update_blocks` in three passes over the memory."""
     from . import kernels
 
-    _, rows, cols = blocks[0].param.shape
-    counts = [block.param.shape[0] for block in blocks]
-    grads = [block.grad.contiguous() for block in blocks]
-    each = [kernels.sums(grad, block.param) for grad, block in zip(grads, blocks)]
-    row_sq, col_sq, param_sq = (_joined(parts) for parts in zip(*each))
-    row = _blend([b.row for b in blocks if b.row is not None], row_sq, cols, counts, s)
-    col = _blend([b.col for b in blocks], col_sq, rows, counts, s).rsqrt().split(counts)
-    factor = _row_factor(row).split(counts)
-    along = [kernels.direction_square(*three) for three in zip(grads, factor, col)]
-    _, length = _rates(param_sq.sqrt(), _joined(along).sqrt(), rows * cols, s)
-    for grad, block, by_row, by_col, size in zip(grads, blocks, factor, col, length.split(counts)):
-        kernels.write(grad, block.param, by_row, by_col, size)
+    for block in blocks:
+        kernels.step(block.grad.contiguous(), block.param, block.row, block.col, s)
 
 
 class CutUpdate:
@@ -203,8 +192,8 @@ def _blend(
     return _joined(states)
 
 
-def _row_factor(row_nr: Tensor) -> Tensor:
-    return (row_nr / row_nr.mean(dim=1, keepdim=True)).rsqrt_()
+def _row_factor(row_nr: Tensor | None) -> Tensor | None:
+    return None if row_nr is None else (row_nr / row_nr.mean(dim=1, keepdim=True)).rsqrt_()
 
 
 def _precondition(

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.ops.adafactor.optimizer import STAYS_ATTRIBUTE
 from deepspeed.runtime.zero.stage2 import FP16_DeepSpeedZeroOptimizer
 from deepspeed.utils.neutral import has_triton
 from torch import Tensor
@@ -167,6 +168,7 @@ class _GroupGradients:
         self.sum = torch.zeros(
             self.size if self.each else numel, dtype=torch.float32, device=self.weights.device
         )
+        setattr(self.sum, STAYS_ATTRIBUTE, True)
         self.send = torch.zeros_like(self.weights) if self.each else self.sum
         self.received = torch.empty_like(self.send[: self.size]) if self.each else self.sum
         self.places = _views(self.send, ordered)
