@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from deepspeed.ops.adafactor import Adafactor, update
@@ -15,11 +17,11 @@ SHAPES = ((300, 70), (33, 1025), (2, 2), (5, 96, 130), (7,))
 TOLERANCE = 1e-5  # sums of squares in another order, in fp32
 
 
-def steps(count: int = 4) -> tuple[list[Tensor], int]:
+def steps(options: dict[str, Any], count: int = 4) -> tuple[list[Tensor], int]:
     """Parameters after some steps from the same start, and how often the kernels were used."""
     torch.manual_seed(0)
     params = [torch.randn(s, device="cuda").requires_grad_() for s in SHAPES]
-    optimizer = Adafactor(params)
+    optimizer = Adafactor(params, **options)
     used = 0
     real = update._update_fused
 
@@ -39,12 +41,18 @@ def steps(count: int = 4) -> tuple[list[Tensor], int]:
     return params, used
 
 
-def test_the_kernels_equal_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, used = steps()
-    again, _ = steps()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weight_decay": 0.1}, {"scale_parameter": False, "lr": 1e-2, "relative_step": False}],
+)
+def test_the_kernels_equal_the_operations(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, used = steps(options)
+    again, _ = steps(options)
     assert used == 4 * 4  # every shape but the vector
     monkeypatch.setattr(update, "has_triton", lambda: False)
-    expected, unused = steps()
+    expected, unused = steps(options)
     assert unused == 0
     for got, repeated, want in zip(found, again, expected):
         assert torch.equal(got, repeated)

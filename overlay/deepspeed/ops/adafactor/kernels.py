@@ -103,7 +103,7 @@ def _norms(
 @triton.jit
 def _write(
     g, p, row_state, col_state, total, param_norm, norm, tiles_r, tiles_c, segments, R, C,
-    step_size, eps_scale, clip,
+    step_size, eps_scale, clip, weight_decay,
     SCALED: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, SEGMENTS: tl.constexpr,
     TILES: tl.constexpr,
 ):  # fmt: skip
@@ -113,19 +113,19 @@ def _write(
     )
     tiles = tiles_r * tiles_c
     numel = R.to(tl.float32) * C
-    length = step_size
+    rate = step_size
     if SCALED:
         square = _total(param_norm + n * tiles, tiles, TILES)
-        length = step_size * tl.maximum(tl.sqrt(square / numel), eps_scale)
+        rate = step_size * tl.maximum(tl.sqrt(square / numel), eps_scale)
     rms = tl.sqrt(_total(norm + n * tiles, tiles, TILES) / numel)
-    length = length / tl.maximum(rms / clip, 1.0)
+    length = rate / tl.maximum(rms / clip, 1.0)
     weight = tl.load(p + place, inside, 0.0)
-    tl.store(p + place, weight - value * length, inside)
+    tl.store(p + place, weight - weight * (rate * weight_decay) - value * length, inside)
 
 
 def step(grad_NRC: Tensor, param_NRC: Tensor, row_NR: Tensor, col_NC: Tensor, s: Any) -> None:
     """One step of whole units, contiguous and in fp32, with ``s`` of :class:`~.update.Settings`
-    without first moment and weight decay; ``row_NR`` and ``col_NC`` are the running means."""
+    without a first moment; ``row_NR`` and ``col_NC`` are the running means."""
     units, rows, columns = grad_NRC.shape
     tiles_r, tiles_c = triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS)
     segments = triton.cdiv(rows, _SEGMENT)
@@ -147,6 +147,7 @@ def step(grad_NRC: Tensor, param_NRC: Tensor, row_NR: Tensor, col_NC: Tensor, s:
     _write[every](
         grad_NRC, param_NRC, row_NR, col_NC, total, param_norm, norm, **sizes, **count,
         step_size=float(s.step_size), eps_scale=float(s.eps_scale), clip=float(s.clip),
+        weight_decay=float(s.weight_decay),
         SCALED=s.scale_parameter, **tile, **known,
         TILES=triton.next_power_of_2(tiles_r * tiles_c),
     )  # fmt: skip

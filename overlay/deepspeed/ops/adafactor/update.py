@@ -100,7 +100,6 @@ def _fuses(block: Block, s: Settings, dtype: torch.dtype) -> bool:
         and block.param.dtype == block.grad.dtype == dtype == torch.float32
         and block.row is not None
         and s.beta1 is None
-        and not s.weight_decay
         and has_triton()
     )
 
