@@ -43,14 +43,16 @@ hopper() { # PYTHON: where there is a Hopper GPU, the kernels for it; no reason 
     local cuda names
     [ "${DSMOE_KERNELS:-all}" = all ] && command -v nvidia-smi >/dev/null 2>&1 || return 0
     nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -q '^9\.' || return 0
-    "$1" -c 'from importlib.metadata import version as v; v("quack-kernels"), v("flash-attn-4")' \
+    # there already, or for a newer Python
+    "$1" -c 'import sys; sys.version_info < (3, 10) and sys.exit()
+from importlib.metadata import version as v; v("quack-kernels"), v("flash-attn-4")' \
         >/dev/null 2>&1 && return 0
-    say "== packages of requirements-hopper.txt (kernels for this GPU)"
+    say "== packages of requirements-hopper.txt (kernels for this GPU; nvidia-cutlass-dsl has a licence of NVIDIA's own)"
     cuda=$("$1" -c 'import torch; print((torch.version.cuda or "").split(".")[0])')
     names=$(mktemp)
     sed "s/^nvidia-cutlass-dsl==/nvidia-cutlass-dsl${cuda:+[cu$cuda]}==/; s/\[cu12\]//" \
         "$here/requirements-hopper.txt" >"$names"
-    "$1" -m pip install --quiet --disable-pip-version-check -r "$names" >&2 ||
+    "$1" -m pip install --quiet --disable-pip-version-check --retries 1 -r "$names" >&2 ||
         say "note: pip could not install them (its reason is above); without them an iteration takes about 6 % longer; DSMOE_KERNELS=cublas leaves them out"
     rm -f "$names"
 }
