@@ -43,10 +43,13 @@ hopper() { # PYTHON: where there is a Hopper GPU, the kernels for it; no reason 
     local cuda names
     [ "${DSMOE_KERNELS:-all}" = all ] && command -v nvidia-smi >/dev/null 2>&1 || return 0
     nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -q '^9\.' || return 0
-    # there already, or for a newer Python
-    "$1" -c 'import sys; sys.version_info < (3, 10) and sys.exit()
-from importlib.metadata import version as v; v("quack-kernels"), v("flash-attn-4")' \
-        >/dev/null 2>&1 && return 0
+    # for a newer Python, or there already in the releases listed
+    "$1" - "$here/requirements-hopper.txt" >/dev/null 2>&1 <<'PY' && return 0
+import re, sys
+from importlib.metadata import version
+lines = re.findall(r"^([\w-]+)==(\S+);", open(sys.argv[1]).read(), re.M)
+sys.exit(sys.version_info >= (3, 10) and any(version(name) != release for name, release in lines))
+PY
     say "== packages of requirements-hopper.txt (kernels for this GPU; nvidia-cutlass-dsl has a licence of NVIDIA's own)"
     cuda=$("$1" -c 'import torch; print((torch.version.cuda or "").split(".")[0])')
     names=$(mktemp)

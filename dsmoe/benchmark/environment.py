@@ -27,6 +27,8 @@ FAILED = EnvironmentProblem.exit_code
 PYTHONS = ((3, 8), (3, 13))  # 3.8: the era stack, docs/compatibility.md
 # A run writes a few megabytes; below this something else is about to fail.
 DISK_BYTES = 1 << 30
+# As in requirements-hopper.txt.
+KERNELS = {"quack-kernels": "0.6.5", "flash-attn-4": "4.0.0b36"}
 
 
 def quick(output: Path) -> None:
@@ -91,11 +93,12 @@ def kernel_checks(generation: int) -> list[Check]:
     """The packages with kernels for a Hopper GPU; ``generation``: of the compute capability."""
     if generation != 9:
         return []
-    names = ("quack-kernels", "flash-attn-4")
-    found_of = {name: _version(name) for name in names}
-    missing = [name for name, version in found_of.items() if version is None]
-    if missing:
-        found = f"{', '.join(missing)} missing: an iteration takes about 6 % longer"
+    found_of = {name: _version(name) for name in KERNELS}
+    wrong = [f"{n} {found_of[n] or 'missing'}" for n in KERNELS if found_of[n] != KERNELS[n]]
+    if sys.version_info < (3, 10):
+        return [Check("kernels", NOTE, "those for this GPU need Python 3.10", "use a newer one")]
+    if wrong:
+        found = f"{', '.join(wrong)}: an iteration takes about 6 % longer"
         return [Check("kernels", NOTE, found, "pip install -r requirements-hopper.txt")]
     return [Check("kernels", OK, ", ".join(f"{n} {version}" for n, version in found_of.items()))]
 

@@ -133,6 +133,10 @@ def _positive(text: str) -> float:
     return value
 
 
+# Options with which a case was not measured at the larger micro-batch.
+_OTHER_MEMORY = ("num_experts", "precision", "remat", "compiled", "moe_layer", "zero_stage")
+
+
 def chosen_cases(options: argparse.Namespace, device: str, memory: int | None = None) -> list[Case]:
     """The suite's case for NUM_GPUS, or with ``--all`` those up to it, with the options laid on.
 
@@ -143,6 +147,7 @@ def chosen_cases(options: argparse.Namespace, device: str, memory: int | None = 
     suite = options.suite or ("artifact" if device == "cuda" else "smoke")
     if not options.all:
         cases = [find_case(suite, options.gpus)]
+        memory = None if any(getattr(options, n) is not None for n in _OTHER_MEMORY) else memory
         return [with_options(for_memory(case, memory), options) for case in cases]
     cases = [case for case in SUITES[suite] if case.parallel.processes <= options.gpus]
     if not cases:

@@ -255,7 +255,7 @@ def _tuned(gpus: int, model: str, size: int, expert_parallel: int, source: str) 
     )
 
 
-# Micro-batches of 128 take 64 GiB, and their evaluation 16 GiB more (docs/performance.md).
+# Micro-batches of 128 take 64 GiB (docs/performance.md), and the evaluation after them 16 more.
 _LARGE_MEMORY = 100 * 2**30
 
 

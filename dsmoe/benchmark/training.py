@@ -141,6 +141,16 @@ def start(folder: Path, stage: Stage) -> Run:
     return Run(folder, case, engine, text, device, stage, limits["later"], passes)
 
 
+def kernel_names(case: dict[str, Any]) -> dict[str, str]:
+    """What computed the products with GELU and attention's gradient; {} if nothing is compiled."""
+    if not case["compiled"]:
+        return {}
+    if case["precision"] == "fp32":
+        return dict.fromkeys(("products", "attention"), "torch")
+    # with dropout attention is torch's (deepspeed/moe/lm/attention.py)
+    return {**kernels().names(), **({"attention": "torch"} if case["dropout"] else {})}
+
+
 def compile_training(model: MoELM) -> None:
     """Let ``model`` train through torch.compile; raises TrainingFailed where torch cannot."""
     problem = compile_problem()
@@ -238,7 +248,7 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "skipped_steps": run.engine.skipped_steps,
         "parameter_count": parameter_count(run.engine.module),
-        "kernels": kernels().names() if case["compiled"] else {},
+        "kernels": kernel_names(case),
         "text": vars(run.text.info),
     }
 

@@ -149,9 +149,16 @@ def test_a_host_file_that_is_none_is_one_line(
 
 def test_kernels_are_asked_of_a_hopper_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.kernel_checks(8) == []
-    monkeypatch.setattr(environment, "_version", lambda package: "1.2")
+    monkeypatch.setattr(sys, "version_info", (3, 12))
+    pins = (Path(__file__).parents[2] / "requirements-hopper.txt").read_text()
+    assert all(f"\n{name}=={release};" in pins for name, release in environment.KERNELS.items())
+    monkeypatch.setattr(environment, "_version", environment.KERNELS.get)
     [check] = environment.kernel_checks(9)
-    assert (check.state, check.found) == (OK, "quack-kernels 1.2, flash-attn-4 1.2")
-    monkeypatch.setattr(environment, "_version", lambda package: None)
+    assert (check.state, check.found) == (OK, "quack-kernels 0.6.5, flash-attn-4 4.0.0b36")
+    monkeypatch.setattr(environment, "_version", {"flash-attn-4": "4.0.0b35"}.get)
     [check] = environment.kernel_checks(9)
     assert check.state == NOTE and "requirements-hopper.txt" in check.mend
+    assert check.found.startswith("quack-kernels missing, flash-attn-4 4.0.0b35: ")
+    monkeypatch.setattr(sys, "version_info", (3, 9))
+    [check] = environment.kernel_checks(9)
+    assert "need Python 3.10" in check.found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-import threading
+from types import SimpleNamespace
 from typing import Iterator
 
+import deepspeed.moe
 import pytest
 import torch
-from deepspeed.moe import cublaslt, kernel_check
+from deepspeed.moe import cublaslt, kernel_check, linear
 from deepspeed.moe import kernels as chosen
 
 
@@ -30,6 +31,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, package, None)
     for module in ("hopper_products", "hopper_attention"):
         monkeypatch.delitem(sys.modules, f"deepspeed.moe.{module}", raising=False)
+        monkeypatch.delattr(deepspeed.moe, module, raising=False)
 
 
 def test_without_a_gpu_everything_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,10 +65,7 @@ def test_a_choice_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ahead(hopper: None) -> None:
-    chosen.find_ahead()
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.daemon:
-            thread.join(timeout=60)
+    chosen.find_ahead().join(timeout=60)
     assert chosen._found is not None and chosen._found is chosen.kernels()
 
 
@@ -86,3 +85,31 @@ def test_a_check_waits_for_a_result_that_says_something(monkeypatch: pytest.Monk
     monkeypatch.setattr(kernel_check, "LEFT", {})
     with pytest.raises(RuntimeError, match="some library's result for kind is"):
         check(ones, 2 * ones)
+
+
+def test_what_fp16_cannot_hold_is_no_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dynamic loss scale starts above what fits; the step is skipped, and the run goes on."""
+    monkeypatch.setattr(kernel_check, "LEFT", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    right = torch.full((4,), 1e6)
+    kernel_check.check("x", "kind", torch.float16, lambda: (right.half(),), lambda: (right,))
+    assert kernel_check.due("kind")
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_a_wrong_product_of_quack_is_seen(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def product(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> None:
+        y.copy_((torch.bmm(x, w) + b[:, None]) * factor)
+
+    if not linear.HAS_OPERATORS:
+        pytest.skip("torch has no custom operators before 2.4")
+    stand_in = SimpleNamespace(serves=lambda *tensors: True, product=product)
+    monkeypatch.setattr(chosen, "_found", chosen.Kernels(hopper=stand_in))
+    monkeypatch.setattr(kernel_check, "LEFT", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    x, w, b = torch.randn(6, 4), torch.randn(3, 4), torch.randn(3)
+    if factor == 1.0:
+        torch.testing.assert_close(linear.own_linear(x, w, b), torch.nn.functional.linear(x, w, b))
+    else:
+        with pytest.raises(RuntimeError, match="quack's result"):
+            linear.own_linear(x, w, b)

@@ -67,7 +67,10 @@ def worker(rank: int, folder: str) -> None:
         found["compiled"] = step("index", tokens_of(rank), compiled=True)
         # on a GPU the layer asks; here the operators are the formulas
         with mock.patch.object(gshard_layer, "fuses", lambda *_: True):
-            found["overlapped"] = step("index", tokens_of(rank))
+            real = gshard_layer.exchanged_experts
+            with mock.patch.object(gshard_layer, "exchanged_experts", side_effect=real) as used:
+                found["overlapped"] = step("index", tokens_of(rank))
+            assert used.call_count >= 2  # one a layer, and in the evaluation
             found["overlapped and compiled"] = step("index", tokens_of(rank), compiled=True)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cublaslt
-from .kernel_check import check
+from .kernel_check import CHECKED_ROWS, check
 from .kernels import kernels
 
 HAS_OPERATORS = hasattr(getattr(torch, "library", None), "custom_op")  # torch 2.4
-_CHECKED_ROWS = 256
 
 
 def serves(x: Tensor) -> bool:
@@ -121,7 +120,8 @@ def down(
             lambda: (_few(dh_ERH), db_EH[-1].float() / dh_ERH.shape[1]),
             lambda: (
                 _down_formula(_few(dy_ERM).float(), _one(w), _few(h_ERH).float(), transposed)[0],
-                dh_ERH[-1].mean(0, dtype=torch.float32),
+                # rounded as a sum, so that what fp16 cannot hold is infinite in both
+                dh_ERH[-1].sum(0, dtype=torch.float32).to(dh_ERH.dtype).float() / dh_ERH.shape[1],
             ),
         )
     return dh_ERH, db_EH
@@ -166,7 +166,7 @@ def _one(weight: Tensor) -> Tensor:
 
 
 def _few(rows: Tensor) -> Tensor:
-    return rows[-1:, :_CHECKED_ROWS]
+    return rows[-1:, :CHECKED_ROWS]
 
 
 def _say_none(kind: cublaslt.Product) -> None:

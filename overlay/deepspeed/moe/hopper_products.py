@@ -1,9 +1,8 @@
 """Products on a Hopper GPU with an epilogue of our own, by quack-kernels (Tri Dao and others).
 
 An epilogue is a function of one element, which quack compiles into its persistent kernel: while one
-half of a multiprocessor's warps is at it, the other half multiplies. So GELU costs no time, and its
-derivative, with the sum that is the bias's gradient, about as much as the product that cuBLASLt has
-with the derivative alone (docs/performance.md).
+half of a multiprocessor's warps is at it, the other half multiplies. What that saves:
+docs/performance.md.
 
 A kernel is compiled once (some seconds) and kept on disk by quack; shapes are not compiled in.
 

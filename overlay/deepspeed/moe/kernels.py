@@ -62,7 +62,7 @@ def kernels() -> Kernels:
     return _found
 
 
-def find_ahead() -> None:
+def find_ahead() -> threading.Thread:
     """Start finding out, beside whatever the caller does next: the packages take seconds to import,
     and so does the compiler that will want them."""
 
@@ -72,7 +72,9 @@ def find_ahead() -> None:
             kernels()
             importlib.import_module("torch._inductor.compile_fx")
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
 
 
 def forget() -> None:
@@ -107,6 +109,8 @@ def _is_hopper() -> bool:
 
 
 def _reason(package: str, error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
+    missing = (getattr(error, "name", None) or "").split(".")[0]
+    if missing in ("quack", "flash_attn"):  # and not something that they need
         return f"{package} is not installed (requirements-hopper.txt has it)"
-    return f"{package} cannot be used ({type(error).__name__}: {str(error).splitlines()[0]})"
+    words = str(error).split("\n")[0]
+    return f"{package} cannot be used ({type(error).__name__}: {words})"

@@ -1,7 +1,7 @@
 """x W^T + b for a compiled training pass, by the products of hopper_products.py where they serve.
 
-cuBLAS's kernels for a sum over 768 take 3 to 20 % longer (docs/performance.md). The weight's
-gradient, a sum over tokens, stays torch's: there cuBLAS is the faster one.
+cuBLAS's kernels take 4 to 25 % longer for them (docs/performance.md). The weight's gradient, a sum
+over tokens, stays torch's: there cuBLAS is the faster one.
 
 Shape suffixes: E products in a batch, R rows, K width of the sum, N width of the result.
 """
@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .gelu_product import HAS_OPERATORS, matrix, serves
-from .kernel_check import check
+from .kernel_check import CHECKED_ROWS, check
 from .kernels import kernels
-
-_CHECKED_ROWS = 256
 
 
 def fuses(x: Tensor) -> bool:
@@ -50,17 +48,21 @@ def multiply_batch(
 
     def right() -> tuple[Tensor]:
         b_1N = None if b_EN is None else b_EN[-1:].float()
-        return (_formula(x_ERK[-1:, -_CHECKED_ROWS:].float(), w_EKN[-1:].float(), b_1N),)
+        return (_formula(x_ERK[-1:, -CHECKED_ROWS:].float(), w_EKN[-1:].float(), b_1N),)
 
     kind = ("product", *x_ERK.shape, y_ERN.shape[2], b_EN is not None, transposed, x_ERK.dtype)
-    check("quack", kind, x_ERK.dtype, lambda: (y_ERN[-1:, -_CHECKED_ROWS:],), right)
+    check("quack", kind, x_ERK.dtype, lambda: (y_ERN[-1:, -CHECKED_ROWS:],), right)
 
 
 def multiply(x_RK: Tensor, w: Tensor, b_N: Tensor | None, transposed: bool) -> Tensor:
     """x w + b, [R, N], now; ``w`` is [K, N], or [N, K] if ``transposed``."""
+    hopper, x_RK, w = kernels().hopper, x_RK.contiguous(), w.contiguous()
+    if not (hopper and hopper.serves(w, x_RK)):
+        w_KN = w.t() if transposed else w
+        return torch.mm(x_RK, w_KN) if b_N is None else torch.addmm(b_N, x_RK, w_KN)
     y_RN = x_RK.new_empty(x_RK.shape[0], w.shape[0] if transposed else w.shape[1])
     b_1N = None if b_N is None else b_N[None]
-    multiply_batch(x_RK.contiguous()[None], w[None], b_1N, y_RN[None], transposed)
+    multiply_batch(x_RK[None], w[None], b_1N, y_RN[None], transposed)
     return y_RN
 
 

@@ -93,6 +93,9 @@ def update_blocks(blocks: Sequence[Block], s: Settings, dtype: torch.dtype) -> N
     _apply([block.param for block in blocks], moments, direction.split(counts), decay, s)
 
 
+_GRID = 65535  # of CUDA's second axis; the units
+
+
 def _fuses(block: Block, s: Settings, dtype: torch.dtype) -> bool:
     """Whether the kernels of kernels.py are for blocks like this."""
     return (
@@ -100,6 +103,7 @@ def _fuses(block: Block, s: Settings, dtype: torch.dtype) -> bool:
         and block.param.dtype == block.grad.dtype == dtype == torch.float32
         and block.row is not None
         and s.beta1 is None
+        and block.param.shape[0] <= _GRID
         and has_triton()
     )
 
