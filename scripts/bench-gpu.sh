@@ -13,15 +13,15 @@ if [ "$gpus" = 0 ]; then
     echo "error: no GPU is here; expected one or more: make bench compares the paths on a CPU" >&2
     exit 8
 fi
-"$python" -m dsmoe.benchmark 1 --suite artifact --output "$folder"
-"$python" -m dsmoe.benchmark 1 --suite tuned --output "$folder"
-# Once more, with the compiler's cache filled: how long the start takes then.
-"$python" -m dsmoe.benchmark 1 --suite tuned --output "$folder"
+failed=0
+bench() { "$python" -m dsmoe.benchmark "$@" --output "$folder" || failed=1; } # then the next one
+bench 1 --suite artifact
+bench 1 --suite tuned
+bench 1 --suite tuned # once more, with the caches filled: how long the start takes then
 # Small micro-batches, and eight times the experts: time per token should hardly depend on either.
-"$python" -m dsmoe.benchmark 1 --suite tuned --micro-batch-size 8 --output "$folder"
-"$python" -m dsmoe.benchmark 1 --suite tuned --num-experts 64 --output "$folder"
-if [ "$gpus" -ge 2 ]; then
-    "$python" -m dsmoe.benchmark 2 --suite tuned --output "$folder"
-fi
+bench 1 --suite tuned --micro-batch-size 8
+bench 1 --suite tuned --num-experts 64
+[ "$gpus" -lt 2 ] || bench 2 --suite tuned
 "$python" -m dsmoe.benchmark.speed --table "$folder"
 "$python" -m dsmoe.benchmark.profile_step 1 --suite tuned
+[ "$failed" = 0 ] || { echo "error: a case failed; its reason is above" >&2; exit 20; }

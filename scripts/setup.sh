@@ -40,8 +40,9 @@ install() { # PYTHON [pip options]: everything but torch, or with "torch" as wel
 }
 
 hopper() { # PYTHON: where there is a Hopper GPU, the kernels for it; no reason to stop
-    local cuda names
-    [ "${DSMOE_KERNELS:-all}" = all ] && command -v nvidia-smi >/dev/null 2>&1 || return 0
+    local cuda names failed
+    case ${DSMOE_KERNELS:-all} in all | nccl) ;; *) return 0 ;; esac
+    command -v nvidia-smi >/dev/null 2>&1 || return 0
     nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -q '^9\.' || return 0
     # for a newer Python, or there already in the releases listed
     "$1" - "$here/requirements-hopper.txt" >/dev/null 2>&1 <<'PY' && return 0
@@ -50,13 +51,20 @@ from importlib.metadata import version
 lines = re.findall(r"^([\w-]+)==(\S+);", open(sys.argv[1]).read(), re.M)
 sys.exit(sys.version_info >= (3, 10) and any(version(name) != release for name, release in lines))
 PY
+    failed=$("$1" -c 'import sys; print(sys.prefix)')/.dsmoe-no-hopper
+    if cmp -s "$failed" "$here/requirements-hopper.txt"; then
+        say "note: no packages of requirements-hopper.txt, which pip could not install before; to try again: rm $failed"
+        return 0
+    fi
     say "== packages of requirements-hopper.txt (kernels for this GPU; nvidia-cutlass-dsl has a licence of NVIDIA's own)"
     cuda=$("$1" -c 'import torch; print((torch.version.cuda or "").split(".")[0])')
     names=$(mktemp)
     sed "s/^nvidia-cutlass-dsl==/nvidia-cutlass-dsl${cuda:+[cu$cuda]}==/; s/\[cu12\]//" \
         "$here/requirements-hopper.txt" >"$names"
-    "$1" -m pip install --quiet --disable-pip-version-check --retries 1 -r "$names" >&2 ||
+    if ! "$1" -m pip install --quiet --disable-pip-version-check --retries 1 -r "$names" >&2; then
         say "note: pip could not install them (its reason is above); without them an iteration takes about 6 % longer; DSMOE_KERNELS=cublas leaves them out"
+        cp "$here/requirements-hopper.txt" "$failed" 2>/dev/null || true # not at every start
+    fi
     rm -f "$names"
 }
 

@@ -161,13 +161,15 @@ def print_ratios(found: list[Ratio], steps: int) -> None:
 
 
 def print_table(folder: Path) -> None:
-    """The records of a results folder, one row each, for docs/performance.md."""
+    """The records of a results folder, one row each, for docs/performance.md; then what they ran
+    on: GPU, versions, and the packages whose kernels were used."""
     from dsmoe.benchmark.results import RECORDS, read_records
 
     print(
         "| case | n | s, median | spread | tokens/s | useful TFLOPS a GPU | peak GiB | first step |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    ran_on: dict[str, None] = {}  # in the order of the rows
     for record in read_records(folder / RECORDS):
         case: dict[str, Any] = record.case
         processes, count = case["parallel"]["processes"], case["micro_batches"]
@@ -177,6 +179,9 @@ def print_table(folder: Path) -> None:
         if record.status != "ok" or record.median_seconds is None:
             print(f"| {words} | | {record.reason} | | | | | |")
             continue
+        hardware = record.hardware.get("device_name", record.instance)
+        words_of = {"on": hardware, **record.versions, **record.kernels}
+        ran_on[", ".join(f"{name} {value}" for name, value in words_of.items())] = None
         peak = (record.peak_memory_bytes or 0) / 2**30
         first = record.first_step_seconds
         print(
@@ -184,6 +189,7 @@ def print_table(folder: Path) -> None:
             f"| {record.spread:.1%} | {record.tokens_per_second:,.0f} "
             f"| {record.tflops['useful']:.0f} | {peak:.1f} | {f'{first:.0f} s' if first else ''} |"
         )
+    print("\n".join(["", *ran_on]))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -20,6 +20,8 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.moe import peer_memory
+from deepspeed.moe.exchange import group_name
 from deepspeed.moe.kernels import find_ahead, kernels
 from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem, param_groups
 from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, graph_problem, plain_micro_batch
@@ -142,13 +144,19 @@ def start(folder: Path, stage: Stage) -> Run:
 
 
 def kernel_names(case: dict[str, Any]) -> dict[str, str]:
-    """What computed the products with GELU and attention's gradient; {} if nothing is compiled."""
+    """What computed the products with GELU and attention's gradient, and with expert parallelism
+    what exchanged the tokens; {} if nothing is compiled."""
     if not case["compiled"]:
         return {}
+    exchange = {}
+    if case["parallel"]["expert_parallel"] > 1:
+        name = group_name(groups.get_expert_parallel_group())
+        exchange["exchange"] = "copy engines" if peer_memory.serves(name) else backend()
     if case["precision"] == "fp32":
-        return dict.fromkeys(("products", "attention"), "torch")
+        return {**dict.fromkeys(("products", "attention"), "torch"), **exchange}
     # with dropout attention is torch's (deepspeed/moe/lm/attention.py)
-    return {**kernels().names(), **({"attention": "torch"} if case["dropout"] else {})}
+    attention = {"attention": "torch"} if case["dropout"] else {}
+    return {**kernels().names(), **attention, **exchange}
 
 
 def compile_training(model: MoELM) -> None:

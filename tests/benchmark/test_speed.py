@@ -27,9 +27,11 @@ def test_the_table_says_what_was_run_and_what_failed(tmp_path: Path, capsys) -> 
     for run in (record(), failure("out of memory")):
         results.append(tmp_path, run)
     speed.print_table(tmp_path)
-    _, _, good, bad = capsys.readouterr().out.splitlines()
+    _, _, good, bad, empty, ran_on = capsys.readouterr().out.splitlines()
     assert re.match(r"\| smoke smoke, 2 process, \d+ x \d+ \|", good)
     assert "out of memory" in bad
+    assert not empty
+    assert ran_on == "on cpu, python 3"  # the records's machine and versions
 
 
 @pytest.mark.slow

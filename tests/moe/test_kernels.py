@@ -55,12 +55,13 @@ def test_fewer_can_be_asked_for(choice: str, hopper: None, monkeypatch: pytest.M
     monkeypatch.setenv(chosen.VARIABLE, choice)
     found = chosen.kernels()
     assert found.cublaslt == (choice != "torch")
-    assert len(found.notes) == (2 if choice == "all" else 0)
+    assert found.copy_engines == (choice == "all")
+    assert len(found.notes) == (2 if choice in ("all", "nccl") else 0)
 
 
 def test_a_choice_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(chosen.VARIABLE, "fast")
-    with pytest.raises(ValueError, match="expected one of all, cublas, torch"):
+    with pytest.raises(ValueError, match="expected one of all, nccl, cublas, torch"):
         chosen.kernels()
 
 

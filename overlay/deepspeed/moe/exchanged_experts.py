@@ -21,6 +21,7 @@ from torch import Tensor
 from .gelu_product import HAS_OPERATORS, down, serves, up
 from .kernels import kernels
 from .linear import multiply_batch
+from .peer_memory import inbox_for
 
 
 def fuses(x: Tensor, name: str | None) -> bool:
@@ -29,21 +30,33 @@ def fuses(x: Tensor, name: str | None) -> bool:
 
 
 class _Peers:
-    """The group of this name and this process's place in it."""
+    """The group of this name and this process's place in it, for messages of ``size`` bytes."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, size: int) -> None:
         self.group = dist.distributed_c10d._resolve_process_group(name)
         self.rank = dist.get_rank(self.group)
         self.others = [p for p in range(dist.get_world_size(self.group)) if p != self.rank]
+        self.inbox = inbox_for(name, self.group, size) if kernels().copy_engines else None
 
-    def swap(self, sent: list[list[Tensor]], received: list[list[Tensor]]) -> list[Any]:
-        """Start sending and receiving, for each of ``others`` the tensors of a list."""
+    def swap(
+        self,
+        sent: list[list[Tensor]],
+        received: list[list[Tensor]],
+        moved: list[tuple[Tensor, Tensor]],
+    ) -> list[Any]:
+        """Start sending and receiving, for each of ``others`` the tensors of a list; and copying
+        the first to the second of each pair in ``moved``."""
+        if self.inbox is not None:
+            return [self.inbox.swap(self.others, sent, received, moved)]
         operations = []
         for peer, out, into in zip(self.others, sent, received):
             rank = dist.get_global_rank(self.group, peer)
             operations += [dist.P2POp(dist.isend, t, rank, self.group) for t in out]
             operations += [dist.P2POp(dist.irecv, t, rank, self.group) for t in into]
-        return dist.batch_isend_irecv(operations) if operations else []
+        works = dist.batch_isend_irecv(operations) if operations else []
+        for source, target in moved:
+            target.copy_(source)
+        return works
 
 
 def _wait(works: list[Any]) -> None:
@@ -51,33 +64,46 @@ def _wait(works: list[Any]) -> None:
         work.wait()
 
 
+def _come(peers: _Peers, x_PDRM: Tensor, all_DPRM: Tensor) -> list[Any]:
+    """Start the way to the experts' processes."""
+    return peers.swap(
+        [list(x_PDRM[p]) for p in peers.others],
+        [list(all_DPRM[:, p]) for p in peers.others],
+        list(zip(x_PDRM[peers.rank], all_DPRM[:, peers.rank])),
+    )
+
+
+def _go(peers: _Peers, back_PDRM: Tensor, y_PDRM: Tensor) -> list[Any]:
+    """Start the way back."""
+    return peers.swap(
+        [[back_PDRM[p]] for p in peers.others], [[y_PDRM[p]] for p in peers.others], []
+    )
+
+
 def _forward(
     x_ERM: Tensor, w1: Tensor, b1_DH: Tensor, w2: Tensor, b2_DM: Tensor, name: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    peers, local = _Peers(name), w1.shape[0]
+    local = w1.shape[0]
     x_PDRM = x_ERM.contiguous().view(-1, local, *x_ERM.shape[1:])
     processes, _, rows, width = x_PDRM.shape
+    peers = _Peers(name, x_PDRM[0].nbytes)
     all_DPRM = x_ERM.new_empty(local, processes, rows, width)
     a_DPRH, h_DPRH = (x_ERM.new_empty(*all_DPRM.shape[:3], w1.shape[2]) for _ in range(2))
     y_PDRM, back_PDRM = torch.empty_like(x_PDRM), torch.empty_like(x_PDRM)
 
-    def compute(process: int, some: slice, y_DRM: Tensor) -> None:
+    def compute(x_DRM: Tensor, process: int, some: slice, y_DRM: Tensor) -> None:
         place = (slice(None), process, some)
-        up(all_DPRM[place], w1, b1_DH, False, (a_DPRH[place], h_DPRH[place]))
+        up(x_DRM[:, some], w1, b1_DH, False, (a_DPRH[place], h_DPRH[place]))
         multiply_batch(a_DPRH[place], w2, b2_DM, y_DRM[:, some])
 
     mine, half = peers.rank, rows // 2
-    coming = peers.swap(
-        [list(x_PDRM[p]) for p in peers.others],
-        [list(all_DPRM[:, p]) for p in peers.others],
-    )
-    all_DPRM[:, mine].copy_(x_PDRM[mine])
-    compute(mine, slice(0, half), y_PDRM[mine])
+    coming = _come(peers, x_PDRM, all_DPRM)
+    compute(x_PDRM[mine], mine, slice(0, half), y_PDRM[mine])
     _wait(coming)
     for p in peers.others:
-        compute(p, slice(0, rows), back_PDRM[p])
-    going = peers.swap([[back_PDRM[p]] for p in peers.others], [[y_PDRM[p]] for p in peers.others])
-    compute(mine, slice(half, rows), y_PDRM[mine])
+        compute(all_DPRM[:, p], p, slice(0, rows), back_PDRM[p])
+    going = _go(peers, back_PDRM, y_PDRM)
+    compute(x_PDRM[mine], mine, slice(half, rows), y_PDRM[mine])
     _wait(going)
     return y_PDRM.view_as(x_ERM), all_DPRM, a_DPRH, h_DPRH
 
@@ -91,22 +117,18 @@ def _backward(
     w2: Tensor,
     name: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    peers, local = _Peers(name), w1.shape[0]
-    dy_PDRM = dy_ERM.contiguous().view(-1, local, *dy_ERM.shape[1:])
+    dy_PDRM = dy_ERM.contiguous().view(-1, w1.shape[0], *dy_ERM.shape[1:])
+    peers = _Peers(name, dy_PDRM[0].nbytes)
     dy_DPRM, dh_DPRH = torch.empty_like(all_DPRM), torch.empty_like(h_DPRH)
     dx_PDRM, back_PDRM = torch.empty_like(dy_PDRM), torch.empty_like(dy_PDRM)
-    coming = peers.swap(
-        [list(dy_PDRM[p]) for p in peers.others],
-        [list(dy_DPRM[:, p]) for p in peers.others],
-    )
     mine = peers.rank
-    dy_DPRM[:, mine].copy_(dy_PDRM[mine])
-    sums = [down(dy_DPRM[:, mine], w2, h_DPRH[:, mine], False, dh_DPRH[:, mine])[1]]
+    coming = _come(peers, dy_PDRM, dy_DPRM)
+    sums = [down(dy_PDRM[mine], w2, h_DPRH[:, mine], False, dh_DPRH[:, mine])[1]]
     _wait(coming)
     for p in peers.others:
         sums.append(down(dy_DPRM[:, p], w2, h_DPRH[:, p], False, dh_DPRH[:, p])[1])
         torch.bmm(dh_DPRH[:, p], w1.transpose(1, 2), out=back_PDRM[p])
-    going = peers.swap([[back_PDRM[p]] for p in peers.others], [[dx_PDRM[p]] for p in peers.others])
+    going = _go(peers, back_PDRM, dx_PDRM)
     torch.bmm(dh_DPRH[:, mine], w1.transpose(1, 2), out=dx_PDRM[mine])
     x_DrM, a_DrH, dh_DrH, dy_DrM = (t.flatten(1, 2) for t in (all_DPRM, a_DPRH, dh_DPRH, dy_DPRM))
     dw1 = torch.bmm(x_DrM.transpose(1, 2), dh_DrH)

@@ -3,7 +3,8 @@
 On Hopper those of quack (products with an epilogue of our own) and flash-attn (the backward pass of
 attention), where they are installed; on any GPU cuBLASLt's; elsewhere torch's operations.
 
-``DSMOE_KERNELS`` takes fewer: ``cublas`` leaves out the two packages, ``torch`` cuBLASLt as well.
+``DSMOE_KERNELS`` takes fewer: ``nccl`` leaves out the exchange by copy engines (peer_memory.py),
+``cublas`` the two packages as well, ``torch`` cuBLASLt too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from . import cublaslt
 
 VARIABLE = "DSMOE_KERNELS"
-CHOICES = ("all", "cublas", "torch")
+CHOICES = ("all", "nccl", "cublas", "torch")
 _HOPPER = 9  # compute capability; the tiles were chosen there, and other GPUs were not tried
 
 
@@ -31,12 +32,14 @@ class Kernels(NamedTuple):
         hopper: products with GELU inside and without, by quack.
         attention: attention's backward pass, by flash-attn.
         cublaslt: whether cuBLASLt has the products with GELU inside.
+        copy_engines: whether tokens may be exchanged by them (where they can: peer_memory.py).
         notes: a line for everything that a GPU of this kind could have and has not.
     """
 
     hopper: ModuleType | None = None
     attention: ModuleType | None = None
     cublaslt: bool = False
+    copy_engines: bool = False
     notes: tuple[str, ...] = ()
 
     def names(self) -> dict[str, str]:
@@ -92,7 +95,7 @@ def _find() -> Kernels:
     problem = cublaslt.problem()
     notes = [f"GELU is a kernel of its own, not part of the products: {problem}"] if problem else []
     hopper = attention = None
-    if choice == "all" and not torch.version.hip and _is_hopper():
+    if choice in ("all", "nccl") and not torch.version.hip and _is_hopper():
         try:
             from . import hopper_products as hopper
         except Exception as error:  # a library that cannot be used, for whatever reason
@@ -101,7 +104,7 @@ def _find() -> Kernels:
             from . import hopper_attention as attention
         except Exception as error:
             notes.append(f"attention's gradient is cuDNN's: {_reason('flash-attn-4', error)}")
-    return Kernels(hopper, attention, problem is None, tuple(notes))
+    return Kernels(hopper, attention, problem is None, choice == "all", tuple(notes))
 
 
 def _is_hopper() -> bool:

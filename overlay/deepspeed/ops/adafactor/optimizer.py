@@ -165,6 +165,9 @@ class Adafactor(torch.optim.Optimizer):
             return views.blocks, cut_updates(views, s)
         kept: dict[Tensor, ShardViews] = self.__dict__.setdefault("_views", {})
         if not still_views(kept.get(param), param, grad, state, tag):
+            held = {id(p) for group in self.param_groups for p in group["params"]}
+            for gone in [p for p in kept if id(p) not in held]:
+                del kept[gone]
             kept[param] = shard_views(param, grad, state, tag)
         return kept[param].blocks, cut_updates(kept[param], s)
 
