@@ -14,7 +14,12 @@ if [ "$gpus" = 0 ]; then
     exit 8
 fi
 failed=0
-bench() { "$python" -m dsmoe.benchmark "$@" --output "$folder" || failed=1; } # then the next one
+bench() { # one case; the next one comes whatever it gives, unless it was interrupted
+    local code=0
+    "$python" -m dsmoe.benchmark "$@" --output "$folder" || code=$?
+    [ "$code" -lt 128 ] || exit "$code"
+    [ "$code" = 0 ] || failed=1
+}
 bench 1 --suite artifact
 bench 1 --suite tuned
 bench 1 --suite tuned # once more, with the caches filled: how long the start takes then
@@ -22,6 +27,6 @@ bench 1 --suite tuned # once more, with the caches filled: how long the start ta
 bench 1 --suite tuned --micro-batch-size 8
 bench 1 --suite tuned --num-experts 64
 [ "$gpus" -lt 2 ] || bench 2 --suite tuned
-"$python" -m dsmoe.benchmark.speed --table "$folder"
-"$python" -m dsmoe.benchmark.profile_step 1 --suite tuned
+"$python" -m dsmoe.benchmark.speed --table "$folder" || failed=1
+"$python" -m dsmoe.benchmark.profile_step 1 --suite tuned || failed=1
 [ "$failed" = 0 ] || { echo "error: a case failed; its reason is above" >&2; exit 20; }

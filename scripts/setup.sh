@@ -51,9 +51,10 @@ from importlib.metadata import version
 lines = re.findall(r"^([\w-]+)==(\S+);", open(sys.argv[1]).read(), re.M)
 sys.exit(sys.version_info >= (3, 10) and any(version(name) != release for name, release in lines))
 PY
-    failed=$("$1" -c 'import sys; print(sys.prefix)')/.dsmoe-no-hopper
-    if cmp -s "$failed" "$here/requirements-hopper.txt"; then
-        say "note: no packages of requirements-hopper.txt, which pip could not install before; to try again: rm $failed"
+    # pip is not asked at every start of a machine without network, but again the next day
+    failed=${XDG_CACHE_HOME:-$HOME/.cache}/dsmoe/no-hopper-$(command -v "$1" | cksum | cut -d' ' -f1)
+    if cmp -s "$failed" "$here/requirements-hopper.txt" && [ -n "$(find "$failed" -mtime -1)" ]; then
+        say "note: no packages of requirements-hopper.txt, which pip could not install today; to try again now: rm $failed"
         return 0
     fi
     say "== packages of requirements-hopper.txt (kernels for this GPU; nvidia-cutlass-dsl has a licence of NVIDIA's own)"
@@ -63,7 +64,7 @@ PY
         "$here/requirements-hopper.txt" >"$names"
     if ! "$1" -m pip install --quiet --disable-pip-version-check --retries 1 -r "$names" >&2; then
         say "note: pip could not install them (its reason is above); without them an iteration takes about 6 % longer; DSMOE_KERNELS=cublas leaves them out"
-        cp "$here/requirements-hopper.txt" "$failed" 2>/dev/null || true # not at every start
+        { mkdir -p "$(dirname "$failed")" && cp "$here/requirements-hopper.txt" "$failed"; } 2>/dev/null || true
     fi
     rm -f "$names"
 }

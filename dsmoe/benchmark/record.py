@@ -69,7 +69,8 @@ class RunRecord:
     tokens_per_second: float | None = None
     # Formula's name (flops.FORMULAS) -> TFLOP a second and device, at the median.
     tflops: dict[str, float] = field(default_factory=dict)
-    # What computed the products with GELU and attention's gradient; {} where nothing was compiled.
+    # What computed the products with GELU and attention's gradient, and what exchanged the tokens
+    # of shared-out experts; {} where nothing was compiled.
     kernels: dict[str, str] = field(default_factory=dict)
     # The largest of any device, as the allocator counts it.
     peak_memory_bytes: int | None = None

@@ -162,7 +162,7 @@ def print_ratios(found: list[Ratio], steps: int) -> None:
 
 def print_table(folder: Path) -> None:
     """The records of a results folder, one row each, for docs/performance.md; then what they ran
-    on: GPU, versions, and the packages whose kernels were used."""
+    on: GPU, versions, and what a record says of kernels."""
     from dsmoe.benchmark.results import RECORDS, read_records
 
     print(

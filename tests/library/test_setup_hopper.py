@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# A Python whose pip has no packages, whose prefix is the test's folder, and that lacks quack.
+# A Python whose pip has no packages, and that lacks quack.
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
 *"-m pip"*) echo "$*" >>{folder}/pip; exit 1 ;;
-*sys.prefix*) echo {folder} ;;
 "- "*requirements-hopper.txt) exit 1 ;;
 *) exec {python} "$@" ;;
 esac
@@ -30,8 +29,12 @@ def machine(tmp_path: Path) -> dict[str, str]:
     ):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    changed = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DSMOE_PYTHON": f"{tmp_path}/python3"}
-    return {**os.environ, **changed}
+    return {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "DSMOE_PYTHON": f"{tmp_path}/python3",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
 
 
 def setup(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -46,8 +49,12 @@ def test_a_pip_that_fails_is_asked_once(machine: dict[str, str], tmp_path: Path)
     assert "pip could not install them" in first.stderr
     second = setup(machine)
     assert second.returncode == 0
-    assert f"to try again: rm {tmp_path}/.dsmoe-no-hopper" in second.stderr
+    [marker] = (tmp_path / "cache/dsmoe").iterdir()
+    assert f"to try again now: rm {marker}" in second.stderr
     assert len((tmp_path / "pip").read_text().splitlines()) == 1
+    os.utime(marker, (0, 0))  # days later
+    assert setup(machine).returncode == 0
+    assert len((tmp_path / "pip").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(("choice", "asked"), [("all", True), ("nccl", True), ("cublas", False)])

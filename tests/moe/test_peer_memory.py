@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import random
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ def anew() -> Iterator[None]:
     peer_memory.forget()
     yield
     peer_memory.forget()
+    peer_memory._recorded.clear()
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *of_all: list[Any]) -> None:
@@ -61,56 +63,162 @@ def test_a_reason_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
     monkeypatch.setattr(peer_memory, "_problem", lambda group: "they are far apart")
+    group = Group()
     with pytest.warns(UserWarning, match="exchanged by NCCL: they are far apart"):
-        assert peer_memory.inbox_for("group", None, 8) is None
+        assert peer_memory.inbox_for("group", group, 8) is None
     monkeypatch.setattr(peer_memory, "_problem", lambda group: pytest.fail("asked again"))
-    assert peer_memory.inbox_for("group", None, 16) is None
+    assert peer_memory.inbox_for("group", group, 16) is None
     assert not peer_memory.serves("group")
 
 
-def test_an_inbox_that_fails_on_one_is_none_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers(monkeypatch, [None, "RuntimeError: the other one's"])
-    monkeypatch.setattr(peer_memory, "Inbox", lambda group, size: object())
-    assert peer_memory._tried(None, 8) == (None, "RuntimeError: the other one's")
+class Trial:
+    """An inbox whose acts go as they are told."""
+
+    def __init__(self, fails_at: str | None) -> None:
+        self.fails_at = fails_at
+        self.done: list[str] = []
+        self.act("made")
+
+    def act(self, name: str) -> None:
+        if name == self.fails_at:
+            raise RuntimeError(f"not {name}\nand more words")
+        self.done.append(name)
+
+    def join(self, group: Any) -> None:
+        self.act("joined")
+
+    def try_it(self) -> None:
+        self.act("tried")
 
 
-def inboxes(count: int, size: int, monkeypatch: pytest.MonkeyPatch) -> list[peer_memory.Inbox]:
-    """Of ``count`` threads, whose streams are the threads themselves."""
-    nothing = SimpleNamespace(wait_event=lambda event: None)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: nothing)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    head = 2 * count * peer_memory._FLAG_BYTES
-    memory = [torch.zeros(head + (count - 1) * size, dtype=torch.uint8) for _ in range(count)]
-    all_of = []
-    for rank in range(count):
-        inbox = peer_memory.Inbox.__new__(peer_memory.Inbox)
-        inbox.size, inbox.head, inbox.rank, inbox.processes = size, head, rank, count
-        inbox.memory = memory
-        inbox.zero, inbox.one = (torch.full((1,), i, dtype=torch.int32) for i in (0, 1))
-        inbox.stream = SimpleNamespace(wait_stream=lambda s: None, record_event=lambda: None)
+@pytest.mark.parametrize("fails_at", ["made", "joined", "tried", None])
+@pytest.mark.parametrize("here", [True, False])
+def test_what_fails_on_one_is_left_by_all(
+    fails_at: str | None, here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the next act begins, in which a process would wait for the others."""
+    acts = ["made", "joined", "tried"]
+    asked = iter(acts)
 
-        def wait(flag: torch.Tensor) -> None:
-            deadline = time.monotonic() + 30
-            while flag.item() != 1:
-                assert time.monotonic() < deadline
-                time.sleep(0)
+    def gather(group: Any, reason: str | None) -> list[str | None]:
+        act = next(asked)
+        return [reason, f"RuntimeError: not {act}" if act == fails_at and not here else None]
 
-        inbox._wait_for = wait  # type: ignore[method-assign]
-        for p in range(count):
-            inbox._free(rank, p).copy_(inbox.one)
-        all_of.append(inbox)
-    return all_of
+    monkeypatch.setattr(peer_memory, "_gather", gather)
+    trial: list[Trial] = []
+
+    def make(group: Any, size: int) -> Trial:
+        trial.append(Trial(fails_at if here else None))
+        return trial[0]
+
+    monkeypatch.setattr(peer_memory, "Inbox", make)
+    inbox, reason = peer_memory._tried(None, 8)
+    if fails_at is None:
+        assert (inbox, reason) == (trial[0], None)
+        assert trial[0].done == acts
+    else:
+        assert (inbox, reason) == (None, f"RuntimeError: not {fails_at}")
+        assert list(asked) == acts[acts.index(fails_at) + 1 :]
+
+
+class Group:
+    """A group as far as it is told from another one."""
+
+
+def stand_in(size: int, recorded: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(size=size, recorded=recorded)
+
+
+def test_larger_messages_and_other_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(peer_memory, "_problem", lambda group: None)
+    monkeypatch.setattr(peer_memory, "_tried", lambda group, size: (stand_in(size), None))
+    group = Group()
+    first = peer_memory.inbox_for("0", group, 8)
+    assert peer_memory.inbox_for("0", group, 4) is first
+    assert peer_memory.serves("0")
+    first.recorded = True
+    larger = peer_memory.inbox_for("0", group, 16)
+    assert larger.size == 16
+    assert peer_memory._recorded == [first]  # a CUDA graph goes on using it
+    # torch gives a name again after the end of the group that had it
+    assert peer_memory.inbox_for("0", Group(), 8) is not larger
+
+
+class Machine:
+    """GPUs whose memory is the host's, and whose streams are the threads that use them."""
+
+    def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = count
+        self.memory: dict[int, torch.Tensor] = {}
+        self.met = threading.Barrier(count, timeout=30)
+        self.groups = [SimpleNamespace(rank=rank) for rank in range(count)]
+        symmetric = pytest.importorskip("torch.distributed._symmetric_memory")
+        event = SimpleNamespace(query=lambda: True)
+        stream = SimpleNamespace(
+            cuda_stream=0, wait_stream=lambda s: None, record_event=lambda: event
+        )
+        for module, name, stand_in in (
+            (symmetric, "empty", lambda n, dtype, device: torch.full((n,), 7, dtype=dtype)),
+            (symmetric, "rendezvous", self.rendezvous),
+            (peer_memory, "_device", lambda: torch.device("cpu")),
+            (peer_memory, "_wait_value", lambda: self.wait_value),
+            (torch.distributed, "get_rank", lambda group: group.rank),
+            (torch.distributed, "get_world_size", lambda group: count),
+            (torch.cuda, "Stream", lambda device: stream),
+            (torch.cuda, "synchronize", lambda: None),
+            (torch.cuda, "stream", lambda stream: contextlib.nullcontext()),
+            (
+                torch.cuda,
+                "current_stream",
+                lambda: SimpleNamespace(wait_event=lambda event: None),
+            ),
+            (torch.cuda, "is_current_stream_capturing", lambda: False),
+        ):
+            monkeypatch.setattr(module, name, stand_in)
+
+    def rendezvous(self, own: torch.Tensor, group: Any) -> Any:
+        self.memory[group.rank] = own
+        self.met.wait()
+        return SimpleNamespace(get_buffer=lambda p, size, dtype: self.memory[p])
+
+    @staticmethod
+    def wait_value(stream: int, address: int, value: int, how: int) -> int:
+        """What cuStreamWaitValue32 has a stream do."""
+        place = ctypes.c_uint32.from_address(address)
+        deadline = time.monotonic() + 30
+        while place.value != value:
+            assert time.monotonic() < deadline
+            time.sleep(0)
+        return 0
+
+    def run(self, work: Callable[[peer_memory.Inbox], Any], size: int = 64) -> list[Any]:
+        """What ``work`` gives with the inbox of each process; threads are the processes."""
+        found: list[Any] = [None] * self.count
+
+        def thread(group: Any) -> None:
+            inbox = peer_memory.Inbox(group, size)
+            inbox.join(group)
+            self.met.wait()
+            inbox.try_it()
+            found[group.rank] = work(inbox)
+
+        threads = [threading.Thread(target=thread, args=(group,)) for group in self.groups]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join(60)
+        return found
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_no_message_is_lost_or_written_over(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    all_of = inboxes(count, 64, monkeypatch)
-    seen: dict[int, list[int]] = {}
+    machine = Machine(count, monkeypatch)
 
-    def work(inbox: peer_memory.Inbox) -> None:
+    def work(inbox: peer_memory.Inbox) -> int:
         wait = random.Random(inbox.rank)
         others = [p for p in range(count) if p != inbox.rank]
-        found = []
         for step in range(60):
             if wait.random() < 0.2:
                 time.sleep(wait.random() / 100)
@@ -122,19 +230,23 @@ def test_no_message_is_lost_or_written_over(count: int, monkeypatch: pytest.Monk
             for p, parts in zip(others, got):
                 assert [t.item() for t in parts] == [100 * step + 10 * p + inbox.rank] * 2
             assert copied.tolist() == [step] * 3
-            found.append(step)
-        seen[inbox.rank] = found
+        return step
 
-    threads = [threading.Thread(target=work, args=(inbox,)) for inbox in all_of]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert [len(seen.get(rank, [])) for rank in range(count)] == [60] * count
+    assert machine.run(work) == [59] * count
     # as at the start, so that a CUDA graph can be replayed
-    for inbox in all_of:
-        flags = inbox.memory[inbox.rank][: inbox.head : peer_memory._FLAG_BYTES]
-        assert flags.view(-1, 2).tolist() == [[0, 1]] * count
+    for memory in machine.memory.values():
+        flags = memory[: 2 * count * peer_memory._FLAG_BYTES].view(torch.int32)
+        every = peer_memory._FLAG_BYTES // 4
+        assert flags[::every].view(-1, 2).tolist() == [[0, 1]] * count
+
+
+def test_a_message_that_never_comes_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(1, monkeypatch)
+    [inbox] = machine.run(lambda inbox: inbox)
+    inbox.stream.record_event = lambda: SimpleNamespace(query=lambda: False)
+    monkeypatch.setattr(peer_memory, "_TRIAL_SECONDS", 0.01)
+    with pytest.raises(RuntimeError, match=r"did not come within .* DSMOE_KERNELS=nccl"):
+        inbox.try_it()
 
 
 def on_a_gpu(rank: int, folder: str) -> None:
@@ -173,6 +285,10 @@ def on_a_gpu(rank: int, folder: str) -> None:
     y = exchanged_experts._forward(larger, *inputs[1:], name)[0]
     chosen._found = found._replace(copy_engines=False)
     equal.append(torch.equal(y, exchanged_experts._forward(larger, *inputs[1:], name)[0]))
+    for tensor in recorded:
+        tensor.zero_()
+    graph.replay()  # it has the smaller inbox, which is there still
+    equal.append(all(torch.equal(a, b) for a, b in zip(recorded, expected)))
     torch.save((peer_memory.serves(name), equal), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -186,5 +302,5 @@ def test_equal_to_nccl_on_two_gpus(tmp_path: Path) -> None:
     for rank in range(2):
         serves, equal = torch.load(tmp_path / f"{rank}.pt")
         assert serves
-        assert len(equal) == 31
+        assert len(equal) == 32
         assert all(equal)

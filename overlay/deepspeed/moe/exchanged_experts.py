@@ -3,8 +3,9 @@
 Forwards, the rows that stay are in two halves: the first is computed while the others' rows come,
 the second while results go back. Backwards, the gradients of the rows that stay are computed while
 the others' come, and the weights' gradients while those of the inputs go back. Rows are received
-where the products read them, so nothing is transposed (exchange.py with stacked_experts.py, which
-this equals but for the rounding of two biases, copies them twice each way).
+where the products read them (by copy engines, peer_memory.py, they are copied there from the
+inbox, beside the products), so nothing is transposed; exchange.py with stacked_experts.py, which
+this equals but for the rounding of two biases, copies them twice each way.
 
 Shape suffixes: P processes of the group, D experts of this process, E = P D, R rows that one
 process has for one expert, M model width, H hidden width.

@@ -12,7 +12,9 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import time
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,10 @@ from torch import Tensor
 _FLAG_BYTES = 16  # of one flag's place
 _ALIGNMENT = 512
 _EQUAL = 1  # CU_STREAM_WAIT_VALUE_EQ
-_inboxes: dict[str, Inbox | None] = {}
+_TRIAL_SECONDS = 30
+# By the name of a group; with the group, since names are given again after a group's end.
+_inboxes: dict[str, tuple[Any, Inbox | None]] = {}
+_recorded: list[Inbox] = []  # that a CUDA graph goes on using
 
 
 def inbox_for(name: str, group: Any, size: int) -> Inbox | None:
@@ -32,24 +37,27 @@ def inbox_for(name: str, group: Any, size: int) -> Inbox | None:
     All processes of the group come here together, with the same size. None, with a warning that
     says why, where messages have to go through NCCL; found out once for a group.
     """
-    known = _inboxes.get(name)
-    if name in _inboxes and (known is None or known.size >= size):
+    of, known = _inboxes.get(name, (None, None))
+    found_out = of is not None and of() is group
+    if found_out and (known is None or known.size >= size):
         return known
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError("an exchange grew while a CUDA graph was recorded; run it once before")
     torch.cuda.synchronize()  # the old one, if there is one, is not in use
+    if found_out and known is not None and known.recorded:
+        _recorded.append(known)
     inbox, reason = None, _problem(group)
     if reason is None:
         inbox, reason = _tried(group, size)
     if reason is not None and dist.get_rank(group) == 0:
         warnings.warn(f"tokens are exchanged by NCCL: {reason}", stacklevel=2)
-    _inboxes[name] = None if reason else inbox
-    return _inboxes[name]
+    _inboxes[name] = weakref.ref(group), None if reason else inbox
+    return _inboxes[name][1]
 
 
 def serves(name: str | None) -> bool:
     """Whether the group of this name has exchanged messages by copy engines."""
-    return _inboxes.get(name or "") is not None
+    return _inboxes.get(name or "", (None, None))[1] is not None
 
 
 def forget() -> None:
@@ -75,22 +83,32 @@ def _problem(group: Any) -> str | None:
 
 
 def _tried(group: Any, size: int) -> tuple[Inbox | None, str | None]:
-    """An inbox that has delivered a message from each, or why there is none."""
-    inbox = reason = None
-    try:
-        inbox = Inbox(group, size)
-    except Exception as error:  # whatever the driver or torch have against it
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    reason = next(filter(None, _gather(group, reason)), None)  # all inboxes are there, too
-    if inbox is None or reason is not None:
-        return None, reason
-    others = [p for p in range(inbox.processes) if p != inbox.rank]
-    number = torch.full((64,), inbox.rank, device=inbox.one.device)
-    got = [torch.full_like(number, -1) for _ in others]
-    for _ in range(2):
-        inbox.swap(others, [[number]] * len(others), [[g] for g in got], []).wait()
-    right = all(bool((g == p).all()) for g, p in zip(got, others))
-    return inbox, None if all(_gather(group, right)) else "a message did not arrive as it was sent"
+    """An inbox that has delivered a message from each, or why there is none.
+
+    Every act is over on all processes before the next one begins.
+
+    Raises:
+        RuntimeError: where a message does not come at all, since the stream then waits for ever.
+    """
+    inbox: Any = None
+    acts = (lambda _: Inbox(group, size), lambda box: box.join(group), lambda box: box.try_it())
+    for act in acts:
+        reason = None
+        try:
+            inbox = act(inbox) or inbox
+        except _NeverCame:
+            raise
+        except Exception as error:  # whatever the driver or torch have against it
+            words = str(error).split("\n")[0]
+            reason = f"{type(error).__name__}: {words}"
+        reason = next(filter(None, _gather(group, reason)), None)
+        if reason is not None:
+            return None, reason
+    return inbox, None
+
+
+class _NeverCame(RuntimeError):
+    """There is no going on: the stream that waits cannot be told to stop."""
 
 
 def _gather(group: Any, answer: Any) -> list[Any]:
@@ -119,6 +137,10 @@ def _missing() -> str | None:
     return None
 
 
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def _wait_value() -> Any:
     """cuStreamWaitValue32 of the driver that torch has loaded."""
     driver = ctypes.CDLL("libcuda.so.1")
@@ -138,7 +160,7 @@ class Inbox:
         self.size = -(-size // _ALIGNMENT) * _ALIGNMENT
         self.rank, self.processes = dist.get_rank(group), dist.get_world_size(group)
         self.wait_value = _wait_value()
-        device = torch.device("cuda", torch.cuda.current_device())
+        device = _device()
         self.stream = torch.cuda.Stream(device)
         self.zero, self.one = (
             torch.full((1,), i, dtype=torch.int32, device=device) for i in (0, 1)
@@ -148,14 +170,45 @@ class Inbox:
         total = self.head + (self.processes - 1) * self.size
         own = symmetric.empty(total, dtype=torch.uint8, device=device)
         own[: self.head].zero_()
+        self.memory = [own]
+        self.recorded = False
+
+    def join(self, group: Any) -> None:
+        """Meet the others, whose inboxes exist."""
+        import torch.distributed._symmetric_memory as symmetric
+
+        [own] = self.memory
         self.handle = symmetric.rendezvous(own, group)
         self.memory = [
-            own if p == self.rank else self.handle.get_buffer(p, (total,), torch.uint8)
+            own if p == self.rank else self.handle.get_buffer(p, (own.numel(),), torch.uint8)
             for p in range(self.processes)
         ]
         for p in range(self.processes):
             self._free(self.rank, p).copy_(self.one)
         torch.cuda.synchronize()
+
+    def try_it(self) -> None:
+        """Swap two small messages with everyone.
+
+        Raises:
+            RuntimeError: where one does not arrive as it was sent, or not at all.
+        """
+        others = [p for p in range(self.processes) if p != self.rank]
+        number = torch.full((64,), self.rank, device=self.one.device)
+        got = [torch.full_like(number, -1) for _ in others]
+        for _ in range(2):
+            swap = self.swap(others, [[number]] * len(others), [[g] for g in got], [])
+        deadline = time.monotonic() + _TRIAL_SECONDS
+        while not swap.done.query():
+            if time.monotonic() > deadline:
+                raise _NeverCame(
+                    f"a message by the GPUs' copy engines did not come within {_TRIAL_SECONDS} s;"
+                    " train with DSMOE_KERNELS=nccl, and please report it"
+                )
+            time.sleep(0.001)
+        swap.wait()
+        if not all(bool((g == p).all()) for g, p in zip(got, others)):
+            raise RuntimeError("a message did not arrive as it was sent")
 
     def _arrived(self, process: int, sender: int) -> Tensor:
         """``process``'s flag: 1 while a message of ``sender`` lies there."""
@@ -188,6 +241,7 @@ class Inbox:
     ) -> Swap:
         """Start sending and receiving, for each of ``others`` the tensors of a list; then copy the
         first to the second of each pair in ``moved``. All tensors are contiguous."""
+        self.recorded |= torch.cuda.is_current_stream_capturing()
         now = torch.cuda.current_stream()
         self.stream.wait_stream(now)
         with torch.cuda.stream(self.stream):

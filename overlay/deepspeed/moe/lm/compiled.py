@@ -55,21 +55,7 @@ def compile_regions(**options: Any) -> CompiledRegions:
     if problem:
         raise RuntimeError(problem)
     kernels()  # finding out is not for the compiler to trace
-    if not options.keys() & {"backend", "mode", "options"}:
-        options["options"] = _generator_options()
     return CompiledRegions({"fullgraph": True, "dynamic": False, **options})
-
-
-def _generator_options() -> dict[str, Any]:
-    """What the code generator chooses badly by itself; {} where it has no such choice.
-
-    A layer norm's backward pass over [131072, 768] takes 0.235 ms on an H200 where each program
-    has 64 rows, 0.325 ms by torch 2.11's own choice.
-    """
-    from torch._inductor import config
-
-    name = "mix_order_reduction_split_size"
-    return {f"triton.{name}": 64} if hasattr(config.triton, name) else {}
 
 
 def _call_layer(block: nn.Module, x_BSM: Tensor) -> Any:
