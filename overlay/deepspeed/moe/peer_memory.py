@@ -1,6 +1,7 @@
-"""Messages between the GPUs of one host by their copy engines, no multiprocessor taking part.
+"""Messages between the GPUs of one host by their copy engines, not by multiprocessors.
 
-NCCL's kernels hold multiprocessors while they send, and products beside them take as much longer.
+NCCL's kernels hold multiprocessors while they send, which the products beside them then lack; what
+that saves: docs/performance.md. (In a CUDA graph the driver copies within a GPU by small kernels.)
 Here every process has an inbox in memory that the others write to (torch's symmetric memory). A
 message is a copy there and then a flag; the receiver's stream waits for the flag
 (``cuStreamWaitValue32``), copies the message out and gives the place back by a flag of the
@@ -155,7 +156,7 @@ class Inbox:
     def __init__(self, group: Any, size: int) -> None:
         import torch.distributed._symmetric_memory as symmetric
 
-        # Not needed here, and a thing of the whole host's switches.
+        # Multicast is not needed, and it takes a resource of the host's switch that others share.
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
         self.size = -(-size // _ALIGNMENT) * _ALIGNMENT
         self.rank, self.processes = dist.get_rank(group), dist.get_world_size(group)
