@@ -14,7 +14,8 @@ from typing import Any, Callable
 
 from dsmoe.benchmark.cluster import Layout
 from dsmoe.benchmark.interrupts import StopSignals
-from dsmoe.benchmark.processes import own_session
+from dsmoe.benchmark.marks import NOTE
+from dsmoe.benchmark.processes import Output, own_session
 from dsmoe.benchmark.reasons import reason
 from dsmoe.benchmark.run_folder import ITERATIONS, LOG, IterationLog
 from dsmoe.errors import EnvironmentProblem, UsageError
@@ -143,9 +144,11 @@ def run(
     job: Job,
     limits: Limits,
     on_iteration: Callable[[dict[str, Any]], None],
+    on_note: Callable[[str], None],
     stop: StopSignals,
 ) -> Outcome:
-    """Run the launcher to its end; every new iteration is handed on as it is written.
+    """Run the launcher to its end; every new iteration is handed on as it is written, and every
+    note of a process, once for all that say the same.
 
     All output goes to ``log.txt`` in the run folder. An interrupt, a time-out or an error here
     ends all the processes that were started before it goes on. Raises Interrupted.
@@ -158,8 +161,10 @@ def run(
         stack.enter_context(stop.held())
         started = stack.enter_context(own_session(job.command(), job.environment(), log))
         seen, last = 0, time.monotonic()
+        told: set[str] = set()
         while True:
             code = started.process.poll()
+            _tell(started.output, told, on_note)
             for line in iterations.new_lines():
                 seen, last = int(line["iteration"]), time.monotonic()
                 on_iteration(line)
@@ -170,12 +175,20 @@ def run(
             if late:
                 break
             time.sleep(POLL_SECONDS)
+    _tell(started.output, told, on_note)  # what came last is read by now
     if late:
         return Outcome(1, f"{late} (see {log})")
     assert code is not None
     if code == 0:
         return Outcome(0, None)
     return Outcome(code, reason(code, started.output.marks, list(started.output.tail), log))
+
+
+def _tell(output: Output, told: set[str], on_note: Callable[[str], None]) -> None:
+    for mark in list(output.marks):
+        if mark.kind == NOTE and mark.reason not in told:
+            told.add(mark.reason)
+            on_note(mark.reason)
 
 
 def _late(limits: Limits, seen: int, waited: float) -> str | None:

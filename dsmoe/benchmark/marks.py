@@ -1,4 +1,4 @@
-"""What a training process says of its own end: one line of its output that nothing else looks like.
+"""What a training process says to the front door: lines of its output that nothing else looks like.
 
 The output reaches the front door also where the disk is full and where the processes run on
 other machines; a file would not.
@@ -20,11 +20,13 @@ FINISHED = "finished"
 FAILED = "failed"
 # The process failed because another one was gone: never the reason of a run where another is.
 LOST_PEER = "lost-peer"
+# Something goes another way than it could; the run goes on.
+NOTE = "note"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """``kind`` is one of the names above; ``reason`` one line, empty unless the process failed."""
+    """``kind`` is one of the names above; ``reason`` one line, empty unless it failed or notes."""
 
     rank: int
     kind: str

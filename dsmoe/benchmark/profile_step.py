@@ -60,6 +60,7 @@ def cut(case: Any) -> Any:
 def profile(case: Any, text: dict[str, Any], cache: Path) -> list[tuple[str, float, int]]:
     """(kernel, microseconds, calls) of one step on this process, :func:`waits`, and "(span)"."""
     import torch
+    from deepspeed.moe.kernels import notes
     from torch.profiler import ProfilerActivity, profile
 
     from dsmoe.benchmark.batches import WindowSampler
@@ -78,6 +79,8 @@ def profile(case: Any, text: dict[str, Any], cache: Path) -> list[tuple[str, flo
     run.engine.train()
     for step in range(3):
         one_step(run, step_tokens(run, sampler, step))
+    for words in notes() if run.rank == 0 else ():
+        print(f"note: {words}")
     tokens = step_tokens(run, sampler, 3)
     torch.cuda.synchronize()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -51,6 +51,13 @@ class Progress:
             self._last = now
             print(f"  iteration {number}/{self.total}  {words}", file=self.out, flush=True)
 
+    def note(self, words: str) -> None:
+        """Show one line that the bar does not wipe out."""
+        if self._bar is not None:
+            self._bar.console.print(f"note: {words}", markup=False, highlight=False)
+        else:
+            print(f"  note: {words}", file=self.out, flush=True)
+
     def _open_bar(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -40,6 +40,9 @@ def report_lines(record: RunRecord) -> list[tuple[str, str]]:
         lines.append(("skipped steps", str(record.skipped_steps)))
     if record.peak_memory_bytes is not None:
         lines.append(("peak memory", f"{record.peak_memory_bytes / GIB:.2f} GiB a device"))
+    if record.kernels:
+        words = ", ".join(f"{what} {name}" for what, name in record.kernels.items())
+        lines.append(("kernels", words))
     return lines
 
 

@@ -111,7 +111,7 @@ def run_case(
                 progress.iteration(line)
 
             try:
-                outcome = launch.run(job, limits(settings.time_out), seen, stop)
+                outcome = launch.run(job, limits(settings.time_out), seen, progress.note, stop)
             except Interrupted as error:
                 interrupted, outcome = error, Outcome(error.exit_code, str(error))
     common = {

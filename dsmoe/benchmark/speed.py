@@ -133,6 +133,7 @@ def run(steps: int) -> list[Ratio]:
     os.environ.update({**alone, "MASTER_PORT": str(free_port())})
     logging.disable(logging.INFO)
     import deepspeed
+    from deepspeed.moe.kernels import notes
     from deepspeed.utils import groups
     from deepspeed.utils.neutral import backend
 
@@ -144,6 +145,8 @@ def run(steps: int) -> list[Ratio]:
     for name, case in sizes(device).items():
         print(f"== {name}: {case.micro_batches} x {case.micro_batch_size} sequences", flush=True)
         found.append(measure(name, case, steps))
+    for words in notes():
+        print(f"note: {words}")
     return found
 
 

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.moe import peer_memory
 from deepspeed.moe.exchange import group_name
-from deepspeed.moe.kernels import find_ahead, kernels
+from deepspeed.moe.kernels import find_ahead, kernels, notes
 from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem, param_groups
 from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, graph_problem, plain_micro_batch
 from deepspeed.utils import groups
@@ -165,13 +165,16 @@ def compile_training(model: MoELM) -> None:
     if problem:
         raise TrainingFailed(f"{problem}; or run without: --no-compiled")
     try:
-        notes = kernels().notes
+        kernels()
     except ValueError as error:
         raise TrainingFailed(str(error)) from error
-    if dist.get_rank() == 0:
-        for note in notes:
-            print(f"note: {note}")
     model.compile_training()
+
+
+def say_notes(run: Run) -> None:
+    """Let the front door know what is left to slower means; what it knows it does not repeat."""
+    for words in notes():
+        marks.say(run.rank, marks.NOTE, words)
 
 
 def micro_batch_of(engine: Any, case: dict[str, Any]) -> Callable[..., torch.Tensor]:
@@ -200,6 +203,7 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     run.engine.train()
     seconds, losses = [], []
     steps = case["warmup"] + case["iterations"]
+    say_notes(run)
     ahead = step_tokens(run, sampler, 0)
     for step in range(steps):
         if step:
@@ -243,6 +247,8 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
                 "skipped": run.engine.skipped_steps,
             }
         )
+        if step == 0:
+            say_notes(run)  # some things show when they are used
     run.stage.enter("after the last iteration", run.seconds)
     load = expert_load(run.engine.module)
     peak = peak_memory(run.device)  # of training: the evaluation below is eager and has its own

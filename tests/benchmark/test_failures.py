@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
-from runs import FrontDoor
+from runs import ROOT, FrontDoor
 
 from dsmoe.benchmark import launch, processes
 from dsmoe.benchmark.cluster import Layout
 from dsmoe.benchmark.interrupts import StopSignals
 from dsmoe.benchmark.marks import FAILED, LOST_PEER, STARTED, Mark, parse_mark
 from dsmoe.benchmark.processes import session_members
+from dsmoe.benchmark.progress import Progress
 from dsmoe.benchmark.rank_failure import explain
 from dsmoe.benchmark.reasons import reason
 from dsmoe.benchmark.results import reserved
@@ -55,7 +56,8 @@ def test_a_stopped_rank_is_a_hung_collective(tmp_path: Path) -> None:
     assert no_process_is_left(launcher) and run.code == 1, said
     assert "nothing happened for 4 s after iteration" in run.failure()
     log = next(run.output.glob("runs/*/log.txt")).read_text()
-    assert "most recent call first" in log and "one_step" in log  # where rank 0 waits
+    # where rank 0 waits: in a step, or with the sum of its losses after it
+    assert "most recent call first" in log and " in train\n" in log
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -134,10 +136,31 @@ def test_processes_that_ignore_sigterm_or_lost_their_launcher_end(
 def test_a_missing_launcher_is_one_line(tmp_path: Path) -> None:
     job = launch.Job(tmp_path / "none", tmp_path, Layout(("localhost",), 1), 1)
     with pytest.raises(EnvironmentProblem, match=r"bin/ds: no such file; .*apply_patch.py"):
-        launch.run(job, launch.Limits(1, 1), print, StopSignals())
+        launch.run(job, launch.Limits(1, 1), print, print, StopSignals())
     nowhere = processes.own_session(["nowhere"], {}, tmp_path / "log.txt")
     with pytest.raises(EnvironmentProblem, match="nowhere: cannot be started: No such file"):
         nowhere.__enter__()
+
+
+# Two processes that note the same; the second thing is said as the last of them ends.
+NOTES = """
+from dsmoe.benchmark.marks import NOTE, say
+say(0, NOTE, "products are\\nslow")
+say(1, NOTE, "products are slow")
+say(1, NOTE, "tokens are slow")
+"""
+
+
+def test_what_processes_note_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch.Job, "check", lambda job: None)
+    monkeypatch.setattr(launch.Job, "command", lambda job: [sys.executable, "-c", NOTES])
+    job = launch.Job(ROOT, tmp_path, Layout(("localhost",), 1), 1)
+    with Progress(1, 1) as progress:
+        outcome = launch.run(job, launch.Limits(60, 60), print, progress.note, StopSignals())
+    assert outcome == launch.Outcome(0, None)
+    assert capsys.readouterr().out == "  note: products are slow\n  note: tokens are slow\n"
 
 
 @pytest.fixture(scope="module")

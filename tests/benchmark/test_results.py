@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dsmoe.benchmark.errors import ResultsError
+from dsmoe.benchmark.progress import Progress
 from dsmoe.benchmark.record import RunRecord, failed, finite_or_none, labels, measured
 from dsmoe.benchmark.report_table import print_report
 from dsmoe.benchmark.results import RECORDS, ROWS, append, check_agreement, read_records
@@ -241,6 +242,7 @@ import pathlib, resource, signal, sys
 sys.path.insert(0, sys.argv[2])
 from test_results import record
 from dsmoe.benchmark.errors import ResultsError
+from dsmoe.benchmark.progress import Progress
 from dsmoe.benchmark.results import append, RECORDS
 folder = pathlib.Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -341,12 +343,14 @@ def test_broken_record_files_are_one_line_with_its_number(tmp_path: Path) -> Non
 
 def test_the_table_is_plain_ascii_away_from_a_terminal() -> None:
     out = io.StringIO()
-    print_report(record(held_out_loss=4.5, peak_memory_bytes=3 << 30), out)
+    kernels = {"products": "cublaslt", "exchange": "nccl"}
+    print_report(record(held_out_loss=4.5, peak_memory_bytes=3 << 30, kernels=kernels), out)
     text = out.getvalue()
     assert text.isascii() and "\x1b" not in text
     for part in ("819", "2.5 median of 3, spread 80.0 %", "(useful)", "(artifact)", "4.2500"):
         assert part in text
-    for part in ("held-out loss", "4.5000", "3.00 GiB", "smoke smoke on 2 x cpu"):
+    last = ("smoke smoke on 2 x cpu", "products cublaslt, exchange nccl")
+    for part in ("held-out loss", "4.5000", "3.00 GiB", *last):
         assert part in text
     out = io.StringIO()
     print_report(failure("no memory [b] \u2713"), out)
@@ -363,3 +367,7 @@ def test_the_table_in_a_terminal_keeps_brackets() -> None:
     out = Terminal()
     print_report(failure("no memory [b] left"), out)
     assert "no memory [b] left" in out.getvalue()
+    out = Terminal()
+    with Progress(2, 100, out) as progress:
+        progress.note("products are slow [b]")
+    assert "note: products are slow [b]" in out.getvalue()

@@ -48,6 +48,11 @@ def test_what_is_missing_is_said(hopper: None) -> None:
     assert first.startswith("products are cuBLAS's: quack-kernels is not installed")
     assert second.startswith("attention's gradient is cuDNN's: flash-attn-4 is not installed")
     assert all("requirements-hopper.txt" in note for note in found.notes)
+    with pytest.warns(UserWarning, match="tokens take a longer way"):
+        chosen.leave("tokens take a longer way")
+    assert chosen.notes() == (first, second, "tokens take a longer way")
+    chosen.forget()
+    assert chosen.notes() == ()
 
 
 @pytest.mark.parametrize("choice", chosen.CHOICES)

@@ -116,7 +116,7 @@ def _train(
                 progress.iteration(line)
 
         try:
-            outcome = launch.run(job, limits(time_out), seen, stop)
+            outcome = launch.run(job, limits(time_out), seen, progress.note, stop)
         except Interrupted as error:
             return run_dir, str(error), error
     reason = outcome.reason

@@ -21,7 +21,15 @@ from dsmoe.benchmark.batches import WindowSampler, as_torch
 from dsmoe.benchmark.measures import micro_batch_size, parameter_count, peak_memory
 from dsmoe.benchmark.run_folder import CASE, ITERATIONS, OUTCOME, read_json, write_json
 from dsmoe.benchmark.stage import Stage
-from dsmoe.benchmark.training import Run, TrainingFailed, one_step, start, step_tokens, stop
+from dsmoe.benchmark.training import (
+    Run,
+    TrainingFailed,
+    one_step,
+    say_notes,
+    start,
+    step_tokens,
+    stop,
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ def train(run: Run, plan: Plan, curve: Path) -> dict[str, Any]:
     )
     steps = case["iterations"]
     _report(run, curve, 0, {**evaluation(run, plan), "seconds": 0.0})
+    say_notes(run)
     run.engine.train()
     sums, seconds = Sums.zeros(run), 0.0
     begin = _now(run)

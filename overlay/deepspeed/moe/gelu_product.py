@@ -9,7 +9,6 @@ Shape suffixes: E products in a batch, R rows, M model width, H hidden width.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from . import cublaslt
 from .kernel_check import CHECKED_ROWS, check
-from .kernels import kernels
+from .kernels import kernels, leave
 
 HAS_OPERATORS = hasattr(getattr(torch, "library", None), "custom_op")  # torch 2.4
 
@@ -170,7 +169,7 @@ def _few(rows: Tensor) -> Tensor:
 
 
 def _say_none(kind: cublaslt.Product) -> None:
-    warnings.warn(f"cuBLASLt has no kernel for {kind}; GELU is a kernel of its own", stacklevel=3)
+    leave(f"cuBLASLt has no kernel for {kind}; GELU is a kernel of its own")
 
 
 if HAS_OPERATORS:

@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import os
 import threading
+import warnings
 from types import ModuleType
 from typing import NamedTuple
 
@@ -49,6 +50,7 @@ class Kernels(NamedTuple):
 
 
 _found: Kernels | None = None
+_left: list[str] = []  # to slower means, since then
 _lock = threading.Lock()
 
 
@@ -80,10 +82,23 @@ def find_ahead() -> threading.Thread:
     return thread
 
 
+def leave(words: str) -> None:
+    """Warn that something is left to slower means, in ``words``, which :func:`notes` has then."""
+    if words not in _left:
+        _left.append(words)
+    warnings.warn(words, stacklevel=3)
+
+
+def notes() -> tuple[str, ...]:
+    """A line for each thing that is left to slower means in this process, as far as it has come."""
+    return (*(_found.notes if _found else ()), *_left)
+
+
 def forget() -> None:
     """Find out anew at the next call; for tests."""
     global _found
     _found = None
+    _left.clear()
 
 
 def _find() -> Kernels:

@@ -14,7 +14,6 @@ import ctypes
 import os
 import socket
 import time
-import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .kernels import leave
 
 _FLAG_BYTES = 16  # of one flag's place
 _ALIGNMENT = 512
@@ -51,7 +52,7 @@ def inbox_for(name: str, group: Any, size: int) -> Inbox | None:
     if reason is None:
         inbox, reason = _tried(group, size)
     if reason is not None and dist.get_rank(group) == 0:
-        warnings.warn(f"tokens are exchanged by NCCL: {reason}", stacklevel=2)
+        leave(f"tokens are exchanged by NCCL: {reason}")
     _inboxes[name] = weakref.ref(group), None if reason else inbox
     return _inboxes[name][1]
 
