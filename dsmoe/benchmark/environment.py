@@ -17,6 +17,7 @@ from pathlib import Path
 from dsmoe.arguments import OneLineParser
 from dsmoe.benchmark import checkout
 from dsmoe.benchmark.checks import FAIL, NOTE, OK, Check, as_json, failures, table
+from dsmoe.benchmark.launch import LAUNCHER
 from dsmoe.errors import DsmoeError, EnvironmentProblem
 from dsmoe.output import needs_no_reader
 from dsmoe.patchset import state
@@ -128,7 +129,7 @@ def checkout_checks(place: Path) -> list[Check]:
         checks = [Check(what, NOTE, f"{place}: not there yet, a run builds it", mend)]
     else:
         checks = [Check(what, FAIL, f"{place}: {found.name} {found.message}".strip(), mend)]
-    launcher = place / "bin" / "ds"
+    launcher = place / LAUNCHER
     if not launcher.is_file():
         return [*checks, Check("launcher", NOTE, f"{launcher}: not there yet")]
     return [*checks, Check("launcher", OK, str(launcher)), import_check(place)]

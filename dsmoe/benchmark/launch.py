@@ -21,6 +21,7 @@ from dsmoe.benchmark.run_folder import ITERATIONS, LOG, IterationLog
 from dsmoe.errors import EnvironmentProblem, UsageError
 
 POLL_SECONDS = 0.1
+LAUNCHER = Path("deepspeed/launcher/lean.py")  # of the checkout
 PRETRAIN = Path(__file__).with_name("pretrain.py")
 LOCALHOST = "127.0.0.1"
 
@@ -55,7 +56,8 @@ class Job:
 
     Without a host file the launcher is given /dev/null, so that it never picks up /job/hostfile,
     its own default. ``master`` None: the launcher finds the address of the first host. ``script``
-    is what each process runs.
+    is what each process runs. ``gpus``: of this machine, where they are counted already, so that
+    the launcher need not import torch for that.
     """
 
     checkout: Path
@@ -64,14 +66,17 @@ class Job:
     port: int
     master: str | None = None
     script: Path = PRETRAIN
+    gpus: int | None = None
 
     def command(self) -> list[str]:
-        """The launcher's command line, a list that no shell reads."""
+        """The launcher's command line, a list that no shell reads: that of bin/ds without what it
+        imports and does not need."""
         hostfile = self.layout.hostfile
         master = self.master or (None if hostfile else LOCALHOST)
         return [
             sys.executable,
-            str(self.checkout / "bin" / "ds"),
+            str(self.checkout / LAUNCHER),
+            "runner",
             "--hostfile",
             str(hostfile or os.devnull),
             *(["--num_nodes", str(self.layout.hosts)] if hostfile else []),
@@ -90,6 +95,8 @@ class Job:
         """The variables that are set beside those of this process."""
         paths = [str(self.checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
         added = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        if self.gpus is not None and self.layout.hostfile is None:
+            added["DSMOE_DEVICES"] = str(self.gpus)
         if "OMP_NUM_THREADS" not in os.environ:
             added["OMP_NUM_THREADS"] = str(max(1, cores() // self.layout.devices))
         if (
@@ -111,7 +118,7 @@ class Job:
 
     def check(self) -> None:
         """Raises EnvironmentProblem where the launcher is not there."""
-        launcher = self.checkout / "bin" / "ds"
+        launcher = self.checkout / LAUNCHER
         if not launcher.is_file():
             raise EnvironmentProblem(
                 f"{launcher}: no such file; expected DeepSpeed's launcher: run python "

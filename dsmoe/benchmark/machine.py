@@ -21,6 +21,11 @@ class Machine:
     hardware: dict[str, Any]
     versions: dict[str, str]
 
+    @property
+    def gpus(self) -> int:
+        """How many there are; 0 where the processes run on the CPU."""
+        return int(self.hardware.get("device_count", 0))
+
 
 def machine_of(facts: dict[str, Any]) -> Machine:
     """Another host, by what host_probe.py says there."""

@@ -98,7 +98,8 @@ def run_case(
         except OSError as error:
             raise ResultsError(f"{settings.output}: cannot be written: {error.strerror}") from error
         port = settings.port or launch.free_port()
-        job = Job(trees.path, run_dir.absolute(), layout, port, settings.master)
+        gpus = machine.gpus
+        job = Job(trees.path, run_dir.absolute(), layout, port, settings.master, gpus=gpus)
         losses: list[float] = []
         begin = time.monotonic()
         first_step: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,35 @@ def test_the_process_that_starts_the_others_is_light(checkout: Path, tmp_path: P
     )
     done = launch(checkout, script, "--num_gpus", "1")
     assert "started by True torch False" in done.stdout, done.stdout + done.stderr
+
+
+# What the process that starts launch.py has loaded, from a training process: its grandparent.
+LOOK = """
+from pathlib import Path
+parent = Path(f"/proc/{__import__('os').getppid()}/stat").read_text().rsplit(")", 1)[1].split()[1]
+maps = Path(f"/proc/{parent}/maps").read_text()
+print("runner", b"runner" in Path(f"/proc/{parent}/cmdline").read_bytes(), "libtorch" in maps)
+"""
+
+
+@pytest.mark.parametrize("counted", ["2", "some", None])
+def test_the_runner_is_light_where_gpus_are_counted(
+    checkout: Path, tmp_path: Path, counted: str | None
+) -> None:
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc to see what a process has loaded")
+    script = tmp_path / "look.py"
+    script.write_text(LOOK)
+    lean = checkout / "deepspeed" / "launcher" / "lean.py"
+    env = {**os.environ, "PYTHONPATH": str(checkout)}
+    if counted:
+        env["DSMOE_DEVICES"] = counted
+    done = subprocess.run(
+        [sys.executable, str(lean), "runner", "--num_gpus", "1", str(script)],
+        env=env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    if counted == "some":
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert "DSMOE_DEVICES='some'; expected a number of GPUs" in done.stderr
+        return
+    assert f"runner True {counted is None}" in done.stdout, done.stdout + done.stderr

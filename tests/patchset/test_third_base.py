@@ -120,6 +120,6 @@ def test_a_folder_is_all_that_a_base_needs(
     assert ours["series"] == ours["locked_series"] and ours["commit"] == head
     # The front door takes it by its name.
     words = ["-m", "dsmoe", "run", "1", "--suite", "smoke", "--dry-run"]
-    assert str(place / "bin" / "ds") in run(project, *words, DSMOE_BASE=NAME).stdout
+    assert str(place / "deepspeed/launcher/lean.py") in run(project, *words, DSMOE_BASE=NAME).stdout
     run(project, "apply_patch.py", place, "--revert")
     assert git(place, "status", "--porcelain") == ""

@@ -76,7 +76,7 @@ def run_one(
     """Train one arm and store how it ended; whether it finished. Raises Interrupted."""
     steps = f"{todo.sizes.steps} steps of {todo.case.tokens_per_step:,} tokens"
     print(f"== training {todo.name} ({todo.arm.words}): {steps}", flush=True)
-    run_dir, reason, interrupted = _train(output, time_out, trees.path, todo, stop)
+    run_dir, reason, interrupted = _train(output, time_out, trees.path, todo, machine.gpus, stop)
     result = {
         "arm": todo.arm.name,
         "seed": todo.case.seed,
@@ -99,7 +99,7 @@ def run_one(
 
 
 def _train(
-    output: Path, time_out: float, place: Path, todo: Todo, stop: StopSignals
+    output: Path, time_out: float, place: Path, todo: Todo, gpus: int, stop: StopSignals
 ) -> tuple[Path, str | None, Interrupted | None]:
     """Run one arm to its end: its folder, why it failed, and the interrupt that ended it."""
     try:
@@ -108,7 +108,8 @@ def _train(
         write_json(run_dir / DEEPSPEED, todo.config)
     except OSError as error:
         raise ResultsError(f"{output}: cannot be written: {error.strerror}") from error
-    job = Job(place, run_dir.absolute(), lay_out(None, 1), launch.free_port(), script=WORKER)
+    port = launch.free_port()
+    job = Job(place, run_dir.absolute(), lay_out(None, 1), port, script=WORKER, gpus=gpus)
     with Progress(todo.case.iterations, todo.case.tokens_per_step) as progress:
 
         def seen(line: dict[str, Any]) -> None:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from typing import Mapping, Sequence
 
 from .errors import LaunchError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
+# How many GPUs this machine has, from whoever starts the launcher and has counted them.
+COUNTED = "DSMOE_DEVICES"
+
+
+def count() -> int:
+    """GPUs of this machine: ``DSMOE_DEVICES``, else as torch sees them, which takes seconds to
+    import. Raises LaunchError where the variable is no number."""
+    said = os.environ.get(COUNTED)
+    if said is None:
+        import torch
+
+        return torch.cuda.device_count()
+    if not (said.isascii() and said.isdigit()):
+        raise LaunchError(f"{COUNTED}={said!a}; expected a number of GPUs, or unset it")
+    return int(said)
 
 
 def visible(slots: Sequence[int], environ: Mapping[str, str]) -> str:

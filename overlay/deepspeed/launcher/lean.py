@@ -1,7 +1,9 @@
-"""Runs launch.py without the rest of DeepSpeed, and so without torch: seconds at every start.
+"""Runs the launcher without the rest of DeepSpeed, and so without torch: seconds at every start.
 
-``python lean.py ARGUMENTS`` is ``python -m deepspeed.launcher.launch ARGUMENTS``. launch.py starts
-a process for each GPU and waits for them; of DeepSpeed it needs the files beside it and a logger.
+``python lean.py runner ARGUMENTS`` is ``ds ARGUMENTS``, ``python lean.py ARGUMENTS`` is ``python -m
+deepspeed.launcher.launch ARGUMENTS``. runner.py finds the hosts and starts launch.py there, which
+starts a process for each GPU and waits for them; of DeepSpeed they need the files beside them and a
+logger. Only where nobody has counted the GPUs (devices.py) does runner.py import torch.
 """
 
 from __future__ import annotations
@@ -39,4 +41,5 @@ if __name__ == "__main__":
     sys.path.pop(0)  # this folder; its modules are deepspeed.launcher's
     _package("deepspeed", PACKAGE)
     _package("deepspeed.utils", PACKAGE / "utils").logger = _logger()
-    runpy.run_module("deepspeed.launcher.launch", run_name="__main__", alter_sys=True)
+    module = sys.argv.pop(1) if sys.argv[1:2] == ["runner"] else "launch"
+    runpy.run_module(f"deepspeed.launcher.{module}", run_name="__main__", alter_sys=True)

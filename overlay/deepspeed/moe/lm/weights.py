@@ -7,6 +7,9 @@ expert parallel size, every MoE implementation and every device.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from deepspeed.moe.expert_init import derive_seed, initialise_experts
 from deepspeed.moe.layer import MoE
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 _RESIDUAL_PROJECTIONS = ("attention.out.weight", "ffn.fc2.weight")
 
 
+@torch.no_grad()
 def _normal(parameter: Tensor, std: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.empty(parameter.shape, device="cpu").normal_(std=std, generator=generator)
@@ -29,13 +33,15 @@ def initialise(model: nn.Module, seed: int, std: float, output_std: float) -> No
     Matrices are normal with ``std``, those whose output is added to the residual stream with
     ``output_std``; biases are 0, and layer norms the identity.
     """
-    with torch.no_grad():
+    # torch draws on one thread; a stream of its own lets every matrix have one
+    with torch.no_grad(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        drawn = []
         for name, parameter in model.named_parameters():
             if parameter.is_meta or is_moe_param(parameter):
                 continue
             if parameter.dim() > 1:
                 wanted = output_std if name.endswith(_RESIDUAL_PROJECTIONS) else std
-                _normal(parameter, wanted, derive_seed(seed, name))
+                drawn.append(pool.submit(_normal, parameter, wanted, derive_seed(seed, name)))
             elif name.endswith("norm.weight"):
                 parameter.fill_(1.0)
             else:
@@ -43,6 +49,8 @@ def initialise(model: nn.Module, seed: int, std: float, output_std: float) -> No
         for name, module in model.named_modules():
             if isinstance(module, MoE) and not next(module.parameters()).is_meta:
                 _initialise_moe(module, derive_seed(seed, name))
+        for matrix in drawn:
+            matrix.result()  # with what went wrong there
 
 
 def _initialise_moe(moe: MoE, seed: int) -> None:
