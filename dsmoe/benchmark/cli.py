@@ -152,8 +152,8 @@ def print_dry_run(case: Case, machine: Machine, options: argparse.Namespace) -> 
     run_dir = settings.output / "runs" / f"TIME-{run_case.run_name(case)}"
     port = options.port or launch.free_port()
     layout = lay_out(options.hostfile, case.parallel.processes)
-    place, master = checkout.location(), options.master_addr
-    job = launch.Job(place, run_dir.absolute(), layout, port, master, gpus=machine.gpus)
+    # without the number of this machine's GPUs: the line may be for another one
+    job = launch.Job(checkout.location(), run_dir.absolute(), layout, port, options.master_addr)
     tensorboard = (str(settings.tensorboard), run_dir.name) if settings.tensorboard else None
     print(f"# {describe(case, machine)}")
     print(f"# the DeepSpeed configuration would be {run_dir / DEEPSPEED}:")
