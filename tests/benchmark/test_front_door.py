@@ -7,12 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from runs import FrontDoor
 
-from dsmoe.benchmark import cli
+from dsmoe.benchmark import cli, launch
+from dsmoe.benchmark.cluster import Layout
 from dsmoe.benchmark.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.machine import Machine
 from dsmoe.benchmark.options import chosen_cases, parser
@@ -99,6 +101,14 @@ def test_a_dry_run_prints_a_command_that_a_shell_reads_back(tmp_path: Path, caps
     done = subprocess.run(["sh", "-c", quoted], capture_output=True, text=True, cwd=tmp_path)
     assert json.loads(done.stdout) == words
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_launcher_is_told_how_many_gpus_were_counted(tmp_path: Path) -> None:
+    here, hosts = Layout(("localhost",), 2), Layout(("a", "b"), 2, tmp_path / "hosts")
+    job = launch.Job(tmp_path, tmp_path, here, 1, gpus=4)
+    assert job.added_environment()["DSMOE_DEVICES"] == "4"
+    for other in (replace(job, gpus=None), replace(job, layout=hosts)):  # the host file says
+        assert "DSMOE_DEVICES" not in other.added_environment()
 
 
 def test_a_dry_run_of_a_case_for_gpus_needs_none(tmp_path: Path, capsys, monkeypatch) -> None:
