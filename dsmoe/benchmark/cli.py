@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
 from dsmoe.benchmark import checkout, environment, launch, resume, run_case
 from dsmoe.benchmark.cluster import Layout, lay_out
 from dsmoe.benchmark.deepspeed_config import deepspeed_config
+from dsmoe.benchmark.errors import ResultsError
 from dsmoe.benchmark.hosts_check import head_facts, refuse_unfit
 from dsmoe.benchmark.interrupts import Interrupted, StopSignals
 from dsmoe.benchmark.machine import Machine, machine_of, this_machine
@@ -26,6 +28,10 @@ from dsmoe.hosts.hostfile import read_hostfile
 from dsmoe.hosts.identity import is_this_machine
 from dsmoe.output import needs_no_reader
 from dsmoe.places import import_root, work_folder
+
+# Those of deepspeed/moe/kernels.py, which is not to be imported here (tests/moe/test_kernels.py).
+KERNELS_VARIABLE = "DSMOE_KERNELS"
+KERNELS = ("all", "nccl", "cublas", "torch")
 
 
 def run(options: argparse.Namespace, stop: StopSignals) -> int:
@@ -52,6 +58,8 @@ def run(options: argparse.Namespace, stop: StopSignals) -> int:
             print_dry_run(case, machine, options)
         return 0
     environment.quick(options.output)
+    if options.tensorboard:
+        make_folder(options.tensorboard.expanduser())
     place = checkout.location()
     step(f"DeepSpeed checkout {place}")
     checkout.ensure(place)
@@ -156,10 +164,29 @@ def print_dry_run(case: Case, machine: Machine, options: argparse.Namespace) -> 
     job = launch.Job(checkout.location(), run_dir.absolute(), layout, port, options.master_addr)
     tensorboard = (str(settings.tensorboard), run_dir.name) if settings.tensorboard else None
     print(f"# {describe(case, machine)}")
+    print("# to be read: the folder TIME-... and what is in it are made by a run")
     print(f"# the DeepSpeed configuration would be {run_dir / DEEPSPEED}:")
     for line in json.dumps(deepspeed_config(case, machine.device, tensorboard)).splitlines():
         print(f"#   {line}")
     print(job.shell_line())
+
+
+def check_kernels() -> None:
+    """Raises UsageError for a choice of kernels that the training processes would refuse."""
+    choice = os.environ.get(KERNELS_VARIABLE) or KERNELS[0]
+    if choice not in KERNELS:
+        raise UsageError(f"{KERNELS_VARIABLE}={choice!a}; expected one of {', '.join(KERNELS)}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of event files, if it is not there. Raises ResultsError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultsError(
+            f"--tensorboard {folder}: found that it cannot be made ({error.strerror}); expected a "
+            "folder to write to"
+        ) from error
 
 
 def check_tensorboard() -> None:
@@ -180,6 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; expected failures are one line on standard error."""
     try:
         options = parser().parse_args(arguments)
+        check_kernels()
         with StopSignals() as stop:
             if options.plan:
                 from dsmoe.benchmark.plan import print_plans

@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         add(f"--no-{name}", dest=field, action="store_false", default=None, help=off)
     add("--steps", type=_count, metavar="N", help="measured iterations (suites: at least 5)")
     add("--warmup", type=_whole, metavar="N", help="iterations before, not measured")
-    add("--seed", type=_whole, metavar="N", help="of weights and order of the text")
+    add("--seed", type=_seed, metavar="N", help="of weights and order of the text")
     add("--data", nargs="+", default=[], metavar="PATH", help="text: files, folders, globs")
     add("--tokenizer", metavar="FILE", help="a tokenizers JSON file; default: bytes")
     how = top.add_argument_group("how")
@@ -116,6 +116,13 @@ def _whole(text: str, least: int = 0) -> int:
         value = least - 1
     if value < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = _whole(text)
+    if value >= 2**63:  # torch's generators take 64 bits
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a whole number below 2**63")
     return value
 
 

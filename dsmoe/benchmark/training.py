@@ -173,7 +173,7 @@ def compile_training(model: MoELM) -> None:
 
 def say_notes(run: Run) -> None:
     """Let the front door know what is left to slower means; what it knows it does not repeat."""
-    for words in notes():
+    for words in notes() if run.case["compiled"] else ():
         marks.say(run.rank, marks.NOTE, words)
 
 

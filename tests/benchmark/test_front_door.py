@@ -93,8 +93,9 @@ def test_a_dry_run_prints_a_command_that_a_shell_reads_back(tmp_path: Path, caps
     lines = capsys.readouterr().out.splitlines()
     words = shlex.split(lines[-1])
     assert words[words.index("--run-dir") + 1].startswith(str(output / "runs"))
-    assert f"# the DeepSpeed configuration would be {output}/runs/TIME-smoke" in lines[1]
-    assert json.loads(lines[2][1:])["zero_optimization"]["stage"] == 2
+    assert lines[1].startswith("# to be read: ")
+    assert f"# the DeepSpeed configuration would be {output}/runs/TIME-smoke" in lines[2]
+    assert json.loads(lines[3][1:])["zero_optimization"]["stage"] == 2
     # A real shell makes the same words of it.
     code = "import json, sys; print(json.dumps(sys.argv[1:]))"
     quoted = " ".join([shlex.quote(sys.executable), "-c", shlex.quote(code), lines[-1]])
@@ -116,7 +117,7 @@ def test_a_dry_run_of_a_case_for_gpus_needs_none(tmp_path: Path, capsys, monkeyp
     (tmp_path / "hosts").write_text("a slots=8\nb slots=8\n")
     options = ["--suite", "artifact", "--dry-run", "--output", str(tmp_path / "out")]
     assert cli.main(["16", *options, "--hostfile", str(tmp_path / "hosts")]) == 0
-    note, what, _, config, command = capsys.readouterr().out.splitlines()
+    note, what, _, _, config, command = capsys.readouterr().out.splitlines()
     assert note.startswith("# not to be run here: suite artifact needs GPUs")
     assert "artifact 4.5B on 16 GPU(s)" in what and json.loads(config[1:])["fp16"]["enabled"]
     assert "--num_nodes 2 --num_gpus 8" in command
@@ -135,6 +136,7 @@ def test_a_dry_run_of_a_case_for_gpus_needs_none(tmp_path: Path, capsys, monkeyp
         (["2", "--optimizer", "sgd", "--adafactor-mode", "artifact"], "is for --optimizer adafac"),
         (["4", "--suite", "artifact"], "suite artifact needs GPUs and none was found"),
         (["2", "--port", "70000"], "port 70000: expected a number from 1 to 65535"),
+        (["2", "--seed", "18446744073709551616"], "not a whole number below 2"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_starts(
@@ -146,6 +148,24 @@ def test_what_cannot_be_is_one_line_before_anything_starts(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and re.search(expected, line)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [[], ["--plan"], ["--dry-run"]])
+def test_kernels_that_there_are_not(option: list[str], tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("DSMOE_KERNELS", "wrong")
+    arguments = ["1", "--suite", "smoke", *option, "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "error: DSMOE_KERNELS='wrong'; expected one of all, nccl, cublas, torch"
+    assert not (tmp_path / "out").exists()
+
+
+def test_events_that_cannot_be_written(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    options = ["--output", str(tmp_path / "out"), "--tensorboard", str(tmp_path / "file/events")]
+    assert cli.main(["1", "--suite", "smoke", *options]) == 10
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --tensorboard {tmp_path}/file/events: found that it cannot")
 
 
 def test_every_exit_code_is_documented() -> None:

@@ -68,6 +68,13 @@ def test_the_process_that_starts_the_others_is_light(checkout: Path, tmp_path: P
     assert "started by True torch False" in done.stdout, done.stdout + done.stderr
 
 
+def test_another_word_than_runner_is_one_line(checkout: Path) -> None:
+    lean = str(checkout / "deepspeed" / "launcher" / "lean.py")
+    done = subprocess.run([sys.executable, lean, "launch"], capture_output=True, text=True)
+    said = "deepspeed: error: found 'launch', expected runner and the arguments of ds\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 # What the process that starts launch.py has loaded, from a training process: its grandparent.
 LOOK = """
 from pathlib import Path
@@ -77,7 +84,7 @@ print("runner", b"runner" in Path(f"/proc/{parent}/cmdline").read_bytes(), "libt
 """
 
 
-@pytest.mark.parametrize("counted", ["2", "some", None])
+@pytest.mark.parametrize("counted", ["2", "some", "1" * 5000, "1025", None])
 def test_the_runner_is_light_where_gpus_are_counted(
     checkout: Path, tmp_path: Path, counted: str | None
 ) -> None:
@@ -94,8 +101,8 @@ def test_the_runner_is_light_where_gpus_are_counted(
         [sys.executable, str(lean), "runner", "--num_gpus", "1", str(script)],
         env=env, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    if counted == "some":
+    if counted not in ("2", None):
         assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert "DSMOE_DEVICES='some'; expected a number of GPUs" in done.stderr
+        assert f"DSMOE_DEVICES='{counted[:60]}'; expected a number of GPUs up to" in done.stderr
         return
     assert f"runner True {counted is None}" in done.stdout, done.stdout + done.stderr

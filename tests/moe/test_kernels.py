@@ -12,6 +12,8 @@ import torch
 from deepspeed.moe import cublaslt, kernel_check, linear
 from deepspeed.moe import kernels as chosen
 
+from dsmoe.benchmark import cli
+
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -62,6 +64,10 @@ def test_fewer_can_be_asked_for(choice: str, hopper: None, monkeypatch: pytest.M
     assert found.cublaslt == (choice != "torch")
     assert found.copy_engines == (choice == "all")
     assert len(found.notes) == (2 if choice in ("all", "nccl") else 0)
+
+
+def test_the_front_door_knows_the_choices() -> None:
+    assert (cli.KERNELS_VARIABLE, cli.KERNELS) == (chosen.VARIABLE, chosen.CHOICES)
 
 
 def test_a_choice_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

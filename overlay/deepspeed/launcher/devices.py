@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Mapping, Sequence
 
 from .errors import LaunchError
+from .hostfile import MAX_SLOTS
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 # How many GPUs this machine has, from whoever starts the launcher and has counted them.
@@ -14,14 +16,16 @@ COUNTED = "DSMOE_DEVICES"
 
 def count() -> int:
     """GPUs of this machine: ``DSMOE_DEVICES``, else as torch sees them, which takes seconds to
-    import. Raises LaunchError where the variable is no number."""
+    import. Raises LaunchError where the variable is no number, or above MAX_SLOTS."""
     said = os.environ.get(COUNTED)
     if said is None:
         import torch
 
         return torch.cuda.device_count()
-    if not (said.isascii() and said.isdigit()):
-        raise LaunchError(f"{COUNTED}={said!a}; expected a number of GPUs, or unset it")
+    if not re.fullmatch("[0-9]{1,9}", said) or int(said) > MAX_SLOTS:
+        raise LaunchError(
+            f"{COUNTED}={said[:60]!a}; expected a number of GPUs up to {MAX_SLOTS}, or unset it"
+        )
     return int(said)
 
 

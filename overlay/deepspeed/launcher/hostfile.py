@@ -123,7 +123,10 @@ def chosen(args: Any, pool: Any, parse: Callable[..., Any]) -> dict[str, list[in
     try:
         active = parse(pool, args.include, args.exclude)
     except ValueError as error:
-        raise LaunchError(f"--include/--exclude: {error}") from None
+        raise LaunchError(
+            f"--include/--exclude: {error}; expected NAME or NAME:SLOT,SLOT, with @ between hosts, "
+            "each of them a host of this run and once"
+        ) from None
     if args.num_nodes == 0 or args.num_gpus == 0:
         raise LaunchError("found 0 for --num_nodes or --num_gpus, expected at least 1")
     if args.num_nodes > len(active):

@@ -41,5 +41,10 @@ if __name__ == "__main__":
     sys.path.pop(0)  # this folder; its modules are deepspeed.launcher's
     _package("deepspeed", PACKAGE)
     _package("deepspeed.utils", PACKAGE / "utils").logger = _logger()
-    module = sys.argv.pop(1) if sys.argv[1:2] == ["runner"] else "launch"
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first != "runner" and not first.startswith("-"):
+        words = f"found {first[:60]!a}, expected runner and the arguments of ds"
+        print(f"deepspeed: error: {words}", file=sys.stderr)
+        sys.exit(2)
+    module = sys.argv.pop(1) if first == "runner" else "launch"
     runpy.run_module(f"deepspeed.launcher.{module}", run_name="__main__", alter_sys=True)
