@@ -3,13 +3,13 @@
 
 import sys
 
-from dsmoe.requires import check_python
+from dsmoe.common.requires import check_python
 
 if __name__ == "__main__":
     check_python("apply_patch.py")
-    from dsmoe.interpreter import need
+    from dsmoe.common.interpreter import need
 
     need("git")
-    from dsmoe.patchset.cli import main
+    from dsmoe.commands.apply import main
 
     sys.exit(main())

@@ -3,10 +3,10 @@
 
 import sys
 
-from dsmoe.requires import check_python
+from dsmoe.common.requires import check_python
 
 if __name__ == "__main__":
     check_python("get_hostfiles.py")
-    from dsmoe.hosts.cli import main
+    from dsmoe.commands.hosts import main
 
     sys.exit(main(sys.argv[1:]))

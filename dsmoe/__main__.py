@@ -2,11 +2,11 @@
 
 import sys
 
-from dsmoe.requires import check_python
+from dsmoe.common.requires import check_python
 
 check_python("dsmoe")
 
-from dsmoe.doors import main  # noqa: E402
+from dsmoe.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

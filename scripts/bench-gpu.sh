@@ -16,7 +16,7 @@ fi
 failed=0
 bench() { # one case; the next one comes whatever it gives, unless it was interrupted
     local code=0
-    "$python" -m dsmoe.benchmark "$@" --output "$folder" || code=$?
+    "$python" -m dsmoe run "$@" --output "$folder" || code=$?
     [ "$code" -lt 128 ] || exit "$code"
     [ "$code" = 0 ] || failed=1
 }
@@ -27,6 +27,6 @@ bench 1 --suite tuned # once more, with the caches filled: how long the start ta
 bench 1 --suite tuned --micro-batch-size 8
 bench 1 --suite tuned --num-experts 64
 [ "$gpus" -lt 2 ] || bench 2 --suite tuned
-"$python" -m dsmoe.benchmark.speed --table "$folder" || failed=1
-"$python" -m dsmoe.benchmark.profile_step 1 --suite tuned || failed=1
+"$python" -m dsmoe.benchmark.timing.speed --table "$folder" || failed=1
+"$python" -m dsmoe.benchmark.timing.profile 1 --suite tuned || failed=1
 [ "$failed" = 0 ] || { echo "error: a case failed; its reason is above" >&2; exit 20; }

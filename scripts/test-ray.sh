@@ -22,4 +22,4 @@ if ! "$venv/bin/python" -c 'import ray, pytest' >/dev/null 2>&1; then
     fi
 fi
 say "== Ray $("$venv/bin/python" -c 'import ray; print(ray.__version__)')"
-exec "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/cluster/test_hostfiles_ray.py
+exec "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/unit/hosts/test_hostfiles_ray.py

@@ -18,25 +18,30 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dsmoe import places  # noqa: E402
-from dsmoe.benchmark import checkout as checkouts  # noqa: E402
-from dsmoe.errors import DsmoeError  # noqa: E402
-from dsmoe.patchset import state  # noqa: E402
+from dsmoe.benchmark.run import patched_deepspeed  # noqa: E402
+from dsmoe.common import places  # noqa: E402
+from dsmoe.common.errors import DsmoeError  # noqa: E402
 from dsmoe.patchset.base import Base, load_bases  # noqa: E402
+from dsmoe.patchset.checkout import state  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    place = checkouts.location()
+    place = patched_deepspeed.location()
     if not os.environ.get(places.CHECKOUT_VARIABLE):
         found = state.describe(place).name if place.exists() else "missing"
         if found not in (state.APPLIED, state.APPLIED_EDITED):
             try:
-                checkouts.ensure(place)
+                patched_deepspeed.ensure(place)
             except DsmoeError as error:
                 raise pytest.UsageError(str(error)) from None
     # In front of a deepspeed that may be installed, here and in every process a test starts.
     sys.path.insert(0, str(place))
-    paths = [str(place), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [
+        str(place),
+        str(ROOT),
+        str(ROOT / "tests"),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -45,13 +50,13 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def checkout() -> Path:
     """The patched DeepSpeed that the tests run."""
-    return checkouts.location()
+    return patched_deepspeed.location()
 
 
 def _base() -> Base:
     name = os.environ.get(places.BASE_VARIABLE)
     if not name and os.environ.get(places.CHECKOUT_VARIABLE):
-        name = state.describe(checkouts.location()).base
+        name = state.describe(patched_deepspeed.location()).base
     return load_bases(name=name or places.base_name())[0]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from itertools import product
 
-from dsmoe.hosts.errors import HostProblem
+from dsmoe.common.errors import HostProblem
 from dsmoe.hosts.host import shown
 
 MAX_NAMES = 65536

@@ -11,7 +11,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-from dsmoe.hosts.errors import HostProblem
+from dsmoe.common.errors import HostProblem
 
 MAX_SLOTS = 1024
 """More slots than this on one host is taken for a slip of the keys."""

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Sequence
 
-from dsmoe.hosts.errors import HostProblem
+from dsmoe.common.errors import HostProblem
 from dsmoe.hosts.host import Host, check_name, check_slots, shown
 
 MAX_BYTES = 4 << 20

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Sequence
 
-from dsmoe.hosts.errors import HostProblem
+from dsmoe.common.errors import HostProblem
 from dsmoe.hosts.host import Candidate
 
 RESOLVE_SECONDS = 10.0

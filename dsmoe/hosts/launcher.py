@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from dsmoe.hosts.errors import HostProblem
+from dsmoe.common.errors import HostProblem
+from dsmoe.common.places import checkout_folder, project_root
 from dsmoe.hosts.host import Host
 from dsmoe.hosts.hostfile import read_hostfile
 from dsmoe.hosts.launcher_check import MARK
-from dsmoe.places import checkout_folder, project_root
 
 IMPORT_SECONDS = 120
 OWN = "the strict reader"

@@ -6,7 +6,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Sequence
 
-from dsmoe.hosts.errors import HostGone
+from dsmoe.common.errors import HostGone
 
 PROBE_SECONDS = 5.0
 

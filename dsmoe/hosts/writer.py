@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
-from dsmoe.errors import EnvironmentProblem
-from dsmoe.hosts.errors import HostProblem
+from dsmoe.common.errors import EnvironmentProblem, HostProblem
 from dsmoe.hosts.host import Host
 from dsmoe.hosts.hostfile import format_hostfile, read_hostfile
 from dsmoe.hosts.launcher import check_files

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsmoe.patchset.errors import UsageError
-from dsmoe.places import project_root
+from dsmoe.common.errors import UsageError
+from dsmoe.common.places import project_root
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Sequence
 
-from dsmoe.patchset.errors import EnvironmentProblem, PatchsetError
+from dsmoe.common.errors import EnvironmentProblem, GitFailed
 
 # Each key can change what is written, compared or printed; -c outranks every file.
 _OVERRIDES = (
@@ -126,7 +126,7 @@ class Git:
 
         Raises:
             EnvironmentProblem: git is missing, or its error names rights or disk space.
-            PatchsetError: any other failure, with git's own words.
+            GitFailed: any other failure, with git's own words.
         """
         result = self._execute(args, stdin, env or {}, neutral)
         if result.status not in ok:
@@ -203,4 +203,4 @@ def failure(result: Result, args: Sequence[str], path: Path) -> Exception:
         )
     if any(text in result.err for text in _RIGHTS):
         return EnvironmentProblem(f"no right to write in {path}; make it writable ({what})")
-    return PatchsetError(what)
+    return GitFailed(what)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Mapping, Sequence
 
+from dsmoe.common.errors import SeriesBroken
+from dsmoe.patchset.authoring.publish import finish
 from dsmoe.patchset.base import Base
-from dsmoe.patchset.errors import SeriesBroken
-from dsmoe.patchset.publish import finish
 
 _HUNK = re.compile(rb"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _INDEX = re.compile(rb"^index ([0-9a-f]+)\.\.([0-9a-f]+)(?: (\d{6}))?\r?$")

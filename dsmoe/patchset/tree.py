@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Dict, Iterable, Mapping, Optional, Tuple
 
-from dsmoe.patchset.errors import LocalChanges
+from dsmoe.common.errors import LocalChanges
 from dsmoe.patchset.git import Git
 
 Entry = Tuple[str, str]

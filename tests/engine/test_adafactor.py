@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ranks import run_ranks
-from test_parallel import comparable
+from support.comparable import comparable
+from support.ranks import run_ranks
 
 ADAFACTOR = {"optimizer": "Adafactor", "expert_parallel": 2, "steps": 5}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 SMALL = {"steps": 6, "expert_parallel": 2}
 

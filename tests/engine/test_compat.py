@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 from dsmoe.patchset.base import Base
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 OWN_LAYER = {"moe_implementation": "deepspeed", "second_expert_policy": "sampling"}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.moe.lm import compile_problem
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.skipif(compile_problem() is not None, reason=str(compile_problem()))
 REFERENCE = {"moe_implementation": "einsum", "attention": "math"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ranks import run_ranks
+from support.ranks import run_ranks
 
 FLAT = {"flat": True, "precision": "bf16", "accumulation": 32}
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
-from scenarios import full
+from support.comparable import comparable
+from support.ranks import run_ranks
+from support.scenarios import full
 
 # Losses and norms, relative; weights, for fp32 absolute, for 16 bit as relative_distance. fp32 sums
 # in another order differ in the last bits, which eight steps let grow; 16-bit gradients are rounded
@@ -101,18 +102,6 @@ def relative_distance(result: dict, expected: dict) -> float:
         apart += float((comparable(name, result["weights"][name]) - there).square().sum())
         moved += float((there - comparable(name, expected["start"][name])).square().sum())
     return (apart / moved) ** 0.5
-
-
-def comparable(name: str, weight: torch.Tensor) -> torch.Tensor:
-    """``weight`` without the keys' biases.
-
-    Softmax does not see a key's bias, so its gradient is zero but for rounding, and optimizers
-    that divide by the gradient's size turn that rounding into updates of full size.
-    """
-    if not name.endswith("qkv.bias"):
-        return weight
-    query, _, value = weight.chunk(3)
-    return torch.cat([query, value])
 
 
 def test_the_reference_learns_and_clips() -> None:

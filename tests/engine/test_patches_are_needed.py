@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
-from dsmoe.benchmark import checkout as checkouts
+from dsmoe.benchmark.run import patched_deepspeed
+from dsmoe.patchset.authoring.lint import read_fields
 from dsmoe.patchset.base import load_bases
-from dsmoe.patchset.lint import read_fields
 from dsmoe.patchset.series import Patch, load_series
 
-ROOT = Path(__file__).resolve().parents[2]
-SERIES = load_series(load_bases(name=checkouts.base_name())[0])
+SERIES = load_series(load_bases(name=patched_deepspeed.base_name())[0])
 PARTS = ("bin", "deepspeed", "op_builder", "version.txt")
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,8 @@ import re
 from pathlib import Path
 from typing import Any, Callable
 
-from ..utils import logger
+from deepspeed.utils import logger
+
 from .errors import LaunchError
 
 MAX_SLOTS = 1024

@@ -18,7 +18,7 @@ import threading
 import time
 from typing import Callable
 
-from ..utils import logger
+from deepspeed.utils import logger
 
 GREETING = b"deepspeed-lifeline\n"
 IDLE, INTERVAL, PROBES = 4, 4, 3

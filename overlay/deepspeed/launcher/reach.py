@@ -8,7 +8,8 @@ import socket
 import subprocess
 from typing import Any, Mapping, Sequence
 
-from ..utils import logger
+from deepspeed.utils import logger
+
 from .errors import LaunchError
 from .hostfile import usable_name
 from .lifeline import INTERVAL, PROBES

@@ -9,10 +9,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from deepspeed.moe.linear import linear
+from deepspeed.moe.kernels.causal_attention import causal_attention, fuses
+from deepspeed.moe.kernels.linear import linear
 from torch import Tensor, nn
-
-from .causal_attention import causal_attention, fuses
 
 HAS_FUSED = hasattr(F, "scaled_dot_product_attention")  # torch 2.0
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from deepspeed.moe.activation import gelu
-from deepspeed.moe.feed_forward import feed_forward, fuses
-from deepspeed.moe.gshard_layer import GShardMoE
+from deepspeed.moe.gshard.activation import gelu
+from deepspeed.moe.gshard.layer import GShardMoE
+from deepspeed.moe.kernels.feed_forward import feed_forward, fuses
 from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import torch
-from deepspeed.moe.kernels import kernels
+from deepspeed.moe.kernels.policy import kernels
 from deepspeed.utils.neutral import has_triton
 from torch import Tensor, nn
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from deepspeed.moe.expert_init import derive_seed, draw_seed
+from deepspeed.moe.kernels.output_loss import fuses, output_loss
 from torch import Tensor, nn
 
 from .block import Block, MoEBlockOutput
 from .compiled import CompiledRegions, compile_regions
 from .config import MoELMConfig
-from .output_loss import fuses, output_loss
 from .weights import initialise
 
 

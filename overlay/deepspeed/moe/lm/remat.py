@@ -13,10 +13,9 @@ import inspect
 from typing import Any, Callable
 
 import torch
+from deepspeed.moe.kernels.causal_attention import OPERATOR
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-
-from .causal_attention import OPERATOR
 
 try:
     from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts

@@ -16,13 +16,7 @@ from typing import Any, Dict, NamedTuple
 import torch
 from torch import Tensor
 
-from .shards import (
-    BATCH_DIMS_ATTRIBUTE,
-    Geometry,
-    ShardSlice,
-    geometry,
-    unit_parts,
-)
+from .shards import BATCH_DIMS_ATTRIBUTE, Geometry, ShardSlice, geometry, unit_parts
 from .tags import CutUnit, PartitionTag
 from .update import Block, CutUpdate, Settings
 

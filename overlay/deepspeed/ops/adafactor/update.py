@@ -110,7 +110,7 @@ def _fuses(block: Block, s: Settings, dtype: torch.dtype) -> bool:
 
 def _update_fused(blocks: Sequence[Block], s: Settings) -> None:
     """:func:`update_blocks` in three passes over the memory."""
-    from . import kernels
+    from . import fused_update as kernels
 
     for block in blocks:
         kernels.step(block.grad.contiguous(), block.param, block.row, block.col, s)

@@ -1,0 +1,1 @@
+"""Cases as data: the type, the suites, FLOP formulas, the DeepSpeed configuration."""

@@ -1,0 +1,1 @@
+"""From text to batches: files, tokenizer, indexed data set, windows."""

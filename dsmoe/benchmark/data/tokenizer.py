@@ -1,0 +1,108 @@
+"""Text to token ids: bytes by default, or a Hugging Face ``tokenizers`` JSON file.
+
+Ids are never remapped. The artifact divided every id by the vocabulary size, so that all became
+0 or 1; here an id outside of the model's vocabulary is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Iterable, Iterator
+
+import numpy as np
+
+from dsmoe.common.errors import DataError
+
+END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+
+
+class ByteTokenizer:
+    """One id for each byte value, 0 to 255, and 256 for the end of a document."""
+
+    identity = "bytes"
+    vocab_size = 257
+    end_of_document = 256
+
+    def encode_pieces(self, pieces: Iterable[bytes]) -> Iterator[np.ndarray]:
+        """Ids [n] of each piece of a document; the bytes are kept raw, whatever their encoding."""
+        for piece in pieces:
+            yield np.frombuffer(piece, dtype=np.uint8)
+
+    def decode(self, ids: np.ndarray) -> bytes:
+        """The bytes of ``ids`` [n]; ends of documents are left out."""
+        ids = np.asarray(ids)
+        return ids[ids < 256].astype(np.uint8).tobytes()
+
+
+class JsonTokenizer:
+    """A ``tokenizers`` JSON file; text is read as UTF-8 and undecodable bytes become U+FFFD.
+
+    ``end_name`` names the end-of-document token; without it the first of END_NAMES that the
+    vocabulary has is taken. A document is encoded piece by piece (see corpus.read_pieces), so a
+    token never spans two pieces.
+
+    Raises :class:`DataError` when the library or the file is missing, the file is not a
+    tokenizer, or no end-of-document token is found.
+    """
+
+    def __init__(self, path: Path, end_name: str | None = None) -> None:
+        if not path.is_file():
+            raise DataError(f"{path}: no such tokenizer file; expected a tokenizers JSON file")
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise DataError(
+                f"{path}: reading it needs the package tokenizers, which is not installed; "
+                f"run: {sys.executable} -m pip install tokenizers"
+            ) from error
+        try:
+            data = path.read_bytes()
+            self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        except Exception as error:  # the library raises bare Exception for a bad file
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"{path}: not a tokenizers JSON file: {reason}") from error
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise DataError(f"{path}: the tokenizer has an empty vocabulary")
+        wanted = (end_name,) if end_name else END_NAMES
+        found = [name for name in wanted if name in vocabulary]
+        if not found:
+            raise DataError(
+                f"{path}: no end-of-document token: the vocabulary has none of "
+                f"{', '.join(wanted)}; name the right one"
+            )
+        self.end_of_document = int(vocabulary[found[0]])
+        # Ids may have gaps: the model needs room for the largest one.
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.identity = f"json:{hashlib.sha256(data).hexdigest()}:{found[0]}"
+
+    def encode_pieces(self, pieces: Iterable[bytes]) -> Iterator[np.ndarray]:
+        """Ids [n] of each piece of a document, without the special tokens of a template."""
+        for piece in pieces:
+            text = piece.decode("utf-8", errors="replace")
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            yield np.asarray(ids, dtype=np.int64)
+
+    def decode(self, ids: np.ndarray) -> bytes:
+        """The text of ``ids`` [n] in UTF-8; ends of documents are left out."""
+        kept = [int(i) for i in ids if int(i) != self.end_of_document]
+        return self._tokenizer.decode(kept).encode("utf-8")
+
+
+def load_tokenizer(path: str | None = None, end_name: str | None = None):
+    """The tokenizer of the JSON file ``path``, or bytes without one."""
+    return JsonTokenizer(Path(path), end_name) if path else ByteTokenizer()
+
+
+def check_vocabulary(largest_id: int, model_vocab: int, source: str) -> None:
+    """Raises :class:`DataError` when ``source`` has ids that the model has no row for."""
+    if largest_id >= model_vocab:
+        raise DataError(
+            f"{source}: token id {largest_id} is outside of the model's vocabulary of "
+            f"{model_vocab} (ids 0 to {model_vocab - 1}); use a model with at least "
+            f"{largest_id + 1} ids or another tokenizer"
+        )

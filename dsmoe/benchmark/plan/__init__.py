@@ -1,0 +1,1 @@
+"""What a case needs of memory and network, before anything starts."""

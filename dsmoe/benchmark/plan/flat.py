@@ -1,0 +1,70 @@
+"""What ZeRO-1 and 2 with ``flat_gradients`` keep in memory, step by step, on meta tensors.
+
+Follows deepspeed/runtime/zero/flat_gradients.py (overlay/); plan_zero.py has the base's own way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsmoe.benchmark.plan.ledger import Ledger
+from dsmoe.benchmark.plan.zero import BUCKETS, GRADIENTS, Group
+
+
+class Flat:
+    """The buffers of stage 1 or 2 over ``groups`` with ``optimizer`` on their fp32 partitions."""
+
+    def __init__(
+        self,
+        groups: list[Group],
+        optimizer: torch.optim.Optimizer,
+        config: dict[str, Any],
+        ledger: Ledger,
+    ) -> None:
+        self.groups, self.optimizer = groups, optimizer
+        self.partitioned = config["zero_optimization"]["stage"] == 2
+        self.sums: list[Tensor] = []
+        self.messages: list[Tensor] = []
+        for group in groups:
+            each = self.partitioned and group.parts > 1
+            with ledger.kind(GRADIENTS):
+                size = group.part if each else group.numel
+                self.sums.append(torch.empty(size, dtype=torch.float32, device="meta"))
+            if each:
+                with ledger.kind(BUCKETS):
+                    for size in (group.numel, group.part):
+                        self.messages.append(torch.empty(size, dtype=group.dtype, device="meta"))
+            for param in group.params:
+                param.register_post_accumulate_grad_hook(lambda p: ledger.move(p.grad, GRADIENTS))
+
+    def backward(self, loss: Tensor, boundary: bool) -> None:
+        """The backward pass of a micro-batch; then every gradient is added and gone."""
+        loss.backward()
+        for group in self.groups:
+            for param in group.params:
+                param.grad = None
+
+    def step(self) -> None:
+        """The sums are the gradients that the optimizer sees."""
+        for group, total in zip(self.groups, self.sums):
+            first = 0 if total.numel() == group.part else group.rank * group.part
+            group.master.grad = total[first : first + group.part]
+        self.optimizer.step()
+        for group in self.groups:
+            group.master.grad = None
+
+    def reductions(self, micro_batches: int, device: str) -> dict[str, int]:
+        """Bytes handed to the collectives of gradients and weights in a step, by kind."""
+        shared = [group for group in self.groups if group.parts > 1]
+        times = micro_batches if self.partitioned else 1
+        size = shared[0].flat.element_size() if shared and self.partitioned else 4
+        # gloo has no reduce-scatter: it sums the whole
+        kind = "reduce-scatter" if device == "cuda" else "all-reduce"
+        part = sum(group.part * group.flat.element_size() for group in shared)
+        return {
+            kind: sum(group.numel for group in shared) * size * times,
+            "all-gather": part,
+        }

@@ -1,0 +1,202 @@
+"""Simulates a step of cases on meta tensors; cases as JSON in, plans as JSON out.
+
+The model is the real one, built on the meta device by rank 0 of a fake process group of the
+cases' size, so that its experts are those of a real process. ``python -m
+dsmoe.benchmark.plan.simulation`` is for plan.py alone; all cases of a call have one parallelism.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from dsmoe.benchmark.plan.flat import Flat
+from dsmoe.benchmark.plan.ledger import Ledger
+from dsmoe.benchmark.plan.zero import MASTER, PARAMETERS, STATE, Group, Plain, Zero
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class FlatAttention(torch.autograd.Function):
+    """Stands for a fused attention kernel: keeps its inputs, output and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v, _, _ = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def simulate(case: dict[str, Any], config: dict[str, Any], device: str) -> dict[str, Any]:
+    """Bytes at the peak of a step of ``case`` on one process by kind, and bytes sent by kind.
+
+    ``peak``: all kinds together; ``kinds``: what of each kind lives at that moment; ``most``: the
+    most of each kind at any moment; ``dispatch``: one layer's slots for the experts, one way.
+
+    ``config`` is the DeepSpeed configuration. Needs a process group (fake or real) and
+    DeepSpeed's groups.
+    """
+    from deepspeed.moe.gshard import experts as stacked_experts
+    from deepspeed.moe.lm import MoELM, attention, block, param_groups
+    from deepspeed.moe.lm import model as model_module
+    from deepspeed.utils import groups
+
+    from dsmoe.benchmark.train.measures import micro_batch_size
+    from dsmoe.benchmark.train.training import model_config
+
+    if device == "cuda" or not case["dropout"]:
+        attention.fused_attention = lambda q, k, v, dropout: FlatAttention.apply(q, k, v)
+    else:
+        # With dropout the CPU has no fused kernel: torch computes the products whole.
+        attention.fused_attention = attention.math_attention
+    if case["compiled"] and device == "cuda" and case["precision"] != "fp32":
+        # as in a compiled region: one operator each for a product with GELU, and for the loss
+        for module in (stacked_experts, block, model_module):
+            module.fuses = lambda x: True
+    ledger = Ledger()
+    with ledger:
+        with ledger.kind(PARAMETERS), torch.device("meta"):
+            model = MoELM(model_config(case)).to(DTYPES[case["precision"]])
+        made = param_groups(model)
+        zero = _engine(made, case, config, ledger, groups)
+        size, length = micro_batch_size(case), case["model"]["sequence"]
+        # Twice, as the optimizer's state may be made by the first step; the second one counts.
+        for _ in range(2):
+            ledger.restart()
+            micro_batches = min(2, case["micro_batches"])
+            for number in range(micro_batches):
+                tokens = torch.empty(2, size, length, dtype=torch.int64, device="meta")
+                loss = model(tokens[0], tokens[1])
+                zero.backward(loss, number == micro_batches - 1)
+                del loss, tokens
+            zero.step()
+    local = sum(p.numel() for p in model.parameters())
+    ledger.sent.pop("all-reduce", None)  # AdaFactor's few sums; the gradients' are added below
+    sent = {kind: n * case["micro_batches"] // micro_batches for kind, n in ledger.sent.items()}
+    return {
+        "peak": ledger.peak,
+        "kinds": ledger.peak_kinds,
+        "most": ledger.most,
+        "sent": {**sent, **_reductions(zero, case, device)},
+        "local_parameters": local,
+        "dispatch": _dispatch_bytes(model, size * length),
+    }
+
+
+def _engine(
+    made: list[dict[str, Any]],
+    case: dict[str, Any],
+    config: dict[str, Any],
+    ledger: Ledger,
+    groups: Any,
+) -> Zero | Flat | Plain:
+    stage = case["parallel"]["zero_stage"]
+    places = [
+        groups.get_expert_data_parallel_group()
+        if g.get("moe")
+        else groups.get_data_parallel_group()
+        for g in made
+    ]
+    cut = [Group(g["params"], place, ledger) for g, place in zip(made, places)]
+    if stage:
+        optimizer = _optimizer([group.master for group in cut], config, ledger, cut)
+        flat = config["zero_optimization"].get("flat_gradients", False)
+        return (Flat if flat else Zero)(cut, optimizer, config, ledger)
+    masters: list[torch.Tensor] = []
+    params = [param for group in cut for param in group.params]
+    for group in cut:
+        group.master = group.flat[:0]  # there is no partition
+    if case["precision"] != "fp32":
+        with ledger.kind(MASTER):
+            masters = [torch.empty(p.shape, dtype=torch.float32, device="meta") for p in params]
+        for master in masters:
+            master.requires_grad = True
+    return Plain(cut, _optimizer(masters or params, config, ledger, []), masters, ledger)
+
+
+def _optimizer(
+    tensors: list[torch.Tensor], config: dict[str, Any], ledger: Ledger, cut: list[Group]
+) -> torch.optim.Optimizer:
+    """The real optimizer on ``tensors``, with its state; partitions tagged as ZeRO tags them."""
+    from deepspeed.ops.adafactor import Adafactor, tag_partition
+
+    kind, params = config["optimizer"]["type"], dict(config["optimizer"]["params"])
+    with ledger.kind(STATE):
+        if kind == "Adafactor":
+            optimizer: Any = Adafactor(tensors, **params)
+            for group in cut:
+                ids = list(range(len(group.params)))
+                place = group.process_group
+                tag_partition(group.master, group.params, group.rank, group.parts, place, ids)
+            optimizer.init_state()
+            return optimizer
+        params.pop("torch_adam", None)
+        # A fused kernel has no temporary tensors; the plain one has two, of one tensor's size.
+        make: Any = torch.optim.AdamW if kind == "AdamW" else torch.optim.SGD
+        if params.pop("fused", False):
+            optimizer = make(tensors, foreach=False, **params)
+            optimizer.step = lambda: None
+        else:
+            optimizer = make(tensors, foreach=False, **params)
+        if kind == "AdamW":
+            for tensor in tensors:
+                optimizer.state[tensor] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.empty_like(tensor, requires_grad=False),
+                    "exp_avg_sq": torch.empty_like(tensor, requires_grad=False),
+                }
+    return optimizer
+
+
+def _reductions(zero: Zero | Flat | Plain, case: dict[str, Any], device: str) -> dict[str, int]:
+    """Bytes of the gradients' and parameters' collectives of a step, over more than one process."""
+    if isinstance(zero, Flat):
+        return zero.reductions(case["micro_batches"], device)
+    stage = case["parallel"]["zero_stage"]
+    shared = [group for group in zero.groups if group.parts > 1]
+    whole = sum(p.numel() * p.element_size() for group in shared for p in group.params)
+    if not stage:
+        return {"all-reduce": whole}
+    part = sum(group.part * group.flat.element_size() for group in shared)
+    return {"reduce": whole * (case["micro_batches"] if stage == 2 else 1), "all-gather": part}
+
+
+def _dispatch_bytes(model: torch.nn.Module, tokens: int) -> int:
+    """Bytes of the slots of all experts that one process fills in one layer (in or out)."""
+    from deepspeed.moe.gshard.layer import GShardLayer
+
+    for module in model.modules():
+        if isinstance(module, GShardLayer):
+            size = min(module.group_size or tokens, tokens)
+            rows = -(-tokens // size) * module._capacity(tokens, size)
+            weight = module.gate.wg.weight
+            width = weight.shape[1] * model.embedding.weight.element_size()
+            return module.num_experts * rows * width
+    return 0
+
+
+def main() -> None:
+    logging.disable(logging.INFO)
+    specs = json.load(sys.stdin)
+    parallel = specs[0]["case"]["parallel"]
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel["processes"])
+    from deepspeed.utils import groups
+
+    groups.initialize(ep_size=parallel["expert_parallel"])
+    plans = [simulate(spec["case"], spec["config"], spec["device"]) for spec in specs]
+    print(json.dumps(plans))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""``python -m dsmoe.benchmark.preflight.local``: is everything there that a run needs?
+
+The artifact's step 3 in one command: a line with a mark for each thing, and its mend where it is
+not right. Exit code 0 where nothing failed, else 8.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check, as_json, failures, table
+from dsmoe.benchmark.run import patched_deepspeed
+from dsmoe.benchmark.run.launch import LAUNCHER
+from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.errors import DsmoeError, EnvironmentProblem
+from dsmoe.common.output import needs_no_reader
+from dsmoe.common.places import import_root
+from dsmoe.common.requires import torch_problem
+from dsmoe.patchset.checkout import state
+
+FAILED = EnvironmentProblem.exit_code
+PYTHONS = ((3, 8), (3, 13))  # 3.8: the era stack, docs/compatibility.md
+# A run writes a few megabytes; below this something else is about to fail.
+DISK_BYTES = 1 << 30
+# As in requirements-hopper.txt.
+KERNELS = {"quack-kernels": "0.6.5", "flash-attn-4": "4.0.0b36"}
+
+
+def quick(output: Path) -> None:
+    """What a run checks before it starts. Raises EnvironmentProblem with the first failure."""
+    for check in [python_check(), *torch_checks(), disk_check(output)]:
+        if check.state == FAIL:
+            raise EnvironmentProblem(f"{check.what}: {check.found}; {check.mend}")
+
+
+def local_checks(output: Path, several_hosts: bool) -> list[Check]:
+    """Every check of this machine."""
+    return [
+        python_check(),
+        *torch_checks(),
+        *checkout_checks(patched_deepspeed.location()),
+        optimizer_check(),
+        tool_check("ssh", several_hosts),
+        tool_check("pdsh", several_hosts),
+        disk_check(output),
+    ]
+
+
+def python_check() -> Check:
+    found = f"{platform.python_version()} ({sys.executable})"
+    if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        return Check("Python", OK, found)
+    return Check("Python", FAIL, found, "use Python 3.9 to 3.13: DSMOE_PYTHON=/path/to/python")
+
+
+def torch_checks() -> list[Check]:
+    """torch, the device, and the library that the processes speak through."""
+    try:
+        import torch
+
+        old = torch_problem(torch.__version__)
+        if old:
+            found, _, mend = old.partition(": ")
+            return [Check("torch", FAIL, found, mend)]
+        import torch.distributed as dist
+    except ImportError as error:
+        mend = "run ./run_deepspeed_benchmark.sh, which sets it up, or install requirements.txt"
+        return [Check("torch", FAIL, str(error), mend)]
+    checks = [Check("torch", OK, torch.__version__)]
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+        found = f"{torch.cuda.device_count()} x {', '.join(sorted(names))}"
+        checks.append(Check("device", OK, f"{found}, CUDA {torch.version.cuda}"))
+        nccl = dist.is_available() and dist.is_nccl_available()
+        version = ".".join(map(str, torch.cuda.nccl.version())) if nccl else "missing"
+        mend = "" if nccl else "install a torch with NCCL"
+        checks.append(Check("NCCL", OK if nccl else FAIL, version, mend))
+        return [*checks, *kernel_checks(torch.cuda.get_device_capability()[0])]
+    found = "no GPU that torch can use: small runs on the CPU"
+    checks.append(Check("device", NOTE, found))
+    gloo = dist.is_available() and dist.is_gloo_available()
+    mend = "" if gloo else "install a torch with gloo"
+    checks.append(Check("gloo", OK if gloo else FAIL, "there" if gloo else "missing", mend))
+    return checks
+
+
+def kernel_checks(generation: int) -> list[Check]:
+    """The packages with kernels for a Hopper GPU; ``generation``: of the compute capability."""
+    if generation != 9:
+        return []
+    found_of = {name: _version(name) for name in KERNELS}
+    wrong = [f"{n} {found_of[n] or 'missing'}" for n in KERNELS if found_of[n] != KERNELS[n]]
+    if sys.version_info < (3, 10):
+        return [Check("kernels", NOTE, "those for this GPU need Python 3.10", "use a newer one")]
+    if wrong:
+        found = f"{', '.join(wrong)}: an iteration takes about 6 % longer"
+        return [Check("kernels", NOTE, found, "pip install -r requirements-hopper.txt")]
+    return [Check("kernels", OK, ", ".join(f"{n} {version}" for n, version in found_of.items()))]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def checkout_checks(place: Path) -> list[Check]:
+    """The checkout's patch state by tree id, and where a run's ``import deepspeed`` leads."""
+    what = "patched DeepSpeed"
+    try:
+        found = state.describe(place)
+    except DsmoeError as error:  # no git, or none that works
+        return [Check(what, FAIL, str(error), "mend that first")]
+    trees = ", ".join(f"{folder} {tree[:12]}" for folder, tree in found.result.items())
+    mend = f"python apply_patch.py {place}" + ("" if place.exists() else " --from-release")
+    if found.name == state.APPLIED:
+        checks = [Check(what, OK, f"{place}: {found.name}, {trees}")]
+    elif found.name == state.APPLIED_EDITED:
+        edits = f"applied, then edited: {', '.join(found.edited[:3])}"
+        checks = [Check(what, NOTE, f"{place}: {edits}", "a run refuses edits: " + mend)]
+    elif not place.exists():
+        checks = [Check(what, NOTE, f"{place}: not there yet, a run builds it", mend)]
+    else:
+        checks = [Check(what, FAIL, f"{place}: {found.name} {found.message}".strip(), mend)]
+    launcher = place / LAUNCHER
+    if not launcher.is_file():
+        return [*checks, Check("launcher", NOTE, f"{launcher}: not there yet")]
+    return [*checks, Check("launcher", OK, str(launcher)), import_check(place)]
+
+
+def import_check(place: Path) -> Check:
+    """Where the training processes would import deepspeed from."""
+    paths = [str(place), *filter(None, [os.environ.get("PYTHONPATH")])]
+    code = "import deepspeed; print(deepspeed.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=os.path.sep,
+    )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        return Check("import deepspeed", FAIL, said, "install requirements.txt")
+    found = done.stdout.strip().splitlines()[-1]
+    if Path(found).resolve() == (place / "deepspeed" / "__init__.py").resolve():
+        return Check("import deepspeed", OK, found)
+    return Check("import deepspeed", FAIL, found, "another one comes first: pip uninstall it")
+
+
+def optimizer_check() -> Check:
+    """The artifact's own optimizer package, which the tests compare with."""
+    try:
+        found = importlib.metadata.version("torch-optimizer")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("torch-optimizer", NOTE, "missing", "pip install torch-optimizer==0.3.0")
+    return Check("torch-optimizer", OK, found)
+
+
+def tool_check(name: str, needed: bool) -> Check:
+    found = shutil.which(name)
+    if found:
+        return Check(name, OK, found)
+    mend = f"install {name} (Debian: {'openssh-client' if name == 'ssh' else name})"
+    return Check(name, FAIL if needed else NOTE, "missing; several machines need it", mend)
+
+
+def disk_check(output: Path) -> Check:
+    """Free space where the results go: in ``output`` or the nearest folder above it."""
+    place = output.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    found = f"{free / (1 << 30):.1f} GiB free for {output}"
+    if free < DISK_BYTES:
+        return Check("disk", NOTE, found, "free some space, or name another --output")
+    return Check("disk", OK, found)
+
+
+@needs_no_reader
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code; expected failures are one line on standard error."""
+    parser = OneLineParser(
+        prog="python -m dsmoe.benchmark.preflight.local",
+        description="Check what a run needs: here, and on the hosts of a host file.",
+    )
+    add = parser.add_argument
+    add("--hostfile", type=Path, metavar="FILE", help="check its hosts too, through ssh")
+    add("--output", type=Path, default=Path("results"), metavar="DIR", help="of results")
+    add("--json", action="store_true", help="print JSON")
+    try:
+        options = parser.parse_args(arguments)
+        checks = _all_checks(options.hostfile, options.output)
+    except DsmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(as_json(checks) if options.json else "\n".join(table(checks)))
+    bad = len(failures(checks))
+    if bad and not options.json:
+        print(f"{bad} of {len(checks)} checks failed")
+    return FAILED if bad else 0
+
+
+def _all_checks(hostfile: Path | None, output: Path) -> list[Check]:
+    hosts = []
+    if hostfile is not None:
+        from dsmoe.hosts.hostfile import read_hostfile
+
+        hosts = read_hostfile(hostfile)
+    checks = local_checks(output, several_hosts=bool(hosts))
+    if hosts:
+        from dsmoe.benchmark.preflight.hosts import check_hosts
+
+        checks += check_hosts(hosts, import_root(), patched_deepspeed.location())
+    return checks
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What one host says of itself, as a line of JSON; sent to its Python through ssh, or run here.
+
+It is the text of this file that travels, so nothing but the standard library is imported at its
+head and no other part of the project is needed to answer. ``ask`` at the end is called with the
+project's folder and the checkout's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+
+SIGN = "[dsmoe-host] "
+# A GPU with more than this share of its memory in use is not free.
+BUSY_SHARE = 0.05
+
+
+def torch_facts() -> dict:
+    try:
+        import torch
+    except ImportError as error:
+        return {"torch": None, "torch_error": str(error)}
+    facts = {"torch": torch.__version__, "gpus": torch.cuda.device_count()}
+    if facts["gpus"]:
+        properties = torch.cuda.get_device_properties(0)
+        facts["device_name"] = properties.name
+        facts["device_memory_bytes"] = properties.total_memory
+        facts["cuda"] = str(torch.version.cuda)
+    else:
+        facts["device_name"] = platform.processor() or platform.machine()
+        facts["cores"] = os.cpu_count()
+    return facts
+
+
+def free_gpus() -> int | None:
+    """GPUs that hardly hold anything, by nvidia-smi; None where that cannot be asked."""
+    query = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    pairs = [line.split(",") for line in done.stdout.splitlines() if line.strip()]
+    try:
+        return sum(float(used) <= BUSY_SHARE * float(total) for used, total in pairs)
+    except ValueError:
+        return None
+
+
+def tree_facts(project: str, checkout: str) -> dict:
+    sys.path.insert(0, project)
+    try:
+        from dsmoe.patchset.checkout.state import describe
+    except ImportError as error:
+        return {"state": None, "state_error": f"{project} has no dsmoe: {error}"}
+    from pathlib import Path
+
+    found = describe(Path(checkout))
+    return {"state": found.name, "trees": dict(found.result)}
+
+
+def ask(project: str, checkout: str) -> None:
+    facts: dict = {"begin": time.time(), "python": platform.python_version()}
+    facts.update(torch_facts())
+    facts["free_gpus"] = free_gpus()
+    facts.update(tree_facts(project, checkout))
+    facts["end"] = time.time()
+    print("\n" + SIGN + json.dumps(facts), flush=True)

@@ -1,0 +1,251 @@
+"""One run as data: the record that results_e2e.jsonl keeps, checked when made and when read."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Sequence
+
+from dsmoe.common.errors import ResultsError
+from dsmoe.benchmark.cases.flops import tflops
+from dsmoe.benchmark.cases.suites import PAPER_SUITES, Case
+
+SCHEMA = 1
+PAPER_EXPERIMENT = "e2e"
+PAPER_MODEL = "moe"
+METHOD = "deepspeed"
+REASON_LENGTH = 500
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished or failed run. Seconds, bytes, tokens and counts are plain numbers.
+
+    The first eight fields after ``schema`` and ``status`` are the columns of the artifact's row
+    (value apart). Raises :class:`ResultsError` for a field of the wrong kind and for figures
+    that contradict each other.
+    """
+
+    exp_name: str
+    instance: str
+    num_hosts: int
+    num_devices_per_host: int
+    model_name: str
+    parameter_count: int
+    # suites.Case.to_dict(): model, batch, parallelism, precision, remat, gate, seed.
+    case: dict[str, Any]
+    # "cpu" or "cuda", and what the machine says of itself: device names, memory, driver.
+    device: str
+    hardware: dict[str, Any]
+    # Package name -> version: python, torch, cuda, deepspeed, dsmoe.
+    versions: dict[str, str]
+    # Tree ids of the pinned DeepSpeed and of the patched one: folder -> id.
+    base_tree: dict[str, str] = field(default_factory=dict)
+    result_tree: dict[str, str] = field(default_factory=dict)
+    method: str = METHOD
+    time_stamp: float = field(default_factory=time.time)
+    schema: int = SCHEMA
+    # "ok" or "failed"; a failed run has a reason and no figures.
+    status: str = "ok"
+    reason: str | None = None
+    # The configuration that deepspeed.initialize was given, whole.
+    deepspeed_config: dict[str, Any] = field(default_factory=dict)
+    # The run's own files, below the results folder: log, iterations, configuration.
+    run_folder: str = ""
+    # corpus.CorpusInfo as a dictionary.
+    data: dict[str, Any] = field(default_factory=dict)
+    # Each step's seconds: those before measuring, and the measured ones.
+    warmup_seconds: list[float] = field(default_factory=list)
+    # From the launcher's start to the end of the first iteration, compilation included.
+    first_step_seconds: float | None = None
+    step_seconds: list[float] = field(default_factory=list)
+    # Of step_seconds: the median, and (largest - smallest) / median.
+    median_seconds: float | None = None
+    spread: float | None = None
+    # Over all devices: global batch x sequence / median_seconds.
+    tokens_per_second: float | None = None
+    # Formula's name (flops.FORMULAS) -> TFLOP a second and device, at the median.
+    tflops: dict[str, float] = field(default_factory=dict)
+    # What computed the products with GELU and attention's gradient, and what exchanged the tokens
+    # of shared-out experts; {} where nothing was compiled.
+    kernels: dict[str, str] = field(default_factory=dict)
+    # The largest of any device, as the allocator counts it.
+    peak_memory_bytes: int | None = None
+    # Steps whose gradients overflowed, for which the dynamic loss scale was lowered instead.
+    skipped_steps: int | None = None
+    # Mean training loss of each step, warm-up included; null where it was not finite.
+    losses: list[float | None] = field(default_factory=list)
+    held_out_loss: float | None = None
+    # For each mixture layer: each expert's share of the routed tokens (sums to 1), last step.
+    expert_load: list[list[float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def to_json(self) -> str:
+        """One line of JSON without NaN or infinity."""
+        return json.dumps(asdict(self), allow_nan=False, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(line: str) -> RunRecord:
+        """The record of one line. Raises :class:`ResultsError` that says what is wrong."""
+        try:
+            values = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise ResultsError(f"not a JSON record: {error}") from error
+        if not isinstance(values, dict):
+            raise ResultsError(f"a JSON {type(values).__name__}, expected a record")
+        if values.get("schema") != SCHEMA:
+            raise ResultsError(f"schema {values.get('schema')!r}, this version reads {SCHEMA}")
+        known = {item.name for item in fields(RunRecord)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ResultsError(f"unknown fields: {', '.join(unknown)}")
+        try:
+            return RunRecord(**values)
+        except TypeError as error:
+            raise ResultsError(f"fields are missing: {error}") from error
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def labels(case: Case, device: str, instance: str) -> dict[str, str]:
+    """exp_name, instance and model_name of a run of ``case``.
+
+    Only the suites artifact and paper on GPUs get the names (e2e, moe) that the artifact's plot
+    draws. A CPU run is ``smoke-cpu``, ``cpu``, ``moe-smoke`` whatever its case.
+    """
+    if device == "cpu":
+        return {"exp_name": "smoke-cpu", "instance": "cpu", "model_name": "moe-smoke"}
+    if case.suite in PAPER_SUITES:
+        return {"exp_name": PAPER_EXPERIMENT, "instance": instance, "model_name": PAPER_MODEL}
+    return {
+        "exp_name": f"{case.suite}-gpu",
+        "instance": instance,
+        "model_name": f"{PAPER_MODEL}-{case.suite}",
+    }
+
+
+def finite_or_none(values: Sequence[float]) -> list[float | None]:
+    """``values`` with None in place of NaN and infinities, as records keep losses."""
+    return [float(value) if math.isfinite(value) else None for value in values]
+
+
+def measured(case: Case, step_seconds: Sequence[float]) -> dict[str, Any]:
+    """The figures of a finished run, from its measured steps: keyword arguments of RunRecord."""
+    if not step_seconds or not all(math.isfinite(s) and s > 0 for s in step_seconds):
+        raise ResultsError(f"step times {list(step_seconds)!r}: expected at least one, all > 0")
+    median = statistics.median(step_seconds)
+    return {
+        "case": case.to_dict(),
+        "step_seconds": [float(seconds) for seconds in step_seconds],
+        "median_seconds": median,
+        "spread": (max(step_seconds) - min(step_seconds)) / median,
+        "tokens_per_second": case.tokens_per_step / median,
+        "tflops": tflops(case, median),
+    }
+
+
+def failed(case: Case, reason: str) -> dict[str, Any]:
+    """What a failed run has instead: keyword arguments of RunRecord. ``reason`` becomes a line."""
+    line = " ".join(reason.split())[:REASON_LENGTH] or "no reason was given"
+    return {"case": case.to_dict(), "status": "failed", "reason": line}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(_number(item) for item in value)
+
+
+_KINDS = {
+    "str": lambda v: isinstance(v, str),
+    "int": _count,
+    "float": _number,
+    "str | None": lambda v: v is None or isinstance(v, str),
+    "int | None": lambda v: v is None or _count(v),
+    "float | None": lambda v: v is None or _number(v),
+    "dict[str, Any]": lambda v: isinstance(v, dict),
+    "dict[str, str]": lambda v: isinstance(v, dict) and all(isinstance(i, str) for i in v.values()),
+    "dict[str, float]": lambda v: isinstance(v, dict) and _numbers(list(v.values())),
+    "list[float]": _numbers,
+    "list[float | None]": lambda v: (
+        isinstance(v, list) and _numbers([i for i in v if i is not None])
+    ),
+    "list[list[float]]": lambda v: isinstance(v, list) and all(_numbers(i) for i in v),
+}
+
+
+def check(record: RunRecord) -> None:
+    """Raises :class:`ResultsError` unless every field has its kind and the figures agree."""
+    for item in fields(record):
+        value = getattr(record, item.name)
+        if not _KINDS[str(item.type)](value):
+            raise ResultsError(f"{item.name} is {value!r:.60}, expected {item.type}")
+    for name in ("exp_name", "instance", "model_name", "method"):
+        text = getattr(record, name)
+        if not text or text.startswith("#") or text != text.strip() or not text.isprintable():
+            raise ResultsError(f"{name} is {text!r}, expected a plain name")
+    for name in ("num_hosts", "num_devices_per_host", "parameter_count"):
+        if getattr(record, name) < 1:
+            raise ResultsError(f"{name} is {getattr(record, name)}, expected at least 1")
+    _check_names(record)
+    if record.status == "failed":
+        good = 0 < len(record.reason or "") <= REASON_LENGTH
+        good = good and record.median_seconds is None and not record.tflops
+    else:
+        good = record.status == "ok" and record.reason is None and _figures_agree(record)
+    if not good:
+        raise ResultsError(
+            f"status {record.status!r} does not fit: a run is ok with step times and figures that "
+            "agree and no reason, or failed with a reason and no figures"
+        )
+
+
+def _check_names(record: RunRecord) -> None:
+    """A row that the artifact's plot draws must be a case of the paper, run on its GPUs."""
+    names = f"{record.exp_name} {record.instance} {record.model_name}"
+    drawn = record.exp_name == PAPER_EXPERIMENT or record.model_name == PAPER_MODEL
+    if record.device == "cpu" and (drawn or record.instance != "cpu"):
+        raise ResultsError(
+            f"a CPU run is named {names}, like a case of the paper; expected smoke-cpu cpu "
+            "moe-smoke (record.labels)"
+        )
+    suite = record.case.get("suite")
+    if drawn and suite not in PAPER_SUITES:
+        raise ResultsError(
+            f"a run of suite {suite!r} is named {names}; only {' and '.join(PAPER_SUITES)} are "
+            "(record.labels)"
+        )
+    devices = record.num_hosts * record.num_devices_per_host
+    processes = record.case.get("parallel", {}).get("processes")
+    if processes != devices:
+        raise ResultsError(
+            f"{record.num_hosts} hosts with {record.num_devices_per_host} devices are {devices}, "
+            f"but the case has {processes} processes"
+        )
+
+
+def _figures_agree(record: RunRecord) -> bool:
+    if not record.step_seconds or record.median_seconds is None or record.spread is None:
+        return False
+    median = statistics.median(record.step_seconds)
+    spread = (max(record.step_seconds) - min(record.step_seconds)) / median if median > 0 else -1.0
+    return (
+        median > 0
+        and math.isclose(median, record.median_seconds, rel_tol=1e-9)
+        and math.isclose(spread, record.spread, rel_tol=1e-9, abs_tol=1e-12)
+        and record.tokens_per_second is not None
+        and {"artifact", "useful"} <= set(record.tflops)
+    )

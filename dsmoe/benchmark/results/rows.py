@@ -1,0 +1,148 @@
+"""The artifact's tab-separated result row, written and read; a value is never run as code.
+
+The eight columns (alpa-projects/alpa, osdi22_artifact/data_format.md at commit 8350d913)::
+
+    exp_name instance num_hosts num_devices_per_host model_name method value time_stamp
+
+``value`` is a Python dictionary with ``tflops`` (the artifact's formula, per device) and
+``parameter_count`` in billions, as osdi22_artifact/deepspeed/pretrain_gpt2_moe.py writes it; a
+failed run has ``tflops`` -1 and a ``reason``. The artifact's plot (osdi22_artifact/common.py,
+``parse_tsv_file``) skips lines that start with # and empty lines, keeps the rows whose exp_name
+is e2e, multiplies the two counts to the number of GPUs, evaluates ``value`` as code, and draws
+the best ``tflops`` of each (model_name, number, method); it reads no other key.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from pathlib import Path
+from typing import Any, Iterator, NamedTuple
+
+from dsmoe.common.errors import ResultsError
+from dsmoe.benchmark.results.record import RunRecord
+
+VALUE_LENGTH = 4000
+
+
+class Row(NamedTuple):
+    """One line of the artifact's format; ``value`` holds numbers, texts and lists of them."""
+
+    exp_name: str
+    instance: str
+    num_hosts: int
+    num_devices_per_host: int
+    model_name: str
+    method: str
+    value: dict[str, Any]
+    time_stamp: float
+
+    @property
+    def num_devices(self) -> int:
+        return self.num_hosts * self.num_devices_per_host
+
+    def line(self) -> str:
+        """The row as text, without the line end."""
+        return "\t".join(str(column) for column in self)
+
+
+def row_of(record: RunRecord) -> Row:
+    """The row of a record: ``tflops`` by the artifact's formula at the median step time."""
+    value: dict[str, Any] = {
+        "tflops": record.tflops["artifact"] if record.status == "ok" else -1,
+        "parameter_count": record.parameter_count / 10**9,
+    }
+    if record.reason is not None:
+        value["reason"] = record.reason
+    return Row(
+        record.exp_name,
+        record.instance,
+        record.num_hosts,
+        record.num_devices_per_host,
+        record.model_name,
+        record.method,
+        value,
+        record.time_stamp,
+    )
+
+
+def parse_row(line: str) -> Row:
+    """The row of one line. Raises :class:`ResultsError` that says what is wrong with it."""
+    columns = line.strip().split("\t")
+    if len(columns) != len(Row._fields):
+        raise ResultsError(f"{len(columns)} columns, expected {len(Row._fields)}")
+    values = dict(zip(Row._fields, columns))
+    counts = {}
+    for name in ("num_hosts", "num_devices_per_host"):
+        text = values[name].strip()
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
+            raise ResultsError(f"{name} is {text!r:.40}, expected a positive number")
+        counts[name] = int(text)
+    try:
+        time_stamp = float(values["time_stamp"])
+    except ValueError:
+        time_stamp = math.nan
+    if not math.isfinite(time_stamp):
+        raise ResultsError(f"time_stamp is {values['time_stamp']!r:.40}, expected seconds")
+    return Row(
+        values["exp_name"],
+        values["instance"],
+        counts["num_hosts"],
+        counts["num_devices_per_host"],
+        values["model_name"],
+        values["method"],
+        _parse_value(values["value"]),
+        time_stamp,
+    )
+
+
+def _parse_value(text: str) -> dict[str, Any]:
+    expected = "expected a dictionary of numbers with the key 'tflops'"
+    if len(text) > VALUE_LENGTH:
+        raise ResultsError(f"a value of {len(text)} characters, {expected}")
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ResultsError(f"value is {text!r:.60}, {expected}") from error
+    good = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if not good or not _finite(value.get("tflops")) or not all(map(_plain, value.values())):
+        raise ResultsError(f"value is {text!r:.60}, {expected}")
+    return value
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_finite(item) or isinstance(item, str) for item in value)
+    return isinstance(value, (str, bool, type(None))) or _finite(value)
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of the lines that are not empty. Raises :class:`ResultsError`."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ResultsError(f"{path}: not UTF-8 text at byte {error.start}") from error
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a file, comments and empty lines skipped as the artifact's plot does.
+
+    Raises :class:`ResultsError` with file and line number for the first that is not a row.
+    """
+    rows = []
+    for number, line in numbered_lines(path):
+        if not line.strip().startswith("#"):
+            try:
+                rows.append(parse_row(line))
+            except ResultsError as error:
+                raise ResultsError(f"{path}:{number}: {error}; mend or remove the line") from error
+    return rows

@@ -1,0 +1,1 @@
+"""One case from the text to its row: folder, launcher, processes, progress, reasons."""

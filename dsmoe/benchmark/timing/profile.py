@@ -1,0 +1,202 @@
+"""Where one step of a case spends the GPU's time, by kind of work.
+
+    python -m dsmoe.benchmark.timing.profile 1 --suite tuned [the options of the benchmark]
+
+Started once for each process by itself (``torchrun`` sets the variables it needs). The case is cut
+down to a few micro-batches a step; two steps warm up, one is profiled by torch.profiler. Printed:
+a row for each kind of work, one for each of the longest kernels, the time in which nothing ran, and
+which kernels it was that the device waited for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dsmoe.common.errors import DsmoeError, EnvironmentProblem, UsageError
+from dsmoe.common.output import needs_no_reader
+
+MICRO_BATCHES = 4
+# Options of the benchmark that have no meaning for a profile.
+UNUSED = ("all", "resume", "dry_run", "plan", "steps", "warmup", "hostfile", "master_addr", "port")
+WAIT = "(before) "
+COMPILED = "fused elementwise and reductions (compiled)"
+KINDS = (
+    ("communication", r"nccl"),
+    ("cross-entropy", r"^_row$"),  # deepspeed/moe/kernels/cross_entropy.py
+    ("attention", r"flash|fmha|attention|sdpa|cudnn"),
+    ("matrix products", r"gemm|nvjet|cutlass|cublas|xmma|splitK"),
+    (COMPILED, r"^triton_"),
+    ("copies and fills", r"memcpy|memset|copy|fill|\bcat|CatArray"),
+    ("other elementwise", r"elementwise|foreach|multi_tensor"),
+    (
+        "other reductions, scans, gathers",
+        r"reduce|scan|index|gather|scatter|embedding|sort|softmax",
+    ),
+)
+
+
+def kind_of(kernel: str) -> str:
+    """The kind of work that a kernel's name stands for."""
+    for kind, pattern in KINDS:
+        if re.search(pattern, kernel, re.IGNORECASE if kind != COMPILED else 0):
+            return kind
+    return "other"
+
+
+def cut(case: Any) -> Any:
+    """``case`` with at most MICRO_BATCHES micro-batches a step, of the same size."""
+    count = min(MICRO_BATCHES, case.micro_batches)
+    batch = count * case.micro_batch_size * case.parallel.processes
+    return dataclasses.replace(case, micro_batches=count, global_batch=batch)
+
+
+def profile(case: Any, text: dict[str, Any], cache: Path) -> list[tuple[str, float, int]]:
+    """(kernel, microseconds, calls) of one step on this process, :func:`waits`, and "(span)"."""
+    import torch
+    from deepspeed.moe.kernels.policy import notes
+    from torch.profiler import ProfilerActivity, profile
+
+    from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
+    from dsmoe.benchmark.data.batches import WindowSampler
+    from dsmoe.benchmark.run.folder import CASE, DEEPSPEED, write_json
+    from dsmoe.benchmark.train.stage import Stage
+    from dsmoe.benchmark.train.training import one_step, start, step_tokens
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        write_json(place / CASE, {"case": case.to_dict(), "cache": str(cache), "text": text})
+        write_json(place / DEEPSPEED, deepspeed_config(case, "cuda"))
+        run = start(place, Stage())
+    model = case.model
+    sampler = WindowSampler(run.text.train, model.sequence, case.global_batch, seed=case.seed)
+    run.engine.train()
+    for step in range(3):
+        one_step(run, step_tokens(run, sampler, step))
+    for words in notes() if run.rank == 0 else ():
+        print(f"note: {words}")
+    tokens = step_tokens(run, sampler, 3)
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+        begin.record()
+        one_step(run, tokens)
+        end.record()
+        torch.cuda.synchronize()
+    rows = [
+        (event.key, float(event.self_device_time_total), int(event.count))
+        for event in found.key_averages()
+        if event.self_device_time_total > 0
+        and str(event.device_type).endswith("CUDA")
+        and not event.key.startswith("Optimizer.")  # a region with a name, not a kernel
+    ]
+    kernels = [
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in found.events()
+        if str(event.device_type).endswith("CUDA") and not event.name.startswith("Optimizer.")
+    ]
+    return [*rows, *waits(kernels), ("(span)", begin.elapsed_time(end) * 1e3, 1)]
+
+
+def waits(kernels: list[tuple[float, float, str]]) -> list[tuple[str, float, int]]:
+    """Rows like a kernel's, "(before) name", of the time in which nothing ran before each kernel.
+
+    ``kernels``: start and end in microseconds, name; those of several streams may overlap.
+    """
+    found: dict[str, tuple[float, int]] = {}
+    busy_until = None
+    for start, end, name in sorted(kernels):
+        if busy_until is not None and start > busy_until:
+            time, count = found.get(name, (0.0, 0))
+            found[name] = (time + start - busy_until, count + 1)
+        busy_until = end if busy_until is None else max(busy_until, end)
+    return [(f"{WAIT}{name}", time, count) for name, (time, count) in found.items()]
+
+
+def print_tables(rows: list[tuple[str, float, int]], longest: int = 25) -> None:
+    """By kind, then the ``longest`` kernels."""
+    from rich.console import Console
+    from rich.table import Table
+
+    span = next(time for name, time, _ in rows if name == "(span)")
+    kernels = [row for row in rows if not row[0].startswith("(")]
+    kinds: dict[str, list[float]] = {}
+    for name, time, count in kernels:
+        total = kinds.setdefault(kind_of(name), [0.0, 0.0])
+        total[0] += time
+        total[1] += count
+    busy = sum(time for _, time, _ in kernels)
+    table = Table(title=f"one step: {span / 1e3:.1f} ms, kernels {busy / 1e3:.1f} ms")
+    for column in ("kind of work", "ms", "share", "launches"):
+        table.add_column(column, justify="left" if column == "kind of work" else "right")
+    for kind, (time, count) in sorted(kinds.items(), key=lambda item: -item[1][0]):
+        table.add_row(kind, f"{time / 1e3:.2f}", f"{time / span:.1%}", f"{count:.0f}")
+    table.add_row("nothing ran", f"{(span - busy) / 1e3:.2f}", f"{1 - busy / span:.1%}", "")
+    console = Console(width=150)
+    console.print(table)
+    gaps = [(n[len(WAIT) :], time, count) for n, time, count in rows if n.startswith(WAIT)]
+    for title, listed in (("longest kernels", kernels), ("kernels that were waited for", gaps)):
+        table = Table(title=title)
+        for column in ("kernel", "ms", "calls"):
+            table.add_column(column, justify="left" if column == "kernel" else "right")
+        for name, time, count in sorted(listed, key=lambda row: -row[1])[:longest]:
+            table.add_row(name[:110], f"{time / 1e3:.2f}", str(count))
+        console.print(table)
+
+
+def _check(options: Any) -> None:
+    """Raises UsageError for options that mean nothing here, EnvironmentProblem without a GPU."""
+    import torch
+
+    given = [name for name in UNUSED if getattr(options, name) not in (None, False)]
+    if given:
+        words = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"{words}: one step of one case is profiled, here; leave it out")
+    if not torch.cuda.is_available():
+        raise EnvironmentProblem("the GPU's time is profiled, and there is no CUDA device here")
+
+
+@needs_no_reader
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    import torch
+
+    from dsmoe.benchmark.cases.chosen import chosen_cases, parser
+    from dsmoe.benchmark.run import one_case, patched_deepspeed
+    from dsmoe.common.places import work_folder
+
+    try:
+        options = parser().parse_args(arguments)
+        _check(options)
+        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29511")
+        place = patched_deepspeed.location()
+        if os.environ["RANK"] == "0":
+            patched_deepspeed.ensure(place)
+        sys.path.insert(0, str(place))
+        memory = torch.cuda.get_device_properties(0).total_memory
+        case = cut(chosen_cases(options, "cuda", memory)[0])
+        text = one_case.text_options(options.data, options.tokenizer)
+        rows = profile(case, text, work_folder() / "text")
+        if os.environ["RANK"] == "0":
+            print_tables(rows)
+            if options.output.suffix == ".json":
+                options.output.write_text(json.dumps(rows))
+    except DsmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # as dsmoe/benchmark/train/training.py ends

@@ -1,0 +1,235 @@
+"""``make bench``: the fast path against the reference path, step by step in turn, as a ratio.
+
+    python -m dsmoe.benchmark.timing.speed                     this machine, a minute on two cores
+    python -m dsmoe.benchmark.timing.speed --steps 20
+    python -m dsmoe.benchmark.timing.speed --table results     the records of a folder as a table
+
+Reference: dispatch by products over [G, S, E, C], attention written out, the base's ZeRO, eager.
+Fast: dispatch by index, fused attention, flat gradients; on a GPU also torch.compile and CUDA
+graphs. Both start from the same weights and train on the same random tokens through the real
+engine (ZeRO-2, AdaFactor), in one process. Their steps alternate, so that a busy machine is busy
+for both.
+
+Exit codes: 0 done, 1 a ratio is below --at-least, 2 wrong arguments, 8 something is missing, 10
+the records of --table cannot be read, 20 the fast path cannot run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dsmoe.benchmark.cases.suites import FAST, SUITES, Case
+from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.errors import DsmoeError, UsageError
+from dsmoe.common.output import needs_no_reader
+
+STEPS = 7
+REFERENCE = {
+    "moe_layer": "einsum",
+    "compiled": False,
+    "flat_gradients": False,
+    "cuda_graph": False,
+}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median seconds of a step on either path."""
+
+    name: str
+    tokens_in_group: int
+    fast: float
+    reference: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast the fast path is."""
+        return self.reference / self.fast
+
+
+def sizes(device: str) -> dict[str, Case]:
+    """The cases to time: the smoke size, and the same with 4096 tokens in a routing group."""
+    smoke = SUITES["smoke"][0]
+    if device == "cuda":
+        smoke = replace(smoke, precision="bf16", **FAST)
+    wide = replace(smoke, global_batch=32, micro_batches=1)
+    return {"smoke size": smoke, "4096 tokens a group": wide}
+
+
+def measure(name: str, case: Case, steps: int) -> Ratio:
+    """Time ``steps`` steps of either path after two of warm-up."""
+    import torch
+
+    shape = (case.micro_batches, case.micro_batch_size, case.model.sequence + 1)
+    tokens = torch.randint(case.model.vocab, shape)
+    fast = _Trainer(case, tokens)
+    reference = _Trainer(replace(case, **REFERENCE), tokens, attention="math")
+    seconds: dict[int, list[float]] = {id(fast): [], id(reference): []}
+    for step in range(steps + 2):
+        for path in (fast, reference):
+            begin = time.perf_counter()
+            path.step(step)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if step >= 2:
+                seconds[id(path)].append(time.perf_counter() - begin)
+    group = case.micro_batch_size * case.model.sequence
+    return Ratio(name, group, *(statistics.median(s) for s in seconds.values()))
+
+
+class _Trainer:
+    """The model of a case in an engine of its own, and random tokens to train on."""
+
+    def __init__(self, case: Case, tokens: Any, attention: str = "fused") -> None:
+        import dataclasses
+
+        import deepspeed
+        import torch
+        from deepspeed.moe.lm import MoELM, param_groups
+
+        from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
+        from dsmoe.benchmark.train.training import compile_training, micro_batch_of, model_config
+
+        self.case = case
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        config = dataclasses.replace(model_config(case.to_dict()), attention=attention)
+        model = MoELM(config, seed=case.seed)
+        if case.compiled:
+            compile_training(model)
+        self.engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=param_groups(model),
+            config=deepspeed_config(case, device),
+        )
+        self.micro_batch = micro_batch_of(self.engine, case.to_dict())
+        self.tokens = tokens.to(device)
+
+    def step(self, number: int) -> None:
+        for tokens in self.tokens:
+            self.micro_batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            self.engine.step()
+
+
+def run(steps: int) -> list[Ratio]:
+    """All sizes, in this process."""
+    import logging
+
+    import torch
+
+    from dsmoe.benchmark.run import patched_deepspeed
+    from dsmoe.benchmark.run.launch import free_port
+
+    place = patched_deepspeed.location()
+    patched_deepspeed.ensure(place)
+    sys.path.insert(0, str(place))
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update({**alone, "MASTER_PORT": str(free_port())})
+    logging.disable(logging.INFO)
+    import deepspeed
+    from deepspeed.moe.kernels.policy import notes
+    from deepspeed.utils import groups
+    from deepspeed.utils.neutral import backend
+
+    deepspeed.init_distributed(dist_backend=backend(), verbose=False)
+    groups.initialize(ep_size=1)
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = []
+    for name, case in sizes(device).items():
+        print(f"== {name}: {case.micro_batches} x {case.micro_batch_size} sequences", flush=True)
+        found.append(measure(name, case, steps))
+    for words in notes():
+        print(f"note: {words}")
+    return found
+
+
+def print_ratios(found: list[Ratio], steps: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"seconds of a step, median of {steps}")
+    for column in ("size", "tokens a group", "reference", "fast", "times as fast"):
+        table.add_column(column, justify="left" if column == "size" else "right")
+    for row in found:
+        figures = (f"{row.reference:.4f}", f"{row.fast:.4f}", f"{row.ratio:.2f}")
+        table.add_row(row.name, str(row.tokens_in_group), *figures)
+    Console().print(table)
+
+
+def print_table(folder: Path) -> None:
+    """The records of a results folder, one row each, for docs/performance.md; then what they ran
+    on: GPU, versions, and what a record says of kernels."""
+    from dsmoe.benchmark.results.store import RECORDS, read_records
+
+    print(
+        "| case | n | s, median | spread | tokens/s | useful TFLOPS a GPU | peak GiB | first step |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    ran_on: dict[str, None] = {}  # in the order of the rows
+    for record in read_records(folder / RECORDS):
+        case: dict[str, Any] = record.case
+        processes, count = case["parallel"]["processes"], case["micro_batches"]
+        size = case["global_batch"] // (processes * count)
+        unit = "GPU" if record.device == "cuda" else "process"
+        words = f"{case['suite']} {case['model']['name']}, {processes} {unit}, {count} x {size}"
+        if record.status != "ok" or record.median_seconds is None:
+            print(f"| {words} | | {record.reason} | | | | | |")
+            continue
+        hardware = record.hardware.get("device_name", record.instance)
+        words_of = {"on": hardware, **record.versions, **record.kernels}
+        ran_on[", ".join(f"{name} {value}" for name, value in words_of.items())] = None
+        peak = (record.peak_memory_bytes or 0) / 2**30
+        first = record.first_step_seconds
+        print(
+            f"| {words} | {len(record.step_seconds)} | {record.median_seconds:.3f} "
+            f"| {record.spread:.1%} | {record.tokens_per_second:,.0f} "
+            f"| {record.tflops['useful']:.0f} | {peak:.1f} | {f'{first:.0f} s' if first else ''} |"
+        )
+    print("\n".join(["", *ran_on]))
+
+
+def parser() -> argparse.ArgumentParser:
+    top = OneLineParser(
+        prog="python -m dsmoe.benchmark.timing.speed",
+        description=str(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--steps", type=int, default=STEPS, help=f"of either path (default {STEPS})")
+    top.add_argument("--at-least", type=float, default=0.0, help="fail below this ratio")
+    top.add_argument("--table", type=Path, metavar="DIR", help="print the records of DIR instead")
+    return top
+
+
+@needs_no_reader
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    try:
+        options = parser().parse_args(arguments)
+        if options.steps < 1:
+            raise UsageError(f"--steps {options.steps}; expected at least 1")
+        if options.table:
+            print_table(options.table)
+            return 0
+        found = run(options.steps)
+    except DsmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print_ratios(found, options.steps)
+    slow = [row.name for row in found if row.ratio < options.at_least]
+    if slow:
+        print(f"error: below {options.at_least:g} times: {', '.join(slow)}", file=sys.stderr)
+    return 1 if slow else 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # as dsmoe/benchmark/train/training.py ends

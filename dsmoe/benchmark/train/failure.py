@@ -1,0 +1,43 @@
+"""Why a training process failed, from the exception that ended it, in one line."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from dsmoe.benchmark.run.marks import FAILED, LOST_PEER
+from dsmoe.common.errors import DsmoeError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|CUBLAS_STATUS_AL")
+_PORT = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
+_PEER = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket timeout|timed out|"
+    r"remote process exited|nccl (communicator was aborted|error)|recvValue failed",
+    re.IGNORECASE,
+)
+_COMMUNICATION = re.compile(r"gloo|nccl|c10d|store|Dist\w*Error", re.IGNORECASE)
+
+
+def explain(error: BaseException, stage: str) -> tuple[str, str]:
+    """(kind, reason) of ``error``: kind as in marks.py. ``stage`` is e.g. ``at iteration 3``."""
+    if isinstance(error, DsmoeError):
+        return FAILED, str(error)
+    name = type(error).__name__
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or _MEMORY.search(text):
+        return FAILED, (
+            f"out of memory {stage}: {text[:200]}; use smaller micro-batches "
+            "(--micro-batch-size), --remat, or more GPUs"
+        )
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        where = error.filename or "the output folder"
+        return FAILED, f"the disk is full {stage}: {where}: {error.strerror}; free some space"
+    if _PORT.search(text):
+        return FAILED, (
+            f"the port of the process group is taken by another program ({text[:160]}); run again, "
+            "or name a free one with --port"
+        )
+    if _PEER.search(text) and _COMMUNICATION.search(f"{name} {text}"):
+        return LOST_PEER, f"{name} {stage}: {text[:120]}"
+    return FAILED, f"{name} {stage}: {text[:300]}"

@@ -1,0 +1,73 @@
+"""What a run measures of its model beside the time: load, held-out loss, memory, parameters.
+
+Every function is called by all processes together.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.moe.lm import MoELM
+from deepspeed.utils import groups
+
+from dsmoe.benchmark.data.batches import as_torch, evaluation_batches
+from dsmoe.benchmark.data.corpus import Corpus
+
+EVALUATION_BATCHES = 8
+
+
+def micro_batch_size(case: dict[str, Any]) -> int:
+    return case["global_batch"] // (case["parallel"]["processes"] * case["micro_batches"])
+
+
+def expert_load(model: MoELM) -> list[list[float]]:
+    """Each MoE layer's share of first choices by expert, over all processes' last micro-batch."""
+    load = model.last_stats.expert_load.double()
+    dist.all_reduce(load)
+    return (load / load.sum(dim=-1, keepdim=True).clamp(min=1)).tolist()
+
+
+@torch.no_grad()
+def held_out_loss(
+    engine: Any, case: dict[str, Any], text: Corpus, device: torch.device
+) -> float | None:
+    """Mean cross-entropy on text that was not trained on; None where there is too little."""
+    if text.held_out is None:
+        return None
+    engine.eval()
+    losses = []
+    for batch in evaluation_batches(
+        text.held_out,
+        case["model"]["sequence"],
+        micro_batch_size(case),
+        EVALUATION_BATCHES,
+        vocab_size=case["model"]["vocab"],
+    ):
+        tokens, labels = as_torch(batch, str(device))
+        engine(tokens, labels)
+        losses.append(float(engine.module.last_stats.cross_entropy))
+    engine.train()
+    return sum(losses) / len(losses) if losses else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak, the largest of all processes: the allocator's, or resident on a CPU."""
+    if device.type == "cuda":
+        here = torch.cuda.max_memory_allocated(device)
+    else:
+        kilobyte = 1 if sys.platform == "darwin" else 1024
+        here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
+    largest = torch.tensor([here], dtype=torch.int64, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest.item())
+
+
+def parameter_count(model: MoELM) -> int:
+    """Parameters of the whole model, each expert counted once."""
+    local = sum(p.numel() for p in model.parameters() if not getattr(p, "allreduce", True))
+    dense = sum(p.numel() for p in model.parameters() if getattr(p, "allreduce", True))
+    return dense + local * groups.get_expert_parallel_world_size()

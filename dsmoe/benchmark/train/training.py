@@ -1,0 +1,319 @@
+"""The training of one process: real text through the real DeepSpeed engine.
+
+One iteration is a whole step of the global batch: forward and backward of every micro-batch,
+reduction, clipping and the optimizer.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.moe.gshard.all_to_all import group_name
+from deepspeed.moe.kernels import copy_engines
+from deepspeed.moe.kernels.policy import find_ahead, kernels, notes
+from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem, param_groups
+from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, graph_problem, plain_micro_batch
+from deepspeed.utils import groups
+from deepspeed.utils.neutral import backend
+
+from dsmoe.benchmark.data import corpus
+from dsmoe.benchmark.data.batches import WindowSampler, as_torch
+from dsmoe.benchmark.run import marks
+from dsmoe.benchmark.run.folder import CASE, DEEPSPEED, ITERATIONS, OUTCOME, read_json, write_json
+from dsmoe.benchmark.run.layout import INTERFACE, gloo_interface
+from dsmoe.benchmark.train.measures import (
+    expert_load,
+    held_out_loss,
+    micro_batch_size,
+    parameter_count,
+    peak_memory,
+)
+from dsmoe.benchmark.train.stage import Stage
+from dsmoe.common.errors import DsmoeError
+
+
+class TrainingFailed(DsmoeError):
+    """The run cannot go on; the message is the reason that its row keeps."""
+
+    exit_code = 20
+
+
+def model_config(case: dict[str, Any]) -> MoELMConfig:
+    """The model's configuration for a case as ``suites.Case.to_dict`` gives it."""
+    model = case["model"]
+    return MoELMConfig(
+        hidden_size=model["hidden"],
+        num_layers=model["layers"],
+        num_experts=model["experts"],
+        num_heads=model["heads"],
+        vocab_size=model["vocab"],
+        sequence_length=model["sequence"],
+        ffn_multiplier=model["ffn_factor"],
+        top_k=model["top_k"],
+        capacity_factor=case["capacity_factor"],
+        eval_capacity_factor=case["capacity_factor"],
+        min_capacity=case["min_capacity"],
+        second_expert_policy=case["second_choice"],
+        moe_implementation=case["moe_layer"],
+        aux_loss_coefficient=case["auxiliary"],
+        dropout=case["dropout"],
+        remat=case["remat"],
+    )
+
+
+@dataclass
+class Run:
+    """What the steps of a run share. ``device`` is where the tokens go.
+
+    ``micro_batch(tokens, labels)`` does the forward and backward pass of one and returns its loss.
+    """
+
+    folder: Path
+    case: dict[str, Any]
+    engine: Any
+    text: corpus.Corpus
+    device: torch.device
+    # Where the run is, and the seconds that one iteration may take (0: any).
+    stage: Stage
+    seconds: float
+    micro_batch: Callable[..., torch.Tensor] | None
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    def wait_for_device(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def train_whole(folder: Path, stage: Stage) -> None:
+    """Everything from joining the process group to ``outcome.json``; does not return.
+
+    Raises whatever goes wrong, with ``stage`` saying where.
+    """
+    run = start(folder, stage)
+    outcome = train(run, lambda line: _append(folder / ITERATIONS, line, run.rank))
+    if run.rank == 0:
+        write_json(folder / OUTCOME, outcome)
+    stop(run)
+
+
+def start(folder: Path, stage: Stage) -> Run:
+    """Join the process group, build the model and the engine, open the text."""
+    spec = read_json(folder / CASE)
+    case = spec["case"]
+    limits = spec.get("limits", {"first": 0, "later": 0})
+    stage.enter("while the processes meet", limits["first"])
+    cuda = torch.cuda.is_available()
+    if cuda and case["compiled"]:
+        find_ahead()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    interface = gloo_interface(os.environ)
+    if interface:
+        os.environ[INTERFACE] = interface
+    deepspeed.init_distributed(dist_backend=backend(), verbose=False)
+    groups.initialize(ep_size=case["parallel"]["expert_parallel"])
+    text = corpus.prepare(Path(spec["cache"]), **spec["text"])
+    torch.manual_seed(case["seed"])
+    stage.words = "while the model is built"
+    model = MoELM(model_config(case))
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=param_groups(model),
+        config=read_json(folder / DEEPSPEED),
+    )
+    if case["compiled"]:
+        compile_training(model)
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    passes = micro_batch_of(engine, case)
+    return Run(folder, case, engine, text, device, stage, limits["later"], passes)
+
+
+def kernel_names(case: dict[str, Any]) -> dict[str, str]:
+    """What computed the products with GELU and attention's gradient, and with expert parallelism
+    what exchanged the tokens; {} if nothing is compiled."""
+    if not case["compiled"]:
+        return {}
+    exchange = {}
+    if case["parallel"]["expert_parallel"] > 1:
+        name = group_name(groups.get_expert_parallel_group())
+        exchange["exchange"] = "copy engines" if copy_engines.serves(name) else backend()
+    if case["precision"] == "fp32":
+        return {**dict.fromkeys(("products", "attention"), "torch"), **exchange}
+    # with dropout attention is torch's (deepspeed/moe/lm/attention.py)
+    attention = {"attention": "torch"} if case["dropout"] else {}
+    return {**kernels().names(), **attention, **exchange}
+
+
+def compile_training(model: MoELM) -> None:
+    """Let ``model`` train through torch.compile; raises TrainingFailed where torch cannot."""
+    problem = compile_problem()
+    if problem:
+        raise TrainingFailed(f"{problem}; or run without: --no-compiled")
+    try:
+        kernels()
+    except ValueError as error:
+        raise TrainingFailed(str(error)) from error
+    model.compile_training()
+
+
+def say_notes(run: Run) -> None:
+    """Let the front door know what is left to slower means; what it knows it does not repeat."""
+    for words in notes() if run.case["compiled"] else ():
+        marks.say(run.rank, marks.NOTE, words)
+
+
+def micro_batch_of(engine: Any, case: dict[str, Any]) -> Callable[..., torch.Tensor]:
+    """What does a micro-batch's passes; raises TrainingFailed where no graph can be recorded."""
+    if not case["cuda_graph"]:
+        return plain_micro_batch(engine)
+    problem = graph_problem(engine)
+    if problem:
+        raise TrainingFailed(f"{problem}; or run without: --no-cuda-graph")
+    return MicroBatchGraph(engine)
+
+
+def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All iterations of the case; returns what ``outcome.json`` keeps.
+
+    Raises :class:`TrainingFailed` when the loss is not a number.
+    """
+    case = run.case
+    sampler = WindowSampler(
+        run.text.train,
+        case["model"]["sequence"],
+        case["global_batch"],
+        seed=case["seed"],
+        vocab_size=case["model"]["vocab"],
+    )
+    run.engine.train()
+    seconds, losses = [], []
+    steps = case["warmup"] + case["iterations"]
+    say_notes(run)
+    ahead = step_tokens(run, sampler, 0)
+    for step in range(steps):
+        if step:
+            run.stage.enter(f"at iteration {step + 1}", run.seconds)
+        else:
+            run.stage.words = "at iteration 1"  # its time began with the start
+        run.wait_for_device()
+        begin = time.perf_counter()
+        skipped = run.engine.skipped_steps
+        totals = one_step(run, ahead)
+        if step + 1 < steps:  # while the device is at work
+            ahead = step_tokens(run, sampler, step + 1)
+        run.wait_for_device()
+        taken = time.perf_counter() - begin
+        dist.all_reduce(totals)
+        loss, cross_entropy, aux = (totals / dist.get_world_size()).tolist()
+        # At fp16 an overflow is the loss scaler's to skip; a loss that is no number is not.
+        if not math.isfinite(loss):
+            raise TrainingFailed(
+                f"the loss is {loss} at iteration {step + 1}; expected a finite number: lower "
+                "the learning rate, or use bf16 or a dynamic loss scale"
+            )
+        scale_falls = getattr(run.engine.optimizer, "dynamic_loss_scale", False)
+        if run.engine.skipped_steps > skipped and not scale_falls:
+            raise TrainingFailed(
+                f"the norm of the gradients is no finite number at iteration {step + 1}, and the "
+                "loss scale is a static one, so that every step would be skipped: lower the "
+                "learning rate, or use bf16"
+            )
+        seconds.append(taken)
+        losses.append(cross_entropy)
+        report(
+            {
+                "iteration": step + 1,
+                "measured": step >= case["warmup"],
+                "seconds": taken,
+                "loss": loss,
+                "cross_entropy": cross_entropy,
+                "aux_loss": aux,
+                "grad_norm": run.engine.get_global_grad_norm(),
+                "skipped": run.engine.skipped_steps,
+            }
+        )
+        if step == 0:
+            say_notes(run)  # some things show when they are used
+    run.stage.enter("after the last iteration", run.seconds)
+    load = expert_load(run.engine.module)
+    peak = peak_memory(run.device)  # of training: the evaluation below is eager and has its own
+    warmup = case["warmup"]
+    return {
+        "warmup_seconds": seconds[:warmup],
+        "step_seconds": seconds[warmup:],
+        "losses": losses,
+        "held_out_loss": held_out_loss(run.engine, case, run.text, run.device),
+        "expert_load": load,
+        "peak_memory_bytes": peak,
+        "skipped_steps": run.engine.skipped_steps,
+        "parameter_count": parameter_count(run.engine.module),
+        "kernels": kernel_names(case),
+        "text": vars(run.text.info),
+    }
+
+
+def step_tokens(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
+    """This process's tokens of a step [A, m, S+1] on the host; for a GPU in pinned memory."""
+    size = micro_batch_size(run.case)
+    batches = [
+        sampler.micro_batch(step, accumulation, run.rank, dist.get_world_size(), size)
+        for accumulation in range(run.case["micro_batches"])
+    ]
+    tokens = torch.from_numpy(np.stack(batches))
+    return tokens.pin_memory() if run.device.type == "cuda" else tokens
+
+
+def one_step(run: Run, tokens_AmS1: torch.Tensor) -> torch.Tensor:
+    """One whole iteration; [3] sums over its micro-batches / their number: loss and its parts."""
+    case = run.case
+    totals = torch.zeros(3, device=run.device)
+    # One copy for the whole step: each would wait until the device has done all that was queued.
+    tokens_AmS, labels_AmS = as_torch(tokens_AmS1, str(run.device))
+    for tokens, labels in zip(tokens_AmS, labels_AmS):
+        assert run.micro_batch is not None
+        loss = run.micro_batch(tokens, labels)
+        run.engine.step()
+        stats = run.engine.module.last_stats
+        parts = torch.stack([loss, stats.cross_entropy, stats.aux_loss])
+        totals += parts.to(totals.dtype) / case["micro_batches"]
+    return totals
+
+
+def stop(run: Run) -> None:
+    """Leave the process group together and end the process.
+
+    gloo's threads can outlive the interpreter and abort the process at exit ("terminate called
+    without an active exception", seen about once in 50 runs), which the launcher would take for
+    a failed run although everything is written; so the process ends here.
+    """
+    dist.barrier()
+    marks.say(run.rank, marks.FINISHED)
+    # A graph that holds NCCL's kernels has to go before the process group.
+    run.engine, run.micro_batch = None, None
+    gc.collect()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _append(path: Path, line: dict[str, Any], rank: int) -> None:
+    if rank == 0:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

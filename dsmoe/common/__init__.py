@@ -1,0 +1,1 @@
+"""What every command uses: errors and exit codes, files, output, places."""

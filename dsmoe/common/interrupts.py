@@ -1,0 +1,75 @@
+"""Ctrl-C, SIGTERM and SIGHUP as one exception that arrives where nothing can be left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from types import FrameType
+from typing import Iterator
+
+from dsmoe.common.errors import DsmoeError
+
+_NUMBERS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+class Interrupted(DsmoeError):
+    """The run was ended from outside; ``exit_code`` is 128 + the signal, as a shell has it."""
+
+    def __init__(self, number: int) -> None:
+        name = signal.Signals(number).name
+        how = " (Ctrl-C)" if number == signal.SIGINT else ""
+        super().__init__(f"interrupted by {name}{how}")
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """A context in which the first of the signals raises :class:`Interrupted`.
+
+    In :meth:`held` it is only noted, and :meth:`check` raises it, so that a process that was just
+    started is never lost. After the first signal the others are ignored: ending the processes
+    takes a bounded time. Outside of the main thread signals stay as they are.
+    """
+
+    def __init__(self) -> None:
+        self._noted: int | None = None
+        self._held = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in _NUMBERS:
+                # A run started with nohup ignores SIGHUP, and stays that way.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, signals wait for :meth:`check`; one that is noted at the end is raised there."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self.check()
+
+    def check(self) -> None:
+        """Raises :class:`Interrupted` once, if a signal has been noted."""
+        if self._noted is not None:
+            number, self._noted = self._noted, None
+            raise Interrupted(number)
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        for other in self._previous:
+            signal.signal(other, signal.SIG_IGN)
+        if self._held:
+            self._noted = number
+        else:
+            raise Interrupted(number)

@@ -1,0 +1,119 @@
+"""The files of a comparison: a curve for each arm and seed, and summary.json.
+
+``ARM-SEED.jsonl`` has a line for each evaluation; it is there only when that run has finished.
+``summary.json`` holds what all runs share, and for each run how it ended and its figures; the
+figure and the table are functions of these files alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsmoe.benchmark.run.folder import read_json, write_json
+from dsmoe.common.errors import ResultsError, UsageError
+from dsmoe.convergence.arms import ARMS
+
+SUMMARY = "summary.json"
+SCHEMA = 1
+OK = "ok"
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One finished run: ``figures`` from the summary, ``points`` the lines of its curve."""
+
+    arm: str
+    seed: int
+    figures: dict[str, Any]
+    points: list[dict[str, Any]]
+
+
+def run_name(arm: str, seed: int) -> str:
+    return f"{arm}-{seed}"
+
+
+def open_summary(output: Path, common: dict[str, Any]) -> dict[str, Any]:
+    """The summary in ``output``, or a new one. ``common``: setting, text, device, tree ids.
+
+    Raises UsageError where the folder holds a comparison of another kind, whose runs must not
+    stand beside those of this one.
+    """
+    if not (output / SUMMARY).exists():
+        return {"schema": SCHEMA, "common": common, "runs": {}}
+    summary = read_summary(output)
+    # through JSON, as the stored one has been
+    here = json.loads(json.dumps(common))
+    other = sorted(key for key in here if summary["common"].get(key) != here[key])
+    if other:
+        raise UsageError(
+            f"{output / SUMMARY} is of a comparison with another {', '.join(other)}; expected the "
+            "same: name another folder with --output"
+        )
+    return summary
+
+
+def read_summary(output: Path) -> dict[str, Any]:
+    """Raises ResultsError where there is none that can be read."""
+    path = output / SUMMARY
+    try:
+        summary = read_json(path)
+        if summary["schema"] != SCHEMA:
+            raise ResultsError(f"{path}: schema {summary['schema']}, expected {SCHEMA}")
+        if not isinstance(summary["runs"], dict) or not isinstance(summary["common"], dict):
+            raise TypeError("runs and common are no objects")
+        return dict(summary)
+    except FileNotFoundError as error:
+        raise ResultsError(f"{path}: no such file; expected the results of a comparison") from error
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"{path}: not the summary of a comparison ({error})") from error
+
+
+def finished(output: Path, summary: dict[str, Any], name: str, identity: dict[str, Any]) -> bool:
+    """Whether ``summary`` has the run ``name`` with its curve, made as ``identity`` says."""
+    run = summary["runs"].get(name, {})
+    same = run.get("identity") == json.loads(json.dumps(identity))
+    return run.get("status") == OK and same and (output / f"{name}.jsonl").is_file()
+
+
+def store(output: Path, summary: dict[str, Any], name: str, run: dict[str, Any]) -> None:
+    """Add ``run``; for a finished one its curve is copied out of its folder first."""
+    curve = output / f"{name}.jsonl"
+    try:
+        if run["status"] == OK:
+            beside = curve.with_name(f".{curve.name}")
+            source = output / run["run_folder"] / "iterations.jsonl"
+            beside.write_bytes(source.read_bytes())
+            beside.replace(curve)
+        else:
+            curve.unlink(missing_ok=True)
+        summary["runs"][name] = run
+        write_json(output / SUMMARY, summary)
+    except OSError as error:
+        raise ResultsError(f"{output}: cannot be written: {error.strerror}") from error
+
+
+def read_curves(output: Path, summary: dict[str, Any]) -> list[Curve]:
+    """The finished runs, in the order of the arms. Raises ResultsError for a broken curve."""
+    curves = []
+    for name, run in summary["runs"].items():
+        if run.get("status") != OK:
+            continue
+        path = output / f"{name}.jsonl"
+        try:
+            points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for point in points:
+                float(point["tokens"]), float(point["held_out_loss"])
+        except OSError as error:
+            raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResultsError(f"{path}: not the curve of a run ({error!r})") from error
+        curves.append(Curve(run["arm"], run["seed"], run, points))
+    order = list(ARMS)
+    known = [curve for curve in curves if curve.arm in order]
+    return sorted(known, key=lambda curve: (order.index(curve.arm), curve.seed))

@@ -1,0 +1,1 @@
+"""Where hosts come from: Ray, Slurm, a list, this machine."""

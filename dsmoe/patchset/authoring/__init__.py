@@ -1,0 +1,1 @@
+"""Changing the series: export, lint, and carrying it over to another base."""

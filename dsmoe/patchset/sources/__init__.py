@@ -1,0 +1,1 @@
+"""Where a DeepSpeed comes from: the release archive, or the package that pip installed."""

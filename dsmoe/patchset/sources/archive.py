@@ -1,0 +1,127 @@
+"""The release's source archive: fetching it with pip, checking it, unpacking it safely."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Callable
+
+from dsmoe.common.errors import ArchiveProblem
+from dsmoe.common.places import work_folder
+from dsmoe.patchset.base import Base
+
+Say = Callable[[str], None]
+
+
+def archive_cache() -> Path:
+    """Where archives are kept: $DSMOE_ARCHIVE_DIR, or archives/ in the work folder (build/)."""
+    given = os.environ.get("DSMOE_ARCHIVE_DIR")
+    return Path(given) if given else work_folder() / "archives"
+
+
+def fetch_archive(base: Base, cache: Path | None = None, say: Say = print) -> Path:
+    """The checked archive of ``base``, from ``cache`` or else downloaded into it with pip.
+
+    Raises:
+        ArchiveProblem: pip cannot fetch it, or its sha256 is not the pinned one.
+    """
+    cache = cache or archive_cache()
+    name = base.release["archive"]
+    target = cache / name
+    if not target.is_file():
+        say(f"fetching {name} with pip into {cache}")
+        with tempfile.TemporaryDirectory(prefix="dsmoe-") as folder:
+            _pip_download(base, Path(folder))
+            fetched = Path(folder) / name
+            if not fetched.is_file():
+                raise ArchiveProblem(f"pip fetched no {name}; pass a local copy with --archive")
+            check_archive(base, fetched)
+            cache.mkdir(parents=True, exist_ok=True)
+            partial = cache / f".{name}.{os.getpid()}"
+            shutil.copyfile(fetched, partial)
+            partial.replace(target)
+    check_archive(base, target)
+    return target
+
+
+def _pip_download(base: Base, folder: Path) -> None:
+    what = f"{base.release['package']}=={base.release['version']}"
+    flags = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "download", *flags, "-d", str(folder), what]
+    missing = [name for name in ("pip", "torch", "setuptools", "wheel") if not _importable(name)]
+    if missing:
+        raise ArchiveProblem(
+            f"downloading {what} runs its setup.py, which needs {', '.join(missing)} in "
+            f"{sys.executable}; install them, or pass a local copy with --archive"
+        )
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=str(folder)
+    )
+    if done.returncode:
+        lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+        raise ArchiveProblem(
+            f"pip could not download {what} (status {done.returncode}); "
+            "pass a local copy with --archive",
+            lines[-8:],
+        )
+
+
+def _importable(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def check_archive(base: Base, path: Path) -> None:
+    """``ArchiveProblem`` unless ``path`` has the pinned sha256."""
+    total = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                total.update(block)
+    except OSError as error:
+        raise ArchiveProblem(f"cannot read the archive {path}: {error.strerror}") from None
+    if total.hexdigest() != base.release["sha256"]:
+        raise ArchiveProblem(
+            f"{path} has sha256 {total.hexdigest()}, expected {base.release['sha256']} "
+            f"({base.release['archive']}); remove it and fetch it again"
+        )
+
+
+def unpack(archive: Path, folder: Path, root: str) -> None:
+    """Unpack the files below ``root`` in ``archive`` into ``folder``, with modes 644 and 755.
+
+    Raises:
+        ArchiveProblem: a member is no plain file or folder, or lies outside ``root``.
+    """
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                target = folder / _safe_name(member, root)
+                if member.isdir():
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                content = tar.extractfile(member)
+                if content is None:
+                    raise ArchiveProblem(f"{archive}: {member.name} cannot be read")
+                with target.open("xb") as stream:
+                    shutil.copyfileobj(content, stream)
+                target.chmod(0o755 if member.mode & 0o100 else 0o644)
+    except (tarfile.TarError, EOFError, FileExistsError) as error:
+        raise ArchiveProblem(f"{archive} cannot be unpacked: {error}") from None
+
+
+def _safe_name(member: tarfile.TarInfo, root: str) -> Path:
+    parts = PurePosixPath(member.name).parts
+    if not (member.isfile() or member.isdir()):
+        raise ArchiveProblem(f"the archive holds {member.name!r}, neither a file nor a folder")
+    outside = member.name.startswith("/") or "\\" in member.name or ".." in parts
+    if outside or not parts or parts[0] != root or ".git" in parts:
+        raise ArchiveProblem(f"the archive holds {member.name!r}, outside of {root}/")
+    return Path(*parts[1:])

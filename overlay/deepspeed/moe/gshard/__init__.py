@@ -1,0 +1,1 @@
+"""GShard's MoE layer: router, routing, dispatch, experts, all-to-all."""

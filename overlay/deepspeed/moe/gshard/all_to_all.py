@@ -1,0 +1,56 @@
+"""Exchange of tokens between the processes of an expert parallel group.
+
+DeepSpeed's ``_AllToAll`` is an autograd function around an in-place collective. torch.compile of
+torch 2.11 traces into it and loses the gradient behind it: the experts are then not trained, and
+nothing says so. As an operator of its own the exchange is opaque to the compiler.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.moe.sharded_moe import _AllToAll
+from deepspeed.utils import groups
+from torch import Tensor
+
+_HAS_OPERATORS = hasattr(getattr(torch, "library", None), "custom_op")  # torch 2.4
+
+
+def group_name(group: Any) -> str | None:
+    """The name by which an operator finds ``group``; None where this torch has no such thing."""
+    return getattr(group, "group_name", None) if _HAS_OPERATORS else None
+
+
+def all_to_all(x: Tensor, name: str | None) -> Tensor:
+    """Part p of the first dimension goes to process p; what comes from p is part p of the result.
+
+    Args:
+        x: of one shape on all processes, its first dimension a multiple of their number.
+        name: of the expert parallel group (:func:`group_name`).
+    """
+    if name is None or x.is_meta:
+        return _AllToAll.apply(groups.get_expert_parallel_group(), x)
+    return _exchange(x.contiguous(), name)
+
+
+if _HAS_OPERATORS:
+    # The annotations are read when the operator is made, so they cannot be words.
+    def _exchange_now(x, name):  # type: ignore[no-untyped-def]
+        out = torch.empty_like(x)
+        group = dist.distributed_c10d._resolve_process_group(name)
+        dist.all_to_all_single(out, x, group=group)
+        return out
+
+    _exchange_now.__annotations__ = {"x": Tensor, "name": str, "return": Tensor}
+    _exchange = torch.library.custom_op("dsmoe::all_to_all", _exchange_now, mutates_args=())
+    _exchange.register_fake(lambda x, name: torch.empty_like(x))
+
+    def _remember(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.name = inputs[1]
+
+    def _back(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _exchange(grad.contiguous(), ctx.name), None
+
+    _exchange.register_autograd(_back, setup_context=_remember)

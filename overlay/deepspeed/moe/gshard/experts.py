@@ -1,0 +1,95 @@
+"""The experts of one process as two batched products.
+
+Shape suffixes: E experts of this process, R rows of an expert, M model width, H hidden width.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from deepspeed.moe.expert_init import expert_seed
+from deepspeed.moe.kernels.feed_forward import feed_forward, fuses
+from torch import Tensor, nn
+
+from .activation import gelu
+
+
+class StackedExperts(nn.Module):
+    """Feed-forward experts, their weights stacked: gelu(x W1 + b1) W2 + b2 for each.
+
+    The parameters carry ``allreduce = False``, by which DeepSpeed knows experts, and
+    ``adafactor_batch_dims = 1``: the first dimension counts experts, and an optimizer that looks
+    at whole matrices is to look at each expert by itself.
+
+    Args:
+        num_local_experts: E.
+        hidden_size, ffn_size: M and H.
+        init_std, output_std: standard deviations of W1 and W2 at the start.
+
+    The weights are unset until :meth:`initialise`.
+    """
+
+    def __init__(
+        self,
+        num_local_experts: int,
+        hidden_size: int,
+        ffn_size: int,
+        init_std: float = 0.02,
+        output_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.init_std = init_std
+        self.output_std = output_std
+        self.w1 = nn.Parameter(torch.empty(num_local_experts, hidden_size, ffn_size))
+        self.b1 = nn.Parameter(torch.empty(num_local_experts, ffn_size))
+        self.w2 = nn.Parameter(torch.empty(num_local_experts, ffn_size, hidden_size))
+        self.b2 = nn.Parameter(torch.empty(num_local_experts, hidden_size))
+        self._mark()
+
+    def _mark(self) -> None:
+        for parameter in self.parameters():
+            parameter.allreduce = False
+            parameter.adafactor_batch_dims = 1
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copying and unpickling drop a parameter's attributes; unmarked experts would be averaged
+        over all processes, so they are marked again."""
+        super().__setstate__(state)
+        self._mark()
+
+    def initialise(self, first_global_expert: int, layer_seed: int) -> None:
+        """Draw the weights (normal; biases 0), each expert from its own stream.
+
+        A weight is drawn in ``nn.Linear``'s layout and transposed, so that an expert of the same
+        seed has the same weights here and as a module of linear layers.
+        """
+
+        @torch.no_grad()
+        def draw(local: int) -> None:
+            generator = torch.Generator().manual_seed(
+                expert_seed(layer_seed, first_global_expert + local)
+            )
+            for weight, std in (
+                (self.w1[local], self.init_std),
+                (self.w2[local], self.output_std),
+            ):
+                drawn = torch.empty(weight.t().shape, device="cpu")
+                weight.copy_(drawn.normal_(std=std, generator=generator).t())
+
+        # torch draws on one thread; a stream of its own lets every expert have one
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(draw, range(self.w1.shape[0])))
+        with torch.no_grad():
+            self.b1.zero_()
+            self.b2.zero_()
+
+    def forward(self, x_ERM: Tensor) -> Tensor:
+        """Each expert on its own rows; [E, R, M] to [E, R, M]."""
+        if fuses(x_ERM):
+            return feed_forward(x_ERM, self.w1, self.b1, self.w2) + self.b2[:, None]
+        # the biases are added outside of the products: baddbmm keeps them from fusing with GELU
+        hidden_ERH = gelu(torch.bmm(x_ERM, self.w1) + self.b1[:, None])
+        return torch.bmm(hidden_ERH, self.w2) + self.b2[:, None]

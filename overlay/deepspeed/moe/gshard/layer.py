@@ -1,0 +1,247 @@
+"""GShard's MoE layer in place of DeepSpeed's: local groups, named policies, index dispatch.
+
+Shape suffixes: N tokens, G groups, S tokens of a group, K choices, E experts of all processes,
+C capacity, R = G C rows of an expert, P processes of the expert parallel group, D = E / P experts
+of this process, M model width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from deepspeed.moe.expert_init import draw_seed
+from deepspeed.moe.kernels.exchanged_experts import exchanged_experts, fuses
+from deepspeed.moe.layer import MoE
+from deepspeed.utils import groups
+from torch import Tensor, nn
+
+from .all_to_all import all_to_all, group_name
+from .dispatch import combine, dispatch, make_plan
+from .experts import StackedExperts
+from .router import Gate
+from .routing import Routing, RoutingRule, expert_capacity, product_form, route
+
+
+class LayerStats(NamedTuple):
+    """What the loss and the reports need of one layer; see :class:`~.gating.Routing`."""
+
+    aux_loss: Tensor
+    z_loss: Tensor
+    expert_load_E: Tensor
+    dropped_share: Tensor
+
+
+class LocalExperts(nn.Module):
+    """Holds the experts of this process under the name that checkpoints know."""
+
+    def __init__(self, stacked: nn.Module) -> None:
+        super().__init__()
+        self.stacked = stacked
+
+    def forward(self, x_DRM: Tensor) -> Tensor:
+        """[D, rows, M] to [D, rows, M]."""
+        return self.stacked(x_DRM)
+
+
+class GShardLayer(nn.Module):
+    """Gate, dispatch, experts, combine; made by :class:`GShardMoE`, which documents it."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        experts: LocalExperts,
+        num_local_experts: int,
+        rule: RoutingRule,
+        capacity_factors: tuple[float, float],
+        min_capacity: int,
+        group_size: int | None,
+        drop_tokens: bool,
+        product_form: bool,
+    ) -> None:
+        super().__init__()
+        self.gate = gate
+        self.experts = experts
+        self.num_local_experts = num_local_experts
+        self.num_experts = gate.wg.out_features
+        self.group_name = group_name(groups.get_expert_parallel_group())
+        self.rule = rule
+        # evaluation draws nothing: the best experts, always
+        self.eval_rule = RoutingRule(rule.top_k, "all", rule.renormalize)
+        self.capacity_factors = capacity_factors
+        self.min_capacity = min_capacity
+        self.group_size = group_size
+        self.drop_tokens = drop_tokens
+        self.product_form = product_form
+
+    def forward(
+        self, hidden: Tensor, used_token: Tensor | None = None
+    ) -> tuple[Tensor, LayerStats]:
+        """[..., M] to [..., M] and the layer's stats; ``used_token`` is [...] without M."""
+        width = hidden.shape[-1]
+        x_NM = hidden.reshape(-1, width)
+        tokens = x_NM.shape[0]
+        size = max(min(self.group_size or tokens, tokens), 1)
+        padding = -tokens % size if tokens else 1
+        used_N = None if used_token is None else used_token.reshape(-1).to(torch.bool)
+        if padding:
+            if used_N is None:
+                used_N = torch.ones(tokens, dtype=torch.bool, device=hidden.device)
+            used_N = F.pad(used_N, (0, padding))
+            x_NM = F.pad(x_NM, (0, 0, 0, padding))
+        logits_GSE = self.gate(x_NM).reshape(-1, size, self.num_experts)
+        used_GS = None if used_N is None else used_N.reshape(-1, size)
+        rule = self.rule if self.training else self.eval_rule
+        routing = route(logits_GSE, self._capacity(tokens, size), rule, used_GS)
+        out_NM = (
+            self._by_products(x_NM, routing) if self.product_form else self._by_index(x_NM, routing)
+        )
+        stats = LayerStats(
+            routing.aux_loss, routing.z_loss, routing.expert_load_E, routing.dropped_share
+        )
+        return out_NM[:tokens].reshape(hidden.shape), stats
+
+    def _capacity(self, tokens: int, size: int) -> int:
+        """C; that of a whole group also where the tokens do not fill one."""
+        if not self.drop_tokens:
+            return size
+        factor = self.capacity_factors[0] if self.training else self.capacity_factors[1]
+        whole = self.group_size or max(tokens, 1)
+        wanted = expert_capacity(
+            whole, self.num_experts, self.rule.top_k, factor, self.min_capacity
+        )
+        return min(wanted, size)
+
+    def _by_index(self, x_NM: Tensor, routing: Routing) -> Tensor:
+        plan = make_plan(routing)
+        y_ERM = self._run_experts(dispatch(x_NM, plan))
+        weight_KN = routing.weight_KGS.reshape(routing.weight_KGS.shape[0], -1)
+        return combine(y_ERM, weight_KN, plan)
+
+    def _by_products(self, x_NM: Tensor, routing: Routing) -> Tensor:
+        """The paper's einsum form (its section 3.2): the readable reference."""
+        combine_GSEC, mask_GSEC = product_form(routing)
+        groups_, size, experts, capacity = combine_GSEC.shape
+        x_GSM = x_NM.reshape(groups_, size, -1)
+        x_EGCM = torch.einsum("gsec,gsm->egcm", mask_GSEC.to(x_NM.dtype), x_GSM)
+        y_ERM = self._run_experts(x_EGCM.reshape(experts, groups_ * capacity, -1))
+        y_EGCM = y_ERM.reshape(experts, groups_, capacity, -1).to(combine_GSEC.dtype)
+        out_GSM = torch.einsum("gsec,egcm->gsm", combine_GSEC, y_EGCM)
+        return out_GSM.reshape(x_NM.shape).to(x_NM.dtype)
+
+    def _run_experts(self, x_ERM: Tensor) -> Tensor:
+        """Every expert on its rows; across the expert parallel group where there is one."""
+        local = self.num_local_experts
+        if local == self.num_experts:
+            return self.experts(x_ERM)
+        stacked = getattr(self.experts, "stacked", None)
+        if isinstance(stacked, StackedExperts) and fuses(x_ERM, self.group_name):
+            weights = (stacked.w1, stacked.b1, stacked.w2, stacked.b2)
+            return exchanged_experts(x_ERM, *weights, self.group_name)
+        rows, width = x_ERM.shape[1:]
+        x_PDRM = all_to_all(x_ERM, self.group_name).reshape(-1, local, rows, width)
+        x_DPRM = x_PDRM.transpose(0, 1).reshape(local, -1, width)
+        y_DPRM = self.experts(x_DPRM).reshape(local, -1, rows, width)
+        return all_to_all(y_DPRM.transpose(0, 1).reshape(-1, rows, width), self.group_name)
+
+
+class GShardMoE(MoE):
+    """A mixture-of-experts layer by GShard's Algorithm 1, for DeepSpeed's engine and ZeRO.
+
+    A ``deepspeed.moe.layer.MoE`` to ``isinstance``, with that layer's parameter names
+    (``deepspeed_moe.gate.wg.weight``, ``deepspeed_moe.experts.…``) and results, but nothing of its
+    construction.
+
+    Args:
+        hidden_size: model width M.
+        num_experts: E over all processes, a multiple of the expert parallel size.
+        ffn_size: hidden width of an expert.
+        k, capacity_factor, eval_capacity_factor, min_capacity, noisy_gate_policy: as in ``MoE``;
+            "RSample" needs k = 1.
+        group_size: tokens of a local group; None: all of this process. If it does not divide the
+            tokens, the last group is shorter and keeps the capacity of a whole one.
+        second_expert_policy, renormalize: see :class:`~.gating.RoutingRule`. In evaluation the
+            second expert is the second best ("all").
+        drop_tokens: False gives every expert room for a whole group, E/k times the usual rows,
+            rather than wait for the device to say how many it needs.
+        product_form: dispatch and combine by einsum over [G, S, E, C].
+        init_std, output_std: standard deviations of the experts' two weights.
+        initialise: draw the experts' weights now, from a seed of the default generator.
+        experts: a module to use for this process's experts, [D, rows, M] to the same; its
+            parameters are marked as experts'. By default :class:`StackedExperts`.
+
+    Every process of the expert parallel group must bring equally many tokens.
+
+    Raises:
+        ValueError: for a number of experts that cannot be shared out, or k above it.
+        RuntimeError: if DeepSpeed's groups do not exist yet.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        ffn_size: int,
+        k: int = 2,
+        capacity_factor: float = 1.0,
+        eval_capacity_factor: float = 1.0,
+        min_capacity: int = 4,
+        group_size: int | None = None,
+        second_expert_policy: str = "sampling",
+        renormalize: str = "kept",
+        drop_tokens: bool = True,
+        noisy_gate_policy: str | None = None,
+        product_form: bool = False,
+        init_std: float = 0.02,
+        output_std: float = 0.02,
+        initialise: bool = True,
+        experts: nn.Module | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        num_local_experts = _share_out(num_experts, k)
+        self.num_experts = num_experts
+        own = experts is None
+        if own:
+            experts = StackedExperts(num_local_experts, hidden_size, ffn_size, init_std, output_std)
+            if initialise and not experts.w1.is_meta:
+                first = groups.get_expert_parallel_rank() * num_local_experts
+                experts.initialise(first, draw_seed())
+        for parameter in experts.parameters():
+            parameter.allreduce = False
+        self.deepspeed_moe = GShardLayer(
+            Gate(hidden_size, num_experts, jitter=noisy_gate_policy == "Jitter"),
+            LocalExperts(experts),
+            num_local_experts,
+            RoutingRule(k, second_expert_policy, renormalize, noisy_gate_policy == "RSample"),
+            (capacity_factor, eval_capacity_factor),
+            min_capacity,
+            group_size,
+            drop_tokens,
+            product_form,
+        )
+
+    def forward(
+        self, hidden_states: Tensor, used_token: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Output [..., M], balance loss, and first choices per expert [E], as ``MoE`` does."""
+        output, stats = self.deepspeed_moe(hidden_states, used_token)
+        return output, stats.aux_loss, stats.expert_load_E
+
+
+def _share_out(num_experts: int, k: int) -> int:
+    """Experts of this process."""
+    if not groups.expert_parallel_is_initialized():
+        raise RuntimeError(
+            "DeepSpeed's groups are not initialized;"
+            " call deepspeed.utils.groups.initialize(ep_size) before making an MoE layer"
+        )
+    if not 1 <= k <= min(num_experts, 2):
+        raise ValueError(f"k is {k}; expected 1 or 2, and at most num_experts = {num_experts}")
+    processes = groups.get_expert_parallel_world_size()
+    if num_experts % processes:
+        raise ValueError(
+            f"num_experts is {num_experts};"
+            f" expected a multiple of the expert parallel size {processes}"
+        )
+    return num_experts // processes

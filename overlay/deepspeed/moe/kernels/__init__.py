@@ -1,0 +1,1 @@
+"""What makes the model fast: one backend a file; policy.py says which is used."""

@@ -1,0 +1,144 @@
+"""Causal attention whose backward pass is flash-attn's, for a compiled training pass.
+
+Forward it is the fused attention that torch has, cuDNN's; backward the kernel of
+hopper_attention.py, which writes the gradients of query, key and value as the one tensor that the
+projection's backward pass reads. Elsewhere the operators are the formula written out.
+
+Shape suffixes: B sequences, S positions, 3 for query, key and value, N heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .gelu_product import HAS_OPERATORS, serves
+from .policy import kernels
+from .verify import check
+
+OPERATOR = "causal_attention"
+
+
+def fuses(qkv_BS3ND: Tensor) -> bool:
+    """Whether :func:`causal_attention` is for this, in a region being compiled."""
+    attention = kernels().attention
+    return serves(qkv_BS3ND) and attention is not None and attention.serves(qkv_BS3ND)
+
+
+def _scores(qkv_BS3ND: Tensor) -> tuple[Tensor, ...]:
+    """q k^T / sqrt(D) [B, N, S, S] at least in fp32, -inf for what comes later; and q, k, v."""
+    exact = torch.promote_types(qkv_BS3ND.dtype, torch.float32)
+    q_BNSD, k_BNSD, v_BNSD = qkv_BS3ND.to(exact).permute(2, 0, 3, 1, 4)
+    scores_BNSS = torch.matmul(q_BNSD, k_BNSD.transpose(-1, -2)) / math.sqrt(q_BNSD.shape[-1])
+    length = q_BNSD.shape[-2]
+    future_SS = torch.ones(length, length, dtype=torch.bool, device=q_BNSD.device).triu(1)
+    return scores_BNSS.masked_fill(future_SS, float("-inf")), q_BNSD, k_BNSD, v_BNSD
+
+
+def _formula(qkv_BS3ND: Tensor) -> tuple[Tensor, Tensor]:
+    scores_BNSS, _, _, v_BNSD = _scores(qkv_BS3ND)
+    lse_BNS = torch.logsumexp(scores_BNSS, -1)
+    share_BNSS = (scores_BNSS - lse_BNS[..., None]).exp()
+    y_BSND = torch.matmul(share_BNSS, v_BNSD).transpose(1, 2)
+    return y_BSND.to(qkv_BS3ND.dtype).contiguous(), lse_BNS
+
+
+def _backward_formula(
+    dy_BSND: Tensor, qkv_BS3ND: Tensor, y_BSND: Tensor, lse_BNS: Tensor
+) -> Tensor:
+    """Dao and others, FlashAttention (arXiv 2205.14135), appendix B.2."""
+    scores_BNSS, q_BNSD, k_BNSD, v_BNSD = _scores(qkv_BS3ND)
+    share_BNSS = (scores_BNSS - lse_BNS[..., None]).exp()
+    dy_BNSD, y_BNSD = (t.transpose(1, 2).to(share_BNSS.dtype) for t in (dy_BSND, y_BSND))
+    dshare_BNSS = torch.matmul(dy_BNSD, v_BNSD.transpose(-1, -2))
+    along_BNS1 = (dy_BNSD * y_BNSD).sum(-1, keepdim=True)
+    dscores_BNSS = share_BNSS * (dshare_BNSS - along_BNS1) / math.sqrt(q_BNSD.shape[-1])
+    gradients = (
+        torch.matmul(dscores_BNSS, k_BNSD),
+        torch.matmul(dscores_BNSS.transpose(-1, -2), q_BNSD),
+        torch.matmul(share_BNSS.transpose(-1, -2), dy_BNSD),
+    )
+    return torch.stack([g.transpose(1, 2) for g in gradients], 2).to(qkv_BS3ND.dtype)
+
+
+def _forward(qkv_BS3ND: Tensor) -> tuple[Tensor, Tensor]:
+    attention = kernels().attention
+    if attention is None or not attention.serves(qkv_BS3ND):
+        return _formula(qkv_BS3ND)
+    q_BNSD, k_BNSD, v_BNSD = qkv_BS3ND.permute(2, 0, 3, 1, 4)
+    y_BNSD, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q_BNSD, k_BNSD, v_BNSD, None, True, 0.0, True
+    )
+    return y_BNSD.transpose(1, 2).contiguous(), lse.reshape(q_BNSD.shape[:3]).contiguous()
+
+
+def _backward(dy_BSND: Tensor, qkv_BS3ND: Tensor, y_BSND: Tensor, lse_BNS: Tensor) -> Tensor:
+    attention = kernels().attention
+    if attention is None or not attention.serves(qkv_BS3ND):
+        return _backward_formula(dy_BSND, qkv_BS3ND, y_BSND, lse_BNS)
+    dy_BSND = dy_BSND.contiguous()
+    dqkv_BS3ND = attention.backward(dy_BSND, qkv_BS3ND, y_BSND, lse_BNS)
+    check(
+        "flash-attn",
+        ("attention'", *qkv_BS3ND.shape, qkv_BS3ND.dtype),
+        qkv_BS3ND.dtype,
+        lambda: dqkv_BS3ND[-1:, :, :, -1:].unbind(2),
+        lambda: _backward_formula(
+            dy_BSND[-1:, :, -1:],
+            qkv_BS3ND[-1:, :, :, -1:].float(),
+            y_BSND[-1:, :, -1:],
+            lse_BNS[-1:, -1:],
+        ).unbind(2),
+    )
+    return dqkv_BS3ND
+
+
+if HAS_OPERATORS:
+    _operator = torch.library.custom_op(
+        f"dsmoe::{OPERATOR}",
+        _forward,
+        mutates_args=(),
+        schema="(Tensor qkv) -> (Tensor, Tensor)",
+    )
+    _backward_operator = torch.library.custom_op(
+        f"dsmoe::{OPERATOR}_backward",
+        _backward,
+        mutates_args=(),
+        schema="(Tensor dy, Tensor qkv, Tensor y, Tensor lse) -> Tensor",
+    )
+
+    @_operator.register_fake
+    def _(qkv: Any) -> Any:
+        batch, length, _, heads, width = qkv.shape
+        exact = torch.promote_types(qkv.dtype, torch.float32)
+        y = qkv.new_empty(batch, length, heads, width)
+        return y, qkv.new_empty(batch, heads, length, dtype=exact)
+
+    @_backward_operator.register_fake
+    def _(dy: Any, qkv: Any, y: Any, lse: Any) -> Any:
+        return qkv.new_empty(qkv.shape)
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv_BS3ND: Tensor) -> Tensor:
+        y_BSND, lse_BNS = _operator(qkv_BS3ND)
+        ctx.save_for_backward(qkv_BS3ND, y_BSND, lse_BNS)
+        return y_BSND
+
+    @staticmethod
+    def backward(ctx: Any, dy_BSND: Tensor) -> Tensor:
+        return _backward_operator(dy_BSND, *ctx.saved_tensors)
+
+
+def causal_attention(qkv_BS3ND: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v over a position and those before it; [B, S, 3, N, D] to
+    [B, S, N, D].
+
+    Raises:
+        RuntimeError: in the backward pass, if the library's first result is not the formula's.
+    """
+    return _CausalAttention.apply(qkv_BS3ND)

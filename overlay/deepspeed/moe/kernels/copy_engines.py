@@ -1,0 +1,282 @@
+"""Messages between the GPUs of one host by their copy engines, not by multiprocessors.
+
+NCCL's kernels hold multiprocessors while they send, which the products beside them then lack; what
+that saves: docs/performance.md. (In a CUDA graph the driver copies within a GPU by small kernels.)
+Here every process has an inbox in memory that the others write to (torch's symmetric memory). A
+message is a copy there and then a flag; the receiver's stream waits for the flag
+(``cuStreamWaitValue32``), copies the message out and gives the place back by a flag of the
+sender's. Every flag returns to what it was, so a CUDA graph can repeat an exchange.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .policy import leave
+
+_FLAG_BYTES = 16  # of one flag's place
+_ALIGNMENT = 512
+_EQUAL = 1  # CU_STREAM_WAIT_VALUE_EQ
+_TRIAL_SECONDS = 30
+# By the name of a group; with the group, since names are given again after a group's end.
+_inboxes: dict[str, tuple[Any, Inbox | None]] = {}
+_recorded: list[Inbox] = []  # that a CUDA graph goes on using
+
+
+def inbox_for(name: str, group: Any, size: int) -> Inbox | None:
+    """This process's inbox among those of ``group``, for messages of ``size`` bytes from each.
+
+    All processes of the group come here together, with the same size. None, with a warning that
+    says why, where messages have to go through NCCL; found out once for a group.
+    """
+    of, known = _inboxes.get(name, (None, None))
+    found_out = of is not None and of() is group
+    if found_out and (known is None or known.size >= size):
+        return known
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("an exchange grew while a CUDA graph was recorded; run it once before")
+    torch.cuda.synchronize()  # the old one, if there is one, is not in use
+    if found_out and known is not None and known.recorded:
+        _recorded.append(known)
+    inbox, reason = None, _problem(group)
+    if reason is None:
+        inbox, reason = _tried(group, size)
+    if reason is not None and dist.get_rank(group) == 0:
+        leave(f"tokens are exchanged by NCCL: {reason}")
+    _inboxes[name] = weakref.ref(group), None if reason else inbox
+    return _inboxes[name][1]
+
+
+def serves(name: str | None) -> bool:
+    """Whether the group of this name has exchanged messages by copy engines."""
+    return _inboxes.get(name or "", (None, None))[1] is not None
+
+
+def forget() -> None:
+    """Find out anew at the next message; for tests."""
+    _inboxes.clear()
+
+
+def _problem(group: Any) -> str | None:
+    """Why the processes of ``group`` cannot write to each other's memory; None if they can."""
+    own = torch.cuda.current_device()
+    all_of = _gather(group, (socket.gethostname(), _boot(), own, _missing()))
+    if len({host[:2] for host in all_of}) > 1:
+        return "its processes are on several hosts"
+    for missing in (host[3] for host in all_of):
+        if missing:
+            return missing
+    devices = [host[2] for host in all_of]
+    count = min(_gather(group, torch.cuda.device_count()))
+    if len(set(devices)) < len(devices) or max(devices) >= count:
+        return "its processes do not see each other's GPUs"
+    reached = [torch.cuda.can_device_access_peer(own, d) for d in devices if d != own]
+    return None if all(_gather(group, all(reached))) else "a GPU cannot reach another's memory"
+
+
+def _tried(group: Any, size: int) -> tuple[Inbox | None, str | None]:
+    """An inbox that has delivered a message from each, or why there is none.
+
+    Every act is over on all processes before the next one begins.
+
+    Raises:
+        RuntimeError: where a message does not come at all, since the stream then waits for ever.
+    """
+    inbox: Any = None
+    acts = (lambda _: Inbox(group, size), lambda box: box.join(group), lambda box: box.try_it())
+    for act in acts:
+        reason = None
+        try:
+            inbox = act(inbox) or inbox
+        except _NeverCame:
+            raise
+        except Exception as error:  # whatever the driver or torch have against it
+            words = str(error).split("\n")[0]
+            reason = f"{type(error).__name__}: {words}"
+        reason = next(filter(None, _gather(group, reason)), None)
+        if reason is not None:
+            return None, reason
+    return inbox, None
+
+
+class _NeverCame(RuntimeError):
+    """There is no going on: the stream that waits cannot be told to stop."""
+
+
+def _gather(group: Any, answer: Any) -> list[Any]:
+    """The answers of all processes of the group."""
+    answers: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(answers, answer, group=group)
+    return answers
+
+
+def _boot() -> str:
+    """Tells machines of one name apart."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+def _missing() -> str | None:
+    try:
+        import torch.distributed._symmetric_memory as symmetric
+
+        _ = symmetric.empty, symmetric.rendezvous  # torch 2.6
+        _wait_value()
+    except (ImportError, AttributeError, OSError) as error:
+        return f"torch {torch.__version__} or the driver lacks something ({error})"
+    return None
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _wait_value() -> Any:
+    """cuStreamWaitValue32 of the driver that torch has loaded."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    function = getattr(driver, "cuStreamWaitValue32_v2", None) or driver.cuStreamWaitValue32
+    function.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint]
+    return function
+
+
+class Inbox:
+    """Places for one message of each other process, and the flags that say what is in them."""
+
+    def __init__(self, group: Any, size: int) -> None:
+        import torch.distributed._symmetric_memory as symmetric
+
+        # Multicast is not needed, and it takes a resource of the host's switch that others share.
+        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+        self.size = -(-size // _ALIGNMENT) * _ALIGNMENT
+        self.rank, self.processes = dist.get_rank(group), dist.get_world_size(group)
+        self.wait_value = _wait_value()
+        device = _device()
+        self.stream = torch.cuda.Stream(device)
+        self.zero, self.one = (
+            torch.full((1,), i, dtype=torch.int32, device=device) for i in (0, 1)
+        )
+        head = 2 * self.processes * _FLAG_BYTES
+        self.head = -(-head // _ALIGNMENT) * _ALIGNMENT
+        total = self.head + (self.processes - 1) * self.size
+        own = symmetric.empty(total, dtype=torch.uint8, device=device)
+        own[: self.head].zero_()
+        self.memory = [own]
+        self.recorded = False
+
+    def join(self, group: Any) -> None:
+        """Meet the others, whose inboxes exist."""
+        import torch.distributed._symmetric_memory as symmetric
+
+        [own] = self.memory
+        self.handle = symmetric.rendezvous(own, group)
+        self.memory = [
+            own if p == self.rank else self.handle.get_buffer(p, (own.numel(),), torch.uint8)
+            for p in range(self.processes)
+        ]
+        for p in range(self.processes):
+            self._free(self.rank, p).copy_(self.one)
+        torch.cuda.synchronize()
+
+    def try_it(self) -> None:
+        """Swap two small messages with everyone.
+
+        Raises:
+            RuntimeError: where one does not arrive as it was sent, or not at all.
+        """
+        others = [p for p in range(self.processes) if p != self.rank]
+        number = torch.full((64,), self.rank, device=self.one.device)
+        got = [torch.full_like(number, -1) for _ in others]
+        for _ in range(2):
+            swap = self.swap(others, [[number]] * len(others), [[g] for g in got], [])
+        deadline = time.monotonic() + _TRIAL_SECONDS
+        while not swap.done.query():
+            if time.monotonic() > deadline:
+                raise _NeverCame(
+                    f"a message by the GPUs' copy engines did not come within {_TRIAL_SECONDS} s;"
+                    " train with DSMOE_KERNELS=nccl, and please report it"
+                )
+            time.sleep(0.001)
+        swap.wait()
+        if not all(bool((g == p).all()) for g, p in zip(got, others)):
+            raise RuntimeError("a message did not arrive as it was sent")
+
+    def _arrived(self, process: int, sender: int) -> Tensor:
+        """``process``'s flag: 1 while a message of ``sender`` lies there."""
+        return self._flag(process, 2 * sender)
+
+    def _free(self, process: int, receiver: int) -> Tensor:
+        """``process``'s flag: 1 while its place in ``receiver``'s inbox is free."""
+        return self._flag(process, 2 * receiver + 1)
+
+    def _flag(self, process: int, i: int) -> Tensor:
+        return self.memory[process][i * _FLAG_BYTES :][:4].view(torch.int32)
+
+    def _place(self, process: int, sender: int) -> Tensor:
+        place = sender - (sender > process)  # nobody writes to himself
+        return self.memory[process][self.head + place * self.size :][: self.size]
+
+    def _wait_for(self, flag: Tensor) -> None:
+        status = self.wait_value(self.stream.cuda_stream, flag.data_ptr(), 1, _EQUAL)
+        if status:
+            raise RuntimeError(
+                f"cuStreamWaitValue32 answered {status}; train with DSMOE_KERNELS=nccl"
+            )
+
+    def swap(
+        self,
+        others: list[int],
+        sent: list[list[Tensor]],
+        received: list[list[Tensor]],
+        moved: list[tuple[Tensor, Tensor]],
+    ) -> Swap:
+        """Start sending and receiving, for each of ``others`` the tensors of a list; then copy the
+        first to the second of each pair in ``moved``. All tensors are contiguous."""
+        self.recorded |= torch.cuda.is_current_stream_capturing()
+        now = torch.cuda.current_stream()
+        self.stream.wait_stream(now)
+        with torch.cuda.stream(self.stream):
+            for peer, tensors in zip(others, sent):
+                self._wait_for(self._free(self.rank, peer))
+                self._free(self.rank, peer).copy_(self.zero)
+                _copy_all(tensors, self._place(peer, self.rank), out_of_place=False)
+                self._arrived(peer, self.rank).copy_(self.one)
+            for source, target in moved:
+                target.copy_(source)
+            for peer, tensors in zip(others, received):
+                self._wait_for(self._arrived(self.rank, peer))
+                _copy_all(tensors, self._place(self.rank, peer), out_of_place=True)
+                self._arrived(self.rank, peer).copy_(self.zero)
+                self._free(peer, self.rank).copy_(self.one)
+            return Swap(self.stream.record_event())
+
+
+class Swap:
+    """An exchange under way."""
+
+    def __init__(self, done: torch.cuda.Event) -> None:
+        self.done = done
+
+    def wait(self) -> None:
+        """Let the current stream wait for what was received, and for the tensors that were sent."""
+        torch.cuda.current_stream().wait_event(self.done)
+
+
+def _copy_all(tensors: list[Tensor], place: Tensor, out_of_place: bool) -> None:
+    """Copy ``tensors`` to ``place`` one after another, or out of it."""
+    offset = 0
+    for tensor in tensors:
+        part = place[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        offset += tensor.nbytes
+        tensor.copy_(part) if out_of_place else part.copy_(tensor)

@@ -1,0 +1,226 @@
+"""Products with GELU, and with GELU's derivative, in their epilogue: operators for torch.compile.
+
+On a GPU, in 16 bit, they are one kernel of a library each: quack's on Hopper (hopper_products.py),
+else cuBLASLt's (cublaslt.py); elsewhere, and for shapes that neither has a kernel for, they are the
+same formula in torch's operations.
+
+Shape suffixes: E products in a batch, R rows, M model width, H hidden width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import cublaslt
+from .policy import kernels, leave
+from .verify import CHECKED_ROWS, check
+
+HAS_OPERATORS = hasattr(getattr(torch, "library", None), "custom_op")  # torch 2.4
+
+
+def serves(x: Tensor) -> bool:
+    """Whether ``x`` is what operators of our own are for: 16 bit, on a GPU, being compiled."""
+    return (
+        HAS_OPERATORS
+        and x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and torch.compiler.is_compiling()
+    )
+
+
+def matrix(weight: Tensor, transposed: bool) -> Tensor:
+    """[E, K, N] of a weight that is stored so, or ``transposed`` as [E, N, K]."""
+    return weight.transpose(1, 2) if transposed else weight
+
+
+def _up_formula(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
+    h_ERH = torch.bmm(x_ERM, matrix(w, transposed)) + b_EH[:, None]
+    return F.gelu(h_ERH, approximate="tanh"), h_ERH
+
+
+def _down_formula(
+    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool
+) -> tuple[Tensor, Tensor]:
+    da_ERH = torch.bmm(dy_ERM, matrix(w, transposed).transpose(1, 2))
+    dh_ERH = torch.ops.aten.gelu_backward(da_ERH, h_ERH, approximate="tanh")
+    return dh_ERH, dh_ERH.sum(1)
+
+
+def up(
+    x_ERM: Tensor,
+    w: Tensor,
+    b_EH: Tensor,
+    transposed: bool,
+    out: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`product_gelu`, now, and to ``out`` if there is one; rows may be a slice of more."""
+    if out is None:
+        shape = (*x_ERM.shape[:2], b_EH.shape[1])
+        out = x_ERM.new_empty(shape), x_ERM.new_empty(shape)
+    hopper = kernels().hopper
+    if hopper and hopper.serves(w, x_ERM, b_EH, *out):
+        hopper.gelu(x_ERM, matrix(w, transposed), b_EH, *out)
+        kind: Any = ("gelu", *x_ERM.shape, b_EH.shape[1], transposed, x_ERM.dtype)
+    else:
+        kind = _up_without_hopper(x_ERM.contiguous(), w.contiguous(), b_EH, transposed, out)
+    if kind is not None:
+        check(
+            _library(kind),
+            kind,
+            x_ERM.dtype,
+            lambda: (_few(out[0]), _few(out[1])),
+            lambda: _up_formula(_few(x_ERM).float(), _one(w), _one(b_EH), transposed),
+        )
+    return out
+
+
+def _up_without_hopper(
+    x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool, out: tuple[Tensor, Tensor]
+) -> cublaslt.Product | None:
+    """Returns the kind of cuBLASLt's product; None where it was the formula."""
+    b_EH = b_EH.contiguous()
+    if _by_cublaslt(x_ERM, w, b_EH, *out) and all(t.is_contiguous() for t in out):
+        kind = _kind(cublaslt.GELU_AUX_BIAS, x_ERM, b_EH.shape[1], transposed)
+        if cublaslt.product(kind, x_ERM, w, *out, b_EH):
+            return kind
+        _say_none(kind)
+    for target, result in zip(out, _up_formula(x_ERM, w, b_EH, transposed)):
+        target.copy_(result)
+    return None
+
+
+def down(
+    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`product_gelu_derivative`, now, the first to ``out`` if there is one; rows may be a
+    slice of more."""
+    dh_ERH = (
+        torch.empty(h_ERH.shape, dtype=h_ERH.dtype, device=h_ERH.device) if out is None else out
+    )
+    hopper = kernels().hopper
+    if hopper and hopper.serves(w, dy_ERM, h_ERH, dh_ERH):
+        back = matrix(w, transposed).transpose(1, 2)
+        db_EH = hopper.gelu_derivative(dy_ERM, back, h_ERH, dh_ERH)
+        kind: Any = ("gelu'", *dy_ERM.shape, h_ERH.shape[2], transposed, dy_ERM.dtype)
+    else:
+        kind, db_EH = _down_without_hopper(
+            dy_ERM.contiguous(), w.contiguous(), h_ERH.contiguous(), transposed, dh_ERH
+        )
+    if kind is not None:
+        check(
+            _library(kind),
+            kind,
+            dy_ERM.dtype,
+            # the sum is over all rows, so it is compared, as a mean, with the result's own
+            lambda: (_few(dh_ERH), db_EH[-1].float() / dh_ERH.shape[1]),
+            lambda: (
+                _down_formula(_few(dy_ERM).float(), _one(w), _few(h_ERH).float(), transposed)[0],
+                # rounded as a sum, so that what fp16 cannot hold is infinite in both
+                dh_ERH[-1].sum(0, dtype=torch.float32).to(dh_ERH.dtype).float() / dh_ERH.shape[1],
+            ),
+        )
+    return dh_ERH, db_EH
+
+
+def _down_without_hopper(
+    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool, dh_ERH: Tensor
+) -> tuple[cublaslt.Product | None, Tensor]:
+    """As :func:`_up_without_hopper`, and the sum over rows."""
+    if _by_cublaslt(dy_ERM, w, h_ERH, dh_ERH) and dh_ERH.is_contiguous():
+        # the weight of this product is the other one's, transposed
+        kind = _kind(cublaslt.DGELU, dy_ERM, h_ERH.shape[2], not transposed)
+        if cublaslt.product(kind, dy_ERM, w, dh_ERH, h_ERH, None):
+            return kind, dh_ERH.sum(1)
+        _say_none(kind)
+    result, db_EH = _down_formula(dy_ERM, w, h_ERH, transposed)
+    dh_ERH.copy_(result)
+    return None, db_EH
+
+
+def _by_cublaslt(x: Tensor, *others: Tensor) -> bool:
+    """Whether that library can be asked: it reads 16 bytes at a time, from such addresses."""
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and kernels().cublaslt
+        and all(t.dtype == x.dtype and t.data_ptr() % 16 == 0 for t in (x, *others))
+    )
+
+
+def _kind(epilogue: int, x: Tensor, outer: int, transposed: bool) -> cublaslt.Product:
+    return cublaslt.Product(epilogue, *x.shape, outer, transposed, x.dtype)
+
+
+def _library(kind: Any) -> str:
+    return "cuBLASLt" if isinstance(kind, cublaslt.Product) else "quack"
+
+
+def _one(weight: Tensor) -> Tensor:
+    """Of the last product, for the check: it shows wrong distances between products too."""
+    return weight[-1:].float()
+
+
+def _few(rows: Tensor) -> Tensor:
+    return rows[-1:, :CHECKED_ROWS]
+
+
+def _say_none(kind: cublaslt.Product) -> None:
+    leave(f"cuBLASLt has no kernel for {kind}; GELU is a kernel of its own")
+
+
+if HAS_OPERATORS:
+    _up_operator = torch.library.custom_op(
+        "dsmoe::product_gelu",
+        lambda x, w, b, transposed: up(x, w, b, transposed),
+        mutates_args=(),
+        schema="(Tensor x, Tensor w, Tensor b, bool transposed) -> (Tensor, Tensor)",
+    )
+    _down_operator = torch.library.custom_op(
+        "dsmoe::product_gelu_derivative",
+        lambda dy, w, h, transposed: down(dy, w, h, transposed),
+        mutates_args=(),
+        schema="(Tensor dy, Tensor w, Tensor h, bool transposed) -> (Tensor, Tensor)",
+    )
+
+    @_up_operator.register_fake
+    def _(x: Any, w: Any, b: Any, transposed: bool) -> Any:
+        return tuple(x.new_empty(*x.shape[:2], b.shape[1]) for _ in range(2))
+
+    @_down_operator.register_fake
+    def _(dy: Any, w: Any, h: Any, transposed: bool) -> Any:
+        return h.new_empty(h.shape), h.new_empty(h.shape[0], h.shape[2])
+
+
+def product_gelu(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
+    """gelu(x W + b) [E, R, H], and what GELU was given.
+
+    Args:
+        x_ERM: [E, R, M].
+        w: [E, M, H], or [E, H, M] if ``transposed`` (``nn.Linear``'s layout).
+        b_EH: [E, H].
+
+    Raises:
+        RuntimeError: if the library's first result is not that of torch's operations.
+    """
+    return _up_operator(x_ERM, w, b_EH, transposed)
+
+
+def product_gelu_derivative(
+    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool
+) -> tuple[Tensor, Tensor]:
+    """(dy W^T) * gelu'(h), [E, R, H]: the gradient of ``h`` from that of gelu(h) W; and its sum
+    over R, [E, H]: the gradient of the bias in ``h``.
+
+    Args:
+        dy_ERM: [E, R, M].
+        w: [E, H, M], or [E, M, H] if ``transposed``.
+        h_ERH: [E, R, H].
+
+    Raises:
+        RuntimeError: as :func:`product_gelu`.
+    """
+    return _down_operator(dy_ERM, w, h_ERH, transposed)

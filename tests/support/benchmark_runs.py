@@ -1,0 +1,128 @@
+"""Real benchmark runs for the tests: the front door in a process of its own, on a tiny case."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+from dsmoe.benchmark.results.record import RunRecord
+from dsmoe.benchmark.results.rows import read_rows
+from dsmoe.benchmark.results.store import RECORDS, ROWS, check_agreement, read_records
+from dsmoe.benchmark.run.processes import session_members
+
+# The front door with a suite of tiny cases; the checkout is taken as it is, as conftest does.
+# A shell starts background jobs with SIGINT ignored; the tests shall not depend on that.
+FRONT = """
+import dataclasses, json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from dsmoe.benchmark import checkout, cli, suites
+from dsmoe.benchmark.cases.suites import Case, ModelCase, Parallel
+model = ModelCase("tiny", 16, 2, 2, heads=2, sequence=16, vocab=260)
+base = Case("tiny", model, Parallel(1), 4, 1, "fp32", remat=False, dropout=0.0, iterations=5)
+changes = json.loads(sys.argv[1])
+base = dataclasses.replace(base, model=dataclasses.replace(model, **changes.pop("model", {})))
+base = dataclasses.replace(base, **changes)
+two = dataclasses.replace(base, parallel=Parallel(2, 2))
+suites.SUITES["tiny"] = (base, two)
+checkout.ensure = lambda path: None
+sys.exit(cli.main(["--suite", "tiny", *sys.argv[2:]]))
+"""
+
+
+class FrontDoor:
+    """A started front door; ``output`` is its results folder."""
+
+    def __init__(
+        self,
+        output: Path,
+        *options: str,
+        changes: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        import json
+
+        self.output = output
+        text = output.parent / "text.txt"
+        if not text.exists():
+            text.write_text("All work and no play makes Jack a dull boy.\n" * 200)
+        places = [] if "--data" in options else ["--data", str(text)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FRONT, json.dumps(changes or {}), "--output", str(output)]
+            + [*options, *places],
+            env={**os.environ, **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for(self, found: Callable[[], Any], seconds: float = 90) -> Any:
+        """What ``found`` returns as soon as it is true; fails with the output if it never is."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            value = found()
+            if value:
+                return value
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.05)
+        self.process.kill()
+        raise AssertionError(f"not within {seconds} s: {self.process.communicate()}")
+
+    def wait_for_iterations(self, count: int = 2) -> None:
+        def written() -> bool:
+            logs = list(self.output.glob("runs/*/iterations.jsonl"))
+            return bool(logs) and logs[0].read_bytes().count(b"\n") >= count
+
+        self.wait_for(written)
+
+    def launcher(self) -> int:
+        """The launcher's process id, which is that of its session."""
+        import psutil
+
+        children = psutil.Process(self.process.pid).children()
+        [launcher] = [child.pid for child in children if os.getsid(child.pid) == child.pid]
+        return launcher
+
+    def ranks(self) -> list[int]:
+        """The ids of the training processes, by local rank."""
+        import psutil
+
+        found = {}
+        for pid in session_members(self.launcher()):
+            words = psutil.Process(pid).cmdline()
+            rank = [word for word in words if word.startswith("--local_rank=")]
+            if rank and any(word.endswith("pretrain.py") for word in words):
+                found[rank[0]] = pid
+        return [found[key] for key in sorted(found)]
+
+    def end(self, seconds: float = 60) -> str:
+        """Wait for the end; all that was printed."""
+        try:
+            out, err = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
+        return out + err
+
+    @property
+    def code(self) -> int:
+        return self.process.returncode
+
+    def records(self) -> list[RunRecord]:
+        """The records, each with its row."""
+        found = read_records(self.output / RECORDS)
+        assert check_agreement(self.output) == len(found) == len(read_rows(self.output / ROWS))
+        return found
+
+    def failure(self) -> str:
+        """The reason of the only run, which must have a row with -1."""
+        [record] = self.records()
+        [row] = read_rows(self.output / ROWS)
+        assert (record.status, row.value["tflops"]) == ("failed", -1)
+        assert row.value["reason"] == record.reason
+        return record.reason or ""

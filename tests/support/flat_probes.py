@@ -1,0 +1,103 @@
+"""What the tests of flat_gradients measure inside a training step."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from deepspeed.utils import timer
+
+from support.scenarios import (
+    build,
+    end,
+    engine_config,
+    full,
+    start_engine,
+    train_steps,
+    whole_weights,
+)
+
+
+def summed_gradients(scenario: dict[str, Any]) -> dict[str, float]:
+    """How far the gradient that the optimizer sees lies from the fp64 sum of the micro-batches'.
+
+    One process. Relative, in the 2-norm; the step is not clipped.
+    """
+    scenario = full({**scenario, "clip": 0.0, "steps": 1})
+    model = build(scenario)
+    engine = start_engine(scenario, model)
+    sums = {id(p): torch.zeros_like(p, dtype=torch.float64) for p in model.parameters()}
+    for p in model.parameters():
+        p.register_hook(functools.partial(_add, sums[id(p)]))
+    zero, seen = engine.optimizer, []
+    real = zero.optimizer.step
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.extend(p.grad.double().clone() for p in zero.single_partition_of_fp32_groups)
+        return real(*args, **kwargs)
+
+    zero.optimizer.step = watched
+    train_steps(engine, scenario, 0, 1)
+    # release 0.5.4's name is the second
+    groups = zero.bit16_groups if hasattr(zero, "bit16_groups") else zero.fp16_groups
+    expected = torch.cat([sums[id(p)].view(-1) for g in groups for p in g])
+    found = torch.cat([g[: sum(p.numel() for p in ps)] for g, ps in zip(seen, groups)])
+    end(engine)
+    return {"apart": float((found - expected).norm() / expected.norm())}
+
+
+def _add(total: torch.Tensor, gradient: torch.Tensor) -> None:
+    total.add_(gradient.double())
+
+
+def waits_for_the_device(scenario: dict[str, Any], first: int, last: int) -> int:
+    """How often the engine waits for the device in the steps ``first`` to ``last`` - 1."""
+    scenario = full({**scenario, "steps": last})
+    engine = start_engine(scenario)
+    train_steps(engine, scenario, 0, first)
+    cuda, calls = timer.torch.cuda, []
+    real = cuda.synchronize
+    cuda.synchronize = lambda *args: calls.append(args)
+    try:
+        train_steps(engine, scenario, first, last)
+    finally:
+        cuda.synchronize = real
+    end(engine)
+    return len(calls)
+
+
+def overflow(scenario: dict[str, Any]) -> dict[str, Any]:
+    """A step of fp16 whose loss overflows, then one that does not, with a dynamic loss scale."""
+    config = {"fp16": {"enabled": True, "initial_scale_power": 14, "hysteresis": 1}}
+    scenario = full({**scenario, "precision": "fp16", "config": config, "steps": 2})
+    engine = start_engine(scenario)
+    before, scale = whole_weights(engine.module), engine.optimizer.loss_scale
+    zero = engine.optimizer
+    zero.loss_scaler.cur_scale = 2.0**40
+    train_steps(engine, scenario, 0, 1)
+    skipped = whole_weights(engine.module)
+    result = {
+        "skipped": engine.skipped_steps,
+        "unchanged": all(torch.equal(before[n], skipped[n]) for n in before),
+        "halved": zero.loss_scale == 2.0**39,
+    }
+    zero.loss_scaler.cur_scale = scale
+    train_steps(engine, scenario, 1, 2)
+    after = whole_weights(engine.module)
+    finite = all(bool(torch.isfinite(w).all()) for w in after.values())
+    moved = any(not torch.equal(after[n], before[n]) for n in before)
+    result["then"] = finite and moved and engine.skipped_steps == 1
+    end(engine)
+    return result
+
+
+def start_error(config: dict[str, Any]) -> str:
+    """What starting an engine with ``config`` laid over stage 2's raises; empty if it starts."""
+    scenario = full({"flat": True})
+    zero = {**engine_config(scenario)["zero_optimization"], **config}
+    try:
+        start_engine({**scenario, "config": {"zero_optimization": zero}})
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,37 @@
+"""One process of ranks.Pool: join the group, then do what the numbers on stdin stand for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import deepspeed  # noqa: F401  (it must be imported before the process group exists)
+import torch
+import torch.distributed as dist
+
+from support import checkpoint_scenarios, flat_probes, probes, scenarios
+
+MODULES = (scenarios, checkpoint_scenarios, probes, flat_probes)
+
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+if torch.cuda.is_available():
+    torch.cuda.set_device(rank)
+    # What a container's environment may have switched on; tests in fp32 mean fp32.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+dist.init_process_group(
+    "nccl" if torch.cuda.is_available() else "gloo",
+    init_method=f"file://{folder / 'store'}",
+    rank=rank,
+    world_size=int(os.environ["WORLD_SIZE"]),
+)
+for line in sys.stdin:
+    call = line.strip()
+    function, *arguments = torch.load(folder / f"in{call}")
+    work = next(getattr(module, function) for module in MODULES if hasattr(module, function))
+    result = work(*arguments)
+    # The file's name is the sign that it is whole.
+    torch.save(result, folder / f"saving{rank}")
+    (folder / f"saving{rank}").replace(folder / f"out{call}-{rank}")
+os._exit(0)  # gloo's threads can abort an orderly exit; see dsmoe/benchmark/train/process.py

@@ -1,0 +1,168 @@
+"""The plan against measured live tensor bytes of real steps, and its table."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import ROOT
+
+from dsmoe.benchmark.cases.chosen import chosen_cases, parser
+from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
+from dsmoe.benchmark.cases.suites import MODELS, Case, ModelCase, Parallel
+from dsmoe.benchmark.plan.estimate import worker
+from dsmoe.benchmark.results.store import read_records
+from dsmoe.benchmark.run import patched_deepspeed
+from dsmoe.benchmark.run.launch import free_port
+from dsmoe.commands import run as cli
+
+# The count is of the same tensors; what is left is scalars and the fused kernel's own scratch.
+TOLERANCE = 0.01
+# With flat gradients the measured peak of one case was 1.6 % higher in one run of several, by
+# 130,056 bytes. Why was not found; the reduction, which runs beside the next micro-batch there, is
+# the suspect.
+TOLERANCE_BESIDE = 0.03
+MODEL = ModelCase("plan", 64, 4, 4, heads=4, sequence=64, vocab=1000)
+BASE = Case(
+    "plan", MODEL, Parallel(2, 2), 16, 2, "fp32", remat=False, dropout=0.0, optimizer="adamw"
+)
+CASES = {
+    "zero 2, AdamW": BASE,
+    "zero 2, AdaFactor, remat, bf16": replace(
+        BASE, optimizer="adafactor", remat=True, precision="bf16"
+    ),
+    "zero 1, SGD": replace(BASE, optimizer="sgd", parallel=Parallel(2, 2, 1)),
+    "zero 0, AdamW, dropout": replace(BASE, dropout=0.1, parallel=Parallel(2, 2, 0)),
+    "zero 2, AdaFactor, one micro-batch": replace(BASE, optimizer="adafactor", micro_batches=1),
+    "zero 2, AdaFactor, remat, bf16, flat": replace(
+        BASE, optimizer="adafactor", remat=True, precision="bf16", flat_gradients=True
+    ),
+    "zero 1, AdamW, flat": replace(BASE, parallel=Parallel(2, 2, 1), flat_gradients=True),
+}
+# Smaller than the model, so that buckets fill in the middle of the backward pass.
+BUCKET = 100_000
+
+
+def config_of(case: Case) -> dict[str, Any]:
+    config = deepspeed_config(case, "cpu")
+    if "zero_optimization" in config:
+        for name in ("reduce_bucket_size", "allgather_bucket_size"):
+            config["zero_optimization"][name] = BUCKET
+    return config
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Peak bytes and bytes sent on rank 0 of two real processes, by the name of the case."""
+    file = tmp_path_factory.mktemp("plan") / "cases.json"
+    file.write_text(json.dumps([[case.to_dict(), config_of(case)] for case in CASES.values()]))
+    script = ROOT / "tests" / "support" / "plan_measured.py"
+    port = str(free_port())
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common["CUDA_VISIBLE_DEVICES"] = ""  # a plan for the CPU, also where there are GPUs
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(file)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    lines = [line for line in outputs[0].splitlines() if line.startswith("measured ")]
+    return dict(zip(CASES, (json.loads(line.split(" ", 1)[1]) for line in lines)))
+
+
+@pytest.fixture(scope="module")
+def planned() -> dict[str, dict[str, Any]]:
+    """The plans of the same cases."""
+    specs = [
+        {"case": case.to_dict(), "config": config_of(case), "device": "cpu"}
+        for case in CASES.values()
+    ]
+    return dict(zip(CASES, worker(specs)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_plan_is_what_a_real_step_takes(
+    name: str, planned: dict[str, dict[str, Any]], measured: dict[str, dict[str, Any]]
+) -> None:
+    plan, real = planned[name], measured[name]
+    tolerance = TOLERANCE_BESIDE if CASES[name].flat_gradients else TOLERANCE
+    assert plan["peak"] == pytest.approx(real["peak"], rel=tolerance)
+    assert sum(plan["kinds"].values()) == plan["peak"]
+    assert all(plan["most"][kind] >= size for kind, size in plan["kinds"].items())
+    # The experts' exchange is the real model's, to the byte.
+    assert plan["sent"]["all-to-all"] == real["sent"]["all-to-all"] > 0
+    # Every parameter's gradient is reduced, the experts' over a group of one process; the plan
+    # leaves those out, which cost nothing.
+    case = CASES[name]
+    times = case.micro_batches if case.parallel.zero_stage == 2 else 1
+    size = 2 if case.precision == "bf16" else 4
+    width, hidden = MODEL.hidden, MODEL.hidden * MODEL.ffn_factor
+    experts = 2 * 2 * (2 * width * hidden + hidden + width)  # 2 layers, 2 experts a process
+    if case.flat_gradients:  # the dense parameters, with padding; the experts are not reduced
+        size = 2 if case.parallel.zero_stage == 2 and case.precision == "bf16" else 4
+        dense = (plan["local_parameters"] - experts) * size * times
+        assert plan["sent"]["all-reduce"] == pytest.approx(dense, abs=4 * size * times)
+        assert real["sent"]["all-reduce"] >= plan["sent"]["all-reduce"]
+        return
+    kind = "reduce" if case.parallel.zero_stage else "all-reduce"
+    if case.parallel.zero_stage:
+        assert real["sent"][kind] == plan["local_parameters"] * size * times
+    assert plan["sent"][kind] == (plan["local_parameters"] - experts) * size * times
+
+
+def test_a_plan_of_a_thousand_gpus_needs_none(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(patched_deepspeed, "ensure", lambda path: None)
+    arguments = ["1024", "--plan", "--model", "70B", "--device-memory", "80"]
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "plan 70B on 1024 process(es): ZeRO-2, expert parallel 8" in said
+    # Two bytes a local parameter, by the closed formula: 64 experts of 16 layers, 8 to a process.
+    model, h = MODELS["70B"], 2048
+    expert = 2 * 8 * h * h + 8 * h + h
+    local = model.parameter_count - 16 * (64 - 8) * expert
+    assert re.search(rf"parameters +{2 * local / 2**30:.3f} ", said)
+    assert "all-to-all" in said and "all-gather" in said and "fits: " in said
+    assert cli.main([*arguments[:-1], "20"]) == 1
+    assert "does not fit: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["7", "--plan", "--model", "9B"], "model '9B': expected one of 380M"),
+        (["7", "--plan", "--model", "70B"], "1024 sequences does not divide among 7 GPUs"),
+        (["8", "--plan", "--global-batch", "8"], "goes with --plan --model"),
+        (["8", "--model", "70B"], "--model is for --plan alone"),
+    ],
+)
+def test_plans_that_cannot_be_made(arguments: list[str], expected: str, capsys) -> None:
+    assert cli.main(arguments) == 2 and expected in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("suite", ["artifact", "tuned"])
+def test_the_plan_is_what_a_gpu_takes(suite: str, tmp_path: Path) -> None:
+    """One iteration of the suite's case for one GPU, as it is but for small micro-batches."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and there is none")
+    arguments = ["--suite", suite, "--micro-batch-size", "8", "--steps", "1", "--warmup", "1"]
+    assert cli.main(["1", *arguments, "--output", str(tmp_path)]) == 0
+    [record] = read_records(tmp_path / "results_e2e.jsonl")
+    [case] = chosen_cases(parser().parse_args(["1", *arguments]), "cuda")
+    spec = {"case": case.to_dict(), "config": deepspeed_config(case, "cuda"), "device": "cuda"}
+    [plan] = worker([spec])
+    assert plan["peak"] == pytest.approx(record.peak_memory_bytes, rel=0.1)

@@ -1,0 +1,148 @@
+"""Host files and the benchmark over hosts of network namespaces, and one of them cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import ROOT
+from support.namespaces import PORT, Cluster
+
+from dsmoe.benchmark.preflight.check import FAIL, OK
+from dsmoe.benchmark.results.record import RunRecord
+from dsmoe.benchmark.results.rows import read_rows
+from dsmoe.benchmark.results.store import RECORDS, ROWS, check_agreement, read_records
+
+FRONT = str(ROOT / "run_deepspeed_benchmark.sh")
+MARK = "pretrain.py"
+# A machine under load takes its time to start; how long the end takes is what is measured.
+START_SECONDS = 300
+# Sums of floats in another order: 4 processes against 2, fp32.
+TOLERANCE = 1e-4
+
+
+def environment() -> dict[str, str]:
+    """As a user has it: gloo's interface is for the benchmark to find."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "DSMOE_PYTHON": sys.executable}
+
+
+def clean(cluster: Cluster, *command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    variables = {k: v for k, v in environment().items() if k != "GLOO_SOCKET_IFNAME"}
+    return cluster.run("n1", list(command), cwd=folder, env=variables, timeout=START_SECONDS)
+
+
+def last_record(output: Path) -> RunRecord:
+    assert check_agreement(output)
+    return read_records(output / RECORDS)[-1]
+
+
+@pytest.fixture(scope="module")
+def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the host files that get_hostfiles.py writes on n1, and a short text."""
+    made = tmp_path_factory.mktemp("hosts")
+    (made / "text.txt").write_text("All work and no play makes Jack a dull boy.\n" * 400)
+    script = str(ROOT / "get_hostfiles.py")
+    names = ",".join(f"{name}:1" for name in cluster.names)
+    words = [sys.executable, script, "--hosts", names, "--probe", str(PORT)]
+    done = clean(cluster, *words, folder=made)
+    assert done.returncode == 0, done.stderr
+    assert (made / "hostfile_2node").read_text() == "n1 slots=1\nn2 slots=1\n"
+    return made
+
+
+def words(processes: int, *more: str) -> list[str]:
+    short = ["--suite", "smoke", "--steps", "2", "--data", "text.txt"]
+    return [FRONT, str(processes), *short, *more]
+
+
+def test_the_environment_of_every_host(hosts: Cluster, folder: Path) -> None:
+    """n1 to n3 are right in every respect; n4, whose cable is pulled, is one failure."""
+    hosts.plug("n4", "down")
+    command = [sys.executable, "-m", "dsmoe.benchmark.preflight.local", "--json"]
+    done = clean(hosts, *command, "--hostfile", "hostfile_4node", folder=folder)
+    assert done.returncode == 8, done.stderr
+    checks = [check for check in json.loads(done.stdout)["checks"] if check["host"]]
+    wrong = {(check["host"], check["what"]) for check in checks if check["state"] == FAIL}
+    assert wrong == {("n4", "without a password")}
+    for host in ("n1", "n2", "n3"):
+        right = {c["what"] for c in checks if c["host"] == host and c["state"] == OK}
+        assert right >= {"without a password", "Python", "torch", "clock"}
+
+
+def test_two_and_four_hosts_train_as_one(hosts: Cluster, folder: Path) -> None:
+    """Losses of 2 x 1 and 4 x 1 processes over gloo equal those of 2 on one host."""
+    losses = {}
+    for name, processes, options in [
+        ("one", 2, []),
+        ("two", 2, ["--hostfile", "hostfile_2node"]),
+        ("four", 4, ["--hostfile", "hostfile_4node"]),
+    ]:
+        done = clean(hosts, *words(processes, "--output", name, *options), folder=folder)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        record = last_record(folder / name)
+        hosts_used = processes if options else 1
+        assert (record.num_hosts, record.num_devices_per_host) == (
+            hosts_used,
+            processes // hosts_used,
+        )
+        losses[name] = record.losses
+    assert len(losses["one"]) == 3
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-6)
+    assert losses["four"] == pytest.approx(losses["one"], rel=TOLERANCE)
+    log = next((folder / "two").glob("runs/*/log.txt")).read_text()
+    assert "n2: " in log and "10.77.0.1" in log
+
+
+def test_a_host_is_cut_off(hosts: Cluster, folder: Path) -> None:
+    """Within 30 s nothing runs anywhere; a row with -1 and the reason; a status that is not 0."""
+    variables = {k: v for k, v in environment().items() if k != "GLOO_SOCKET_IFNAME"}
+    options = ["--hostfile", "hostfile_2node", "--output", "cut", "--steps", "100000"]
+    started = hosts.start(
+        "n1",
+        [*words(2), *options],
+        cwd=folder,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not any(path.stat().st_size for path in folder.glob("cut/runs/*/iterations.jsonl")):
+            assert started.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        hosts.plug("n2", "down")
+        cut = time.monotonic()
+        output, _ = started.communicate(timeout=60)
+        while any(hosts.processes(host, MARK) for host in ("n1", "n2")):
+            assert time.monotonic() - cut < 30, [hosts.processes(h, MARK) for h in ("n1", "n2")]
+            time.sleep(0.2)
+        assert time.monotonic() - cut < 30
+    finally:
+        started.kill()
+    assert started.returncode == 1, output
+    record = last_record(folder / "cut")
+    assert record.status == "failed" and (record.num_hosts, record.num_devices_per_host) == (2, 1)
+    assert "host n2: exited with exit code 255" in (record.reason or "")
+    [row] = read_rows(folder / "cut" / ROWS)
+    assert row.value["tflops"] == -1
+
+
+def test_processes_that_do_not_fill_hosts(tmp_path: Path, capsys) -> None:
+    from dsmoe.commands import run as cli
+
+    (tmp_path / "hosts").write_text("n1 slots=4\nn2 slots=2\n")
+    for processes in ("2", "4"):
+        options = ["--suite", "smoke", "--hostfile", str(tmp_path / "hosts"), "--dry-run"]
+        assert cli.main([processes, *options]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert f"--num_nodes 1 --num_gpus {processes}" in line and "--master_addr" not in line
+    (tmp_path / "hosts").write_text("localhost slots=3\nn2 slots=3\n")
+    assert cli.main(["4", "--suite", "smoke", "--hostfile", str(tmp_path / "hosts")]) == 2
+    error = capsys.readouterr().err
+    assert "4 processes do not fill hosts of 3 slots" in error and error.count("\n") == 1

@@ -1,0 +1,143 @@
+"""The figure never shows the reference as a measurement; the report is one page, well formed."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from support.records import failure, record
+
+from dsmoe.benchmark.cases.suites import find_case
+from dsmoe.benchmark.results import html, plot
+from dsmoe.benchmark.results.comparison import compare, load_reference, table_lines
+from dsmoe.benchmark.results.figure import MEASURED_STYLE, OTHER_MODEL_STYLE, draw_comparison
+from dsmoe.benchmark.results.record import measured
+from dsmoe.benchmark.results.rows import read_rows, row_of
+from dsmoe.benchmark.results.store import RECORDS, append, read_records
+
+PUBLISHED = {1: 34.24, 2: 33.11, 4: 34.67, 8: 40.01, 16: 12.91, 32: 3.82}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for gpus, seconds in ((1, 20.0), (1, 30.0), (8, 15.7), (16, 20.0)):
+        figures = measured(find_case("artifact", gpus), [seconds])
+        append(tmp_path, record("artifact", gpus, "cuda", **figures))
+    append(tmp_path, failure("out of memory at iteration 1", "artifact", 4))
+    append(tmp_path, failure("killed", "paper", 32))
+    append(tmp_path, record())
+    append(tmp_path, record(device="cuda"))
+    return tmp_path
+
+
+def test_every_bar_and_every_gap_is_what_the_rows_say(folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    reference = load_reference()
+    rows = read_rows(folder / "results_e2e.tsv")
+    points = compare(rows, reference)
+    fig = draw_comparison(points, reference)
+    [ax] = fig.axes
+
+    def bars(colour: str) -> dict[int, float]:
+        from matplotlib.colors import to_rgb
+
+        found = [b for b in ax.patches if b.get_facecolor()[:3] == to_rgb(colour)]
+        # A pair stands round the place of its point.
+        return {points[round(b.get_x() + b.get_width() / 2)].gpus: b.get_height() for b in found}
+
+    assert bars("#c9c9c9") == PUBLISHED
+    best = {1: 20.0, 8: 15.7}
+    figures = {g: record("artifact", g, "cuda", **measured(find_case("artifact", g), [s])).tflops
+               for g, s in best.items()}  # fmt: skip
+    expected = {gpus: figure["artifact"] for gpus, figure in figures.items()}
+    assert bars(MEASURED_STYLE["color"]) == pytest.approx(expected)
+    # 16 GPUs: the artifact's script trains 4.5B, the figure 10B; drawn apart, and not compared.
+    assert list(bars(OTHER_MODEL_STYLE["color"])) == [16]
+    words = [text.get_text() for text in ax.texts]
+    assert words.count("not measured") == 2 and "here: out of memory" in words
+    assert "here: failed" in words and "reference: out of memory" in words
+    assert len(ax.patches) == len(PUBLISHED) + 3
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert len(names) == 3 and names[0].startswith("reference: ")
+
+
+def test_the_table_has_a_word_for_every_gap(folder: Path) -> None:
+    reference = load_reference()
+    points = compare(read_rows(folder / "results_e2e.tsv"), reference)
+    lines = {line.split()[0]: line for line in table_lines(points, reference)[1:]}
+    assert re.fullmatch(r"1 +380M +34.24 +110.68 +3.23 +p3.16 +2", lines["1"])
+    assert re.fullmatch(r"2 +690M +33.11 +not measured +- +- +0", lines["2"])
+    assert re.fullmatch(r"16 +10B +12.91 +\S+ \(4.5B\) +- +p3.16 +1", lines["16"])
+    assert re.fullmatch(r"64 +70B +out of memory +not measured +- +- +0", lines["64"])
+    nothing = compare([row_of(record()), row_of(record(device="cuda"))], reference)
+    assert all(point.measured is None and point.runs == 0 for point in nothing)
+
+
+def test_the_commands_write_whole_files_or_say_why(folder: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    assert plot.main([str(folder), "--output", str(folder / "fig.png")]) == 0
+    said = capsys.readouterr().out
+    assert "1 CPU run(s) are not drawn" in said and "ratio" in said
+    assert (folder / "fig.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "fig.pdf").read_bytes().startswith(b"%PDF")
+    assert plot.main([str(folder), "--cpu", "--output", str(folder / "cpu")]) == 0
+    assert (folder / "cpu.pdf").stat().st_size and not list(folder.glob(".fig*"))
+    for command in (plot, html):
+        assert command.main([str(folder / "none.jsonl")]) == 10
+        assert capsys.readouterr().err.startswith("error: ")
+    assert plot.main([str(folder), "--output", "/proc/none/fig"]) == 10
+    assert "the figure was not written" in capsys.readouterr().err
+
+
+class Page(HTMLParser):
+    """Checks nesting; keeps attributes that could load something, texts and element counts."""
+
+    VOID = ("meta",)
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.loads += [v or "" for k, v in values.items() if k in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_report_is_one_page_that_loads_nothing(folder: Path) -> None:
+    evil = "<script>alert(1)</script> & \"'"
+    append(folder, failure(evil, "artifact", 1))
+    records = read_records(folder / RECORDS)
+    assert html.main([str(folder), "--output", str(folder / "r.html")]) == 0
+    text = (folder / "r.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "script" not in page.tags and "img" not in page.tags and evil in page.texts
+    assert all(link.startswith("#run-") for link in page.loads)
+    assert "url(" not in text and "@import" not in text and "default-src 'none'" in text
+    # A loss, a time and a load chart for each run that has them, and all cells of the load.
+    drawn = sum(bool(r.losses) + bool(r.step_seconds) + any(r.expert_load) for r in records)
+    assert page.tags.count("svg") == drawn > 0
+    cells = sum(len(layer) for r in records for layer in r.expert_load)
+    assert page.tags.count("rect") == cells
+    # NaN (null) in a loss curve is a gap, not a point: two single points remain.
+    first = text[text.index('id="run-1"') : text.index("</svg>", text.index('id="run-1"'))]
+    assert first.count("<circle") == 2 and first.count("<polyline") == 2

@@ -1,0 +1,57 @@
+"""A command that is typed with another Python goes on in .venv, or says how to make it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+# -S: without site-packages, as a Python that has none of what the project needs.
+COMMANDS = [
+    ["apply_patch.py", "PATH"],
+    ["-m", "dsmoe.benchmark.results.plot", "results", "--output", "figure"],
+    ["-m", "dsmoe.benchmark.results.html", "results"],
+]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "dsmoe", tmp_path / "dsmoe")
+    shutil.copy2(ROOT / "apply_patch.py", tmp_path)
+    return tmp_path
+
+
+def run(project: Path, command: list[str]) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, "-S", *command],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0] + command[1])
+def test_it_says_what_is_missing_in_one_line(project: Path, command: list[str]) -> None:
+    done = run(project, command)
+    assert done.returncode == 8
+    [line] = done.stderr.splitlines()
+    assert "cannot import" in line and "scripts/setup.sh" in line
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="sys.orig_argv is new in Python 3.10")
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0] + command[1])
+def test_it_goes_on_in_the_environment(project: Path, command: list[str]) -> None:
+    python = project / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "again: $*"\n')
+    python.chmod(0o755)
+    done = run(project, command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"again: -S {' '.join(command)}"

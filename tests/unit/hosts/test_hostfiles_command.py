@@ -1,0 +1,188 @@
+"""The front door as a user runs it: sources, exit codes, one line a failure, --json, --dry-run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT
+
+from dsmoe.commands.hosts import EPILOG
+
+SCRIPT = ROOT / "get_hostfiles.py"
+
+
+def _run(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RAY_", "CUDA_"))}
+    clean.update(env)
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=folder,
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def _report(folder: Path, *arguments: str, **env: str) -> dict[str, Any]:
+    done = _run(folder, *arguments, "--json", **env)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def test_a_list_from_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "mpi").write_text("10.0.0.1:8\n10.0.0.2:8\n")
+    # The artifact's output folder has the package's own name: it must not be taken for it.
+    (tmp_path / "deepspeed").mkdir()
+    env = {"PYTHONPATH": str(tmp_path)}
+    done = _run(tmp_path, "--hosts-file", "mpi", "--output", "deepspeed", **env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hosts from list (--hosts-file mpi was given): 2 with 16 slots" in done.stdout
+    text = (tmp_path / "deepspeed" / "hostfile_2node").read_text()
+    assert text == "10.0.0.1 slots=8\n10.0.0.2 slots=8\n"
+    assert not (tmp_path / "hostfile").exists()
+
+
+def test_slurm_is_taken_by_itself_and_a_list_goes_first(tmp_path: Path) -> None:
+    job = {"SLURM_JOB_NODELIST": "127.0.0.[2-3]", "SLURM_GPUS_PER_NODE": "a100:4"}
+    report = _report(tmp_path, "--dry-run", **job)
+    assert (report["source"], report["device"]) == ("slurm", "gpu")
+    assert "SLURM_JOB_NODELIST is set" in report["reason"]
+    assert report["hosts"] == [{"name": f"127.0.0.{n}", "slots": 4} for n in (2, 3)]
+    assert _report(tmp_path, "--dry-run", "--hosts", "10.0.0.1:2", **job)["source"] == "list"
+    assert list(tmp_path.iterdir()) == []
+
+
+def _stand_in(folder: Path, body: str) -> str:
+    folder.mkdir()
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_this_machine_by_nvidia_smi_and_without_gpus(tmp_path: Path) -> None:
+    # A torch that cannot be imported stands for "no torch": nvidia-smi is asked.
+    (tmp_path / "torch.py").write_text("raise RuntimeError('broken')\n")
+    lists = _stand_in(
+        tmp_path / "two", "echo 'GPU 0: H (UUID: a)'; echo 'GPU 1: H'; echo '  MIG 1g'"
+    )
+    broken = {"PYTHONPATH": str(tmp_path), "DSMOE_DEEPSPEED": "/nonexistent"}
+    report = _report(tmp_path, "--from", "local", PATH=lists, **broken)
+    assert report["hosts"] == [{"name": "localhost", "slots": 2}]
+    assert report["device"] == "gpu" and "nvidia-smi" in report["reason"]
+    report = _report(tmp_path, "--from", "local", PATH=lists, CUDA_VISIBLE_DEVICES="1", **broken)
+    assert report["hosts"] == [{"name": "localhost", "slots": 1}] and not report["warnings"]
+    hidden = _report(tmp_path, "--from", "local", PATH=lists, CUDA_VISIBLE_DEVICES="", **broken)
+    assert hidden["device"] == "cpu"
+    none = _stand_in(tmp_path / "none", "echo 'No devices were found'; exit 6")
+    report = _report(tmp_path, "--from", "local", "--slots", "3", PATH=none, **broken)
+    assert report["hosts"] == [{"name": "localhost", "slots": 3}]
+    assert report["device"] == "cpu" and "no GPU" in report["warnings"][0]
+    assert (tmp_path / "hostfile_1node").read_text() == "localhost slots=3\n"
+
+
+def test_torch_counts_first(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(
+        "class cuda:\n    device_count = staticmethod(lambda: 5)\nprint('noise')\n"
+    )
+    report = _report(tmp_path, "--from", "local", "--dry-run", PYTHONPATH=str(tmp_path))
+    assert report["hosts"] == [{"name": "localhost", "slots": 5}]
+    assert "torch" in report["reason"]
+
+
+def test_probe(tmp_path: Path) -> None:
+    with socket.socket() as listener, socket.socket() as closed:
+        listener.bind(("127.0.0.2", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+        # 127.0.0.3 refuses: the listener is bound to 127.0.0.2 alone.
+        closed.bind(("127.0.0.3", 0))
+        open_only = _run(tmp_path, "--hosts", "127.0.0.2:1", "--probe", port, "--dry-run")
+        assert open_only.returncode == 0, open_only.stderr
+        done = _run(tmp_path, "--hosts", "127.0.0.2:1,127.0.0.3:1", "--probe", port)
+    assert done.returncode == 5
+    assert "127.0.0.3 (" in done.stderr and "127.0.0.2 (" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (["--from", "elsewhere"], 2, "invalid choice"),
+        (["--from", "list"], 2, "needs --hosts"),
+        (["--from", "ray", "--hosts", "a:1"], 2, "does not go with"),
+        (["--from", "slurm", "--ray-address", "a:1"], 2, "does not go with"),
+        (["--hosts", "a", "--hosts-file", "b"], 2, "not allowed with"),
+        (["--slots", "0"], 2, "'0'"),
+        (["--slots", "eight"], 2, "'eight'"),
+        (["--probe", "0", "--hosts", "a:1"], 2, "port"),
+        (["--ray-timeout", "nan"], 2, "seconds"),
+        (["--hosts-file", "absent"], 2, "no such"),
+        (["surplus"], 2, "unrecognized"),
+        (["--hosts", "a,b:4", "--no-resolve"], 3, "no slot count for a"),
+        (["--hosts", "10.0.0.1:8,10.0.0.2:4"], 3, "--slots 4"),
+        (["--hosts", "$(touch pwned):4"], 3, "letters, digits"),
+        (["--from", "slurm"], 4, "salloc"),
+        (["--hosts", "10.0.0.1:4", "--output", "a/b"], 8, "--output"),
+    ],
+)
+def test_one_line_and_the_documented_code(
+    arguments: list[str], code: int, words: str, tmp_path: Path
+) -> None:
+    done = _run(tmp_path, *arguments, "--json")
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("\n") == 1 and words in done.stderr
+    assert done.stderr.startswith("get_hostfiles.py: error: ")
+    assert json.loads(done.stdout)["exit_code"] == code
+    assert f"\n  {code}  " in EPILOG
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mixed_slots_and_two_names_on_request(tmp_path: Path) -> None:
+    report = _report(tmp_path, "--hosts", "10.0.0.1:8,10.0.0.2:4", "--allow-mixed")
+    assert (tmp_path / "hostfile").read_text() == "10.0.0.1 slots=8\n10.0.0.2 slots=4\n"
+    spec = importlib.util.find_spec("deepspeed")
+    launcher = spec and spec.origin and importlib.util.find_spec("torch")
+    assert len(report["checked_with"]) == (2 if launcher else 1)
+    same = ["--hosts", "127.0.0.1:4,localhost:4", "--dry-run"]
+    assert _run(tmp_path, *same).returncode == 3
+    assert _run(tmp_path, *same, "--no-resolve").returncode == 0
+
+
+@pytest.mark.parametrize("slots, code", [("8", 0), ("9", 3)])
+@pytest.mark.parametrize("variable", ["PYTHONPATH", "DSMOE_DEEPSPEED"])
+def test_the_launchers_own_parser_is_asked(
+    variable: str, slots: str, code: int, tmp_path: Path
+) -> None:
+    """That of an importable DeepSpeed, else that of the project's checkout."""
+    # A stand-in launcher that reads every host as "10.0.0.1 with 8 slots".
+    launcher = tmp_path / "lib" / "deepspeed" / "launcher"
+    launcher.mkdir(parents=True)
+    for folder in (launcher.parent, launcher):
+        (folder / "__init__.py").touch()
+    (launcher / "runner.py").write_text(
+        "print('noise')\ndef fetch_hostfile(path):\n    return {'10.0.0.1': 8}\n"
+    )
+    env = {"PYTHONPATH": "", variable: str(tmp_path / "lib")}
+    (tmp_path / "hostfile").write_text("old slots=1\n")
+    done = _run(tmp_path, "--hosts", "10.0.0.1", "--slots", slots, **env)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "fetch_hostfile reads other hosts" in done.stderr
+        assert (tmp_path / "hostfile").read_text() == "old slots=1\n"
+    # One that cannot be imported is no reason to stop, and is reported.
+    (launcher / "runner.py").write_text("import no_such_six\n")
+    report = _report(tmp_path, "--hosts", "10.0.0.1:8", **env)
+    assert len(report["checked_with"]) == 1 and "no_such_six" in report["warnings"][0]
