@@ -1,1 +1,1 @@
-"""Does the model learn? The MoE model against a dense one of equal FLOPs; docs/convergence.md."""
+"""Does the model learn? The MoE model against a dense one of equal FLOPs; docs/guide/convergence.md."""

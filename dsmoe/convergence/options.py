@@ -60,7 +60,7 @@ EXAMPLES = """examples:
 
 exit codes: 0 every arm finished, 1 one failed (the others go on), 2 wrong arguments, 8 something
 is missing on this machine, 9 the text cannot be used, 10 results cannot be read or written;
-docs/exit-codes.md has them all. What is compared: docs/convergence.md."""
+docs/reference/exit-codes.md has them all. What is compared: docs/guide/convergence.md."""
 
 
 def parser() -> argparse.ArgumentParser:

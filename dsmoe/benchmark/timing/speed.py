@@ -164,7 +164,7 @@ def print_ratios(found: list[Ratio], steps: int) -> None:
 
 
 def print_table(folder: Path) -> None:
-    """The records of a results folder, one row each, for docs/performance.md; then what they ran
+    """The records of a results folder, one row each, for docs/lab/performance.md; then what they ran
     on: GPU, versions, and what a record says of kernels."""
     from dsmoe.benchmark.results.store import RECORDS, read_records
 
