@@ -19,7 +19,7 @@ test-matrix:
 test-ray:
 	@python=$(PYTHON) && scripts/test-ray.sh "$$python"
 
-# The fast path against the reference path, on this machine; the GPU cases (docs/lab/performance.md).
+# The fast path against the reference path on this machine; the GPU cases (docs/guide/fast-path.md).
 bench:
 	@python=$(PYTHON) && PYTHONPATH="$(CURDIR)" "$$python" -m dsmoe.benchmark.timing.speed
 
@@ -29,7 +29,8 @@ bench-gpu:
 lint:
 	@python=$(PYTHON) && "$$python" -m ruff check . && "$$python" -m ruff format --check .
 
-# After patch/ or overlay/ changed: both locks, and the series of 0.5.4 carried over (docs/reference/bases.md).
+# After a change of patch/ or overlay/: renew both locks and carry the series over to 0.5.4
+# (docs/reference/bases.md).
 series:
 	@python=$(PYTHON) && cd "$(CURDIR)" && \
 	{ test -e build/DeepSpeed || "$$python" apply_patch.py build/DeepSpeed --from-release --no-apply; } && \

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the launcher's host files for the cluster at hand: see ``--help`` and docs/reference/hostfiles.md."""
+"""Write the launcher's host files for this cluster; the manual is docs/reference/hostfiles.md."""
 
 import sys
 

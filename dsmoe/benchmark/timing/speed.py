@@ -164,8 +164,8 @@ def print_ratios(found: list[Ratio], steps: int) -> None:
 
 
 def print_table(folder: Path) -> None:
-    """The records of a results folder, one row each, for docs/lab/performance.md; then what they ran
-    on: GPU, versions, and what a record says of kernels."""
+    """Print the records of a results folder, one row each, as docs/lab/performance.md has them;
+    then what they ran on: GPU, versions and kernels."""
     from dsmoe.benchmark.results.store import RECORDS, read_records
 
     print(
