@@ -29,7 +29,7 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, list[str]]]]] = {
     "model": (
         "API: the model",
         "Import these names from `deepspeed.moe.lm`; `GShardMoE`, the layer alone, is in "
-        "`deepspeed.moe.gshard`. [The model](../model.md) describes what they compute.",
+        "`deepspeed.moe.gshard.layer`. [The model](../model.md) describes what they compute.",
         [
             ("deepspeed/moe/lm/model.py", ["MoELM", "StepStats"]),
             ("deepspeed/moe/lm/groups.py", ["param_groups"]),
