@@ -32,7 +32,7 @@ MODELS = {
 }
 
 
-# The artifact's script dropped the balance loss; here it is part of the loss (docs/tutorial/from-the-artifact.md).
+# The artifact's script dropped the balance loss (docs/tutorial/from-the-artifact.md).
 ARTIFACT_AUXILIARY = 0.01
 # How this project trains on GPUs, whatever the model and the batch.
 FAST = {"compiled": True, "flat_gradients": True, "cuda_graph": True}
