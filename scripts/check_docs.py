@@ -67,6 +67,8 @@ def problems(path: Path) -> Iterator[str]:
     yield from link_problems(path, text)
     for found in LOCAL.findall(text):
         yield f"{found} is an address of one machine"
+    if path.name == "CHANGELOG.md":  # it names what is gone
+        return
     for found in PATH.findall(text):
         if not (ROOT / found).exists():
             yield f"the path {found} is not there"

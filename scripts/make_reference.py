@@ -82,7 +82,8 @@ def exit_codes() -> str:
             "| --- | --- |",
             *rows,
             "",
-            "The codes 20 to 24 tell apart the states that `dsmoe apply PATH --status` names. "
+            "`dsmoe apply PATH --status` returns 0 for an applied series and 20 to 24 for the "
+            "other states. "
             "With `--all`, `dsmoe run` continues after a case that failed and returns 1 at the "
             "end.",
             "",
