@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import inspect
 import re
 import sys
@@ -64,7 +65,6 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, list[str]]]]] = {
 
 def exit_codes() -> str:
     """The page of exit codes, from the table in dsmoe/common/errors.py."""
-    sys.path.insert(0, str(ROOT))
     from dsmoe.common.errors import EXIT_CODES
 
     rows = [f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()]
@@ -91,6 +91,33 @@ def exit_codes() -> str:
             "",
         ]
     )
+
+
+def commands() -> str:
+    """The page of commands, from their parsers."""
+    from dsmoe.cli import COMMANDS
+
+    parts = [
+        "# Commands\n",
+        MADE,
+        "`dsmoe COMMAND` is the same as `python -m dsmoe COMMAND` in a clone. `apply_patch.py`, "
+        "`get_hostfiles.py` and `run_deepspeed_benchmark.sh` are the commands `apply`, `hosts` "
+        "and `run`. [Exit codes](exit-codes.md) mean the same in every command.\n",
+    ]
+    for name, words in COMMANDS.items():
+        parser = importlib.import_module(f"dsmoe.commands.{name}").make_parser(f"dsmoe {name}")
+        parts += [f"## dsmoe {name}\n", words + "\n", "| option | meaning |\n| --- | --- |"]
+        for action in parser._actions:
+            if action.dest == "help":
+                continue
+            choices = "\\|".join(map(str, action.choices or ()))
+            shown = action.metavar or choices or (action.nargs != 0 and action.dest.upper()) or ""
+            value = shown[0] if isinstance(shown, tuple) else shown
+            option = action.option_strings[-1] if action.option_strings else ""
+            meaning = (action.help or "").replace("%%", "%").replace("|", "\\|")
+            parts.append(f"| `{f'{option} {value}'.strip()}` | {meaning} |")
+        parts.append("")
+    return "\n".join(parts)
 
 
 def api_page(title: str, words: str, sources: list[tuple[str, list[str]]]) -> str:
@@ -211,7 +238,11 @@ def markup(text: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    made = {REFERENCE / "exit-codes.md": exit_codes()}
+    sys.path.insert(0, str(ROOT))
+    made = {
+        REFERENCE / "exit-codes.md": exit_codes(),
+        REFERENCE / "commands.md": commands(),
+    }
     for name, (title, words, sources) in PAGES.items():
         made[REFERENCE / "api" / f"{name}.md"] = api_page(title, words, sources)
     return {path: text.rstrip() + "\n" for path, text in made.items()}

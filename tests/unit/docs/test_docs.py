@@ -53,7 +53,7 @@ def test_links_paths_commands_and_words() -> None:
         ("[here](#no-such-heading)", "a heading that is not there"),
         ("[here](/docs/index.md)", "leads nowhere"),
         ("http://localhost:8000/guide", "an address of one machine"),
-        ("`docs/missing.md`", "is not there"),
+        ("`tests/missing.py`", "is not there"),
         ("python -m dsmoe.patchset.authoring.lint", "is a module path"),
         ("the patch mends it", "in plain words"),
     ],
