@@ -16,8 +16,12 @@ MOE_IMPLEMENTATIONS = ("index", "einsum", "deepspeed")
 SECOND_EXPERT_POLICIES = ("all", "random", "sampling")
 OPTIMIZERS = ("adafactor", "adamw", "sgd")
 ADAFACTOR_MODES = ("sharded", "artifact")
+ATTENTION = ("fused", "math", "megatron")
+# How a case is trained -> what its rows call the method. The paper's figure and the artifact's plot
+# know "deepspeed": the baseline as it was published.
+METHODS = {"dsmoe": "dsmoe", "published": "deepspeed"}
 # The suites whose runs the paper's figure is drawn with.
-PAPER_SUITES = ("artifact", "paper")
+PAPER_SUITES = ("artifact", "paper", "published")
 
 
 def _require(good: bool, what: str) -> None:
@@ -108,7 +112,8 @@ class Case:
     layer by index or in the product form, or DeepSpeed's own. ``compiled``: the training pass goes
     through torch.compile; ``flat_gradients``: ZeRO takes the gradients of a micro-batch together;
     ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``warmup`` steps are run before
-    ``iterations`` steps are measured. ``source`` says where the settings come from.
+    ``iterations`` steps are measured. ``source`` says where the settings come from; ``method``
+    whether they are this project's or those that were published (published.py).
 
     Raises :class:`UsageError` for settings that do not go together.
     """
@@ -131,6 +136,7 @@ class Case:
     min_capacity: int = 4
     second_expert_policy: str = "sampling"
     moe_implementation: str = "index"
+    attention: str = "fused"
     compiled: bool = False
     flat_gradients: bool = False
     cuda_graph: bool = False
@@ -139,6 +145,7 @@ class Case:
     iterations: int = 5
     seed: int = 1234
     source: str = ""
+    method: str = "dsmoe"
 
     def __post_init__(self) -> None:
         name, ranks = f"{self.suite} {self.model.name}", self.parallel.processes
@@ -158,6 +165,8 @@ class Case:
             (self.moe_implementation, MOE_IMPLEMENTATIONS),
             (self.optimizer, OPTIMIZERS),
             (self.adafactor_mode, ADAFACTOR_MODES),
+            (self.attention, ATTENTION),
+            (self.method, tuple(METHODS)),
         ):
             _require(value in known, f"{name}: {value!r}, expected one of {', '.join(known)}")
         _require(
@@ -232,6 +241,7 @@ MODEL_SETTINGS = (
     "min_capacity",
     "second_expert_policy",
     "moe_implementation",
+    "attention",
     "aux_loss_coefficient",
     "dropout",
     "remat",
