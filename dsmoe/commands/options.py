@@ -21,6 +21,7 @@ SWITCHES = (
     ("compiled", "The training pass goes through torch.compile."),
     ("flat-gradients", "ZeRO takes the gradients of a micro-batch together."),
     ("cuda-graph", "The kernels of a micro-batch are started by one call."),
+    ("deterministic", "Two runs on one card give the same bits; an iteration takes longer."),
 )
 
 
@@ -161,6 +162,7 @@ def changes_of(options: argparse.Namespace) -> Changes:
         iterations=options.steps,
         warmup=options.warmup,
         seed=options.seed,
+        deterministic=options.deterministic,
         tensorboard=True if getattr(options, "tensorboard", None) else None,
     )
 

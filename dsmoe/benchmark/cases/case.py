@@ -111,9 +111,10 @@ class Case:
     fp16 alone; ``adafactor_mode`` is for AdaFactor alone. ``moe_implementation``: this project's
     layer by index or in the product form, or DeepSpeed's own. ``compiled``: the training pass goes
     through torch.compile; ``flat_gradients``: ZeRO takes the gradients of a micro-batch together;
-    ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``warmup`` steps are run before
-    ``iterations`` steps are measured. ``source`` says where the settings come from; ``method``
-    whether they are this project's or those that were published (published.py).
+    ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``deterministic``: two runs on
+    one card give the same bits, at a cost in time. ``warmup`` steps are run before ``iterations``
+    steps are measured. ``source`` says where the settings come from; ``method`` whether they are
+    this project's or those that were published (published.py).
 
     Raises :class:`UsageError` for settings that do not go together.
     """
@@ -144,6 +145,7 @@ class Case:
     warmup: int = 1
     iterations: int = 5
     seed: int = 1234
+    deterministic: bool = False
     source: str = ""
     method: str = "dsmoe"
 

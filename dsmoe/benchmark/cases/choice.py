@@ -47,6 +47,7 @@ class Changes:
     iterations: int | None = None
     warmup: int | None = None
     seed: int | None = None
+    deterministic: bool | None = None
     tensorboard: bool | None = None
 
 
@@ -98,7 +99,8 @@ def check_device(cases: list[Case], device: str, available: int | None) -> None:
         if available is not None and case.parallel.processes > available:
             raise UsageError(
                 f"{case.parallel.processes} GPUs are asked for and this machine has {available}; "
-                "name at most that many, or several machines with --hostfile (dsmoe hosts)"
+                "name at most that many, or write host files for several machines with dsmoe hosts "
+                "and name one with --hostfile"
             )
 
 

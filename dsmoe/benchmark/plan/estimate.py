@@ -33,9 +33,9 @@ ORDER = (
 def estimate(case: Case, device: str, checkout: Path) -> dict[str, Any]:
     """The plan of one case on ``device`` (cpu or cuda), by the model of ``checkout``.
 
-    See simulation.simulate for its keys, to which ``note`` is added. DeepSpeed's own MoE layer moves
-    its counts to the CPU, which a model without values cannot; the product form, which has the
-    same [S, E, C] tensors, stands for it. Raises EnvironmentProblem.
+    See simulation.simulate for its keys, to which ``note`` is added. DeepSpeed's own MoE layer
+    moves its counts to the CPU, which a model without values cannot; the product form, which has
+    the same [S, E, C] tensors, stands for it. Raises EnvironmentProblem.
     """
     note = ""
     if case.moe_implementation == "deepspeed":

@@ -101,6 +101,8 @@ def start(folder: Path, stage: Stage) -> Run:
     cuda = torch.cuda.is_available()
     if cuda and case.compiled:
         find_ahead()
+    if case.deterministic:
+        be_deterministic()
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
@@ -123,6 +125,17 @@ def start(folder: Path, stage: Stage) -> Run:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     passes = micro_batch_of(engine, case)
     return Run(folder, case, engine, text, device, stage, limits["later"], passes)
+
+
+def be_deterministic() -> None:
+    """Let torch take the operations that give the same bits in every run, or fail.
+
+    Call it before CUDA is used: cuBLAS reads its variable when it starts.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    if hasattr(torch.utils, "deterministic"):  # torch 2.2: uninitialised memory may stay so
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def kernel_names(case: Case) -> dict[str, str]:
