@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -89,3 +90,21 @@ def test_readme_blocks_can_be_pasted() -> None:
             assert line.split("-m dsmoe ")[1].split()[0] in COMMANDS
         else:
             assert (ROOT / words[0]).is_file(), line
+
+
+def test_figures_of_the_readme_are_those_of_the_notebook() -> None:
+    notebook = (ROOT / "docs/lab/performance.md").read_text(encoding="utf-8")
+    rows = json.loads((ROOT / "docs/lab/throughput.json").read_text(encoding="utf-8"))["rows"]
+    assert len(rows) >= 6
+    for row in rows:
+        assert re.search(rf"(?<![\d,]){row['tokens_per_second']:,}(?![\d,])", notebook), row
+        # an iteration has 1024 sequences of 1024 tokens
+        assert row["tokens_per_second"] * row["seconds"] == pytest.approx(2**20, rel=0.005)
+    measured = [float(n) for n in re.findall(r"(?<![\d.,])\d+\.\d+(?![\d.,]*\d)", notebook)]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| [\d.]+[MB] \|.*$", readme, re.MULTILINE)
+    shown = [n for line in table for n in re.findall(r"\d+\.\d+(?!B)", line)]
+    assert len(shown) >= 10
+    for number in shown:
+        digits = len(number.split(".")[1])
+        assert any(round(value, digits) == float(number) for value in measured), number
