@@ -68,7 +68,7 @@ def test_a_reason_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert copy_engines.inbox_for("group", group, 8) is None
     monkeypatch.setattr(copy_engines, "_problem", lambda group: pytest.fail("asked again"))
     assert copy_engines.inbox_for("group", group, 16) is None
-    assert not copy_engines.serves("group")
+    assert not copy_engines.connected("group")
 
 
 class Trial:
@@ -137,7 +137,7 @@ def test_larger_messages_and_other_groups(monkeypatch: pytest.MonkeyPatch) -> No
     group = Group()
     first = copy_engines.inbox_for("0", group, 8)
     assert copy_engines.inbox_for("0", group, 4) is first
-    assert copy_engines.serves("0")
+    assert copy_engines.connected("0")
     first.recorded = True
     larger = copy_engines.inbox_for("0", group, 16)
     assert larger.size == 16
@@ -265,10 +265,11 @@ def on_a_gpu(rank: int, folder: str) -> None:
         y, *kept = exchanged_experts._forward(*inputs, name)
         return [y, *exchanged_experts._backward(gradient, *kept, inputs[1], inputs[3], name)]
 
-    found = policy.kernels()
-    policy._found = found._replace(copy_engines=False)
+    found = policy.kernels().libraries()
+    by_nccl = policy.KernelPolicy(found._replace(copy_engines=False))
+    policy.use(by_nccl)
     expected = both()
-    policy._found = found._replace(copy_engines=True)
+    policy.use(policy.KernelPolicy(found._replace(copy_engines=True)))
     equal = []
     for _ in range(20):
         equal.append(all(torch.equal(a, b) for a, b in zip(both(), expected)))
@@ -282,13 +283,13 @@ def on_a_gpu(rank: int, folder: str) -> None:
         equal.append(all(torch.equal(a, b) for a, b in zip(both(), expected)))
     larger = torch.randn(8, 2000, 64, device="cuda", dtype=torch.bfloat16) / 8
     y = exchanged_experts._forward(larger, *inputs[1:], name)[0]
-    policy._found = found._replace(copy_engines=False)
+    policy.use(by_nccl)
     equal.append(torch.equal(y, exchanged_experts._forward(larger, *inputs[1:], name)[0]))
     for tensor in recorded:
         tensor.zero_()
     graph.replay()  # it has the smaller inbox, which is there still
     equal.append(all(torch.equal(a, b) for a, b in zip(recorded, expected)))
-    torch.save((copy_engines.serves(name), equal), f"{folder}/{rank}.pt")
+    torch.save((copy_engines.connected(name), equal), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -299,7 +300,7 @@ def test_equal_to_nccl_on_two_gpus(tmp_path: Path) -> None:
         pytest.skip(f"needs two CUDA devices, {torch.cuda.device_count()} here")
     mp.spawn(on_a_gpu, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
-        serves, equal = torch.load(tmp_path / f"{rank}.pt")
-        assert serves
+        connected, equal = torch.load(tmp_path / f"{rank}.pt")
+        assert connected
         assert len(equal) == 32
         assert all(equal)

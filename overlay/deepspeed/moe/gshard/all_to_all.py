@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.moe.kernels.policy import HAS_OPERATORS
 from deepspeed.moe.sharded_moe import _AllToAll
 from deepspeed.utils import groups
 from torch import Tensor
 
-_HAS_OPERATORS = hasattr(getattr(torch, "library", None), "custom_op")  # torch 2.4
-
 
 def group_name(group: Any) -> str | None:
     """The name by which an operator finds ``group``; None where this torch has no such thing."""
-    return getattr(group, "group_name", None) if _HAS_OPERATORS else None
+    return getattr(group, "group_name", None) if HAS_OPERATORS else None
 
 
 def all_to_all(x: Tensor, name: str | None) -> Tensor:
@@ -35,7 +34,7 @@ def all_to_all(x: Tensor, name: str | None) -> Tensor:
     return _exchange(x.contiguous(), name)
 
 
-if _HAS_OPERATORS:
+if HAS_OPERATORS:
     # The annotations are read when the operator is made, so they cannot be words.
     def _exchange_now(x, name):  # type: ignore[no-untyped-def]
         out = torch.empty_like(x)

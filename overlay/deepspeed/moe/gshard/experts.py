@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from deepspeed.moe.expert_init import expert_seed
-from deepspeed.moe.kernels.feed_forward import feed_forward, fuses
+from deepspeed.moe.kernels.feed_forward import feed_forward
+from deepspeed.moe.kernels.policy import kernels
 from torch import Tensor, nn
 
 from .activation import gelu
@@ -88,7 +89,7 @@ class StackedExperts(nn.Module):
 
     def forward(self, x_ERM: Tensor) -> Tensor:
         """Each expert on its own rows; [E, R, M] to [E, R, M]."""
-        if fuses(x_ERM):
+        if kernels().fuses_gelu(x_ERM):
             return feed_forward(x_ERM, self.w1, self.b1, self.w2) + self.b2[:, None]
         # the biases are added outside of the products: baddbmm keeps them from fusing with GELU
         hidden_ERH = gelu(torch.bmm(x_ERM, self.w1) + self.b1[:, None])

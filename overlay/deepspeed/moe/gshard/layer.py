@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from deepspeed.moe.expert_init import draw_seed
-from deepspeed.moe.kernels.exchanged_experts import exchanged_experts, fuses
+from deepspeed.moe.kernels.exchanged_experts import exchanged_experts
+from deepspeed.moe.kernels.policy import kernels
 from deepspeed.moe.layer import MoE
 from deepspeed.utils import groups
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class GShardLayer(nn.Module):
         logits_GSE = self.gate(x_NM).reshape(-1, size, self.num_experts)
         used_GS = None if used_N is None else used_N.reshape(-1, size)
         rule = self.rule if self.training else self.eval_rule
-        routing = route(logits_GSE, self._capacity(tokens, size), rule, used_GS)
+        routing = route(logits_GSE, self.capacity(tokens, size), rule, used_GS)
         out_NM = (
             self._by_products(x_NM, routing) if self.product_form else self._by_index(x_NM, routing)
         )
@@ -102,7 +103,7 @@ class GShardLayer(nn.Module):
         )
         return out_NM[:tokens].reshape(hidden.shape), stats
 
-    def _capacity(self, tokens: int, size: int) -> int:
+    def capacity(self, tokens: int, size: int) -> int:
         """C; that of a whole group also where the tokens do not fill one."""
         if not self.drop_tokens:
             return size
@@ -136,7 +137,9 @@ class GShardLayer(nn.Module):
         if local == self.num_experts:
             return self.experts(x_ERM)
         stacked = getattr(self.experts, "stacked", None)
-        if isinstance(stacked, StackedExperts) and fuses(x_ERM, self.group_name):
+        if isinstance(stacked, StackedExperts) and kernels().overlaps_exchange(
+            x_ERM, self.group_name
+        ):
             weights = (stacked.w1, stacked.b1, stacked.w2, stacked.b2)
             return exchanged_experts(x_ERM, *weights, self.group_name)
         rows, width = x_ERM.shape[1:]

@@ -15,17 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gelu_product import HAS_OPERATORS, serves
-from .policy import kernels
-from .verify import check
+from .policy import HAS_OPERATORS, kernels
 
 OPERATOR = "causal_attention"
-
-
-def fuses(qkv_BS3ND: Tensor) -> bool:
-    """Whether :func:`causal_attention` is for this, in a region being compiled."""
-    attention = kernels().attention
-    return serves(qkv_BS3ND) and attention is not None and attention.serves(qkv_BS3ND)
 
 
 def _scores(qkv_BS3ND: Tensor) -> tuple[Tensor, ...]:
@@ -65,8 +57,8 @@ def _backward_formula(
 
 
 def _forward(qkv_BS3ND: Tensor) -> tuple[Tensor, Tensor]:
-    attention = kernels().attention
-    if attention is None or not attention.serves(qkv_BS3ND):
+    attention = kernels().libraries().attention
+    if attention is None or not attention.supports_heads(qkv_BS3ND):
         return _formula(qkv_BS3ND)
     q_BNSD, k_BNSD, v_BNSD = qkv_BS3ND.permute(2, 0, 3, 1, 4)
     y_BNSD, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
@@ -76,12 +68,12 @@ def _forward(qkv_BS3ND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward(dy_BSND: Tensor, qkv_BS3ND: Tensor, y_BSND: Tensor, lse_BNS: Tensor) -> Tensor:
-    attention = kernels().attention
-    if attention is None or not attention.serves(qkv_BS3ND):
+    attention = kernels().libraries().attention
+    if attention is None or not attention.supports_heads(qkv_BS3ND):
         return _backward_formula(dy_BSND, qkv_BS3ND, y_BSND, lse_BNS)
     dy_BSND = dy_BSND.contiguous()
     dqkv_BS3ND = attention.backward(dy_BSND, qkv_BS3ND, y_BSND, lse_BNS)
-    check(
+    kernels().first_results.check(
         "flash-attn",
         ("attention'", *qkv_BS3ND.shape, qkv_BS3ND.dtype),
         qkv_BS3ND.dtype,

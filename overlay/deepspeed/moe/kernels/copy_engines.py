@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .policy import leave
+from .policy import kernels
 
 _FLAG_BYTES = 16  # of one flag's place
 _ALIGNMENT = 512
@@ -52,12 +52,12 @@ def inbox_for(name: str, group: Any, size: int) -> Inbox | None:
     if reason is None:
         inbox, reason = _tried(group, size)
     if reason is not None and dist.get_rank(group) == 0:
-        leave(f"tokens are exchanged by NCCL: {reason}")
+        kernels().fall_back(f"tokens are exchanged by NCCL: {reason}")
     _inboxes[name] = weakref.ref(group), None if reason else inbox
     return _inboxes[name][1]
 
 
-def serves(name: str | None) -> bool:
+def connected(name: str | None) -> bool:
     """Whether the group of this name has exchanged messages by copy engines."""
     return _inboxes.get(name or "", (None, None))[1] is not None
 

@@ -92,6 +92,18 @@ def problem() -> str | None:
     return None
 
 
+def supports_operands(x: Tensor, *others: Tensor) -> bool:
+    """Whether :func:`product` takes these: 16 bit, contiguous, addresses of 16 bytes."""
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and all(
+            t.dtype == x.dtype and t.data_ptr() % 16 == 0 and t.is_contiguous()
+            for t in (x, *others)
+        )
+    )
+
+
 def product(
     kind: Product, x: Tensor, weight: Tensor, out: Tensor, aux: Tensor, bias: Tensor | None
 ) -> bool:

@@ -20,14 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .copy_engines import inbox_for
-from .gelu_product import HAS_OPERATORS, down, serves, up
+from .gelu_product import down, up
 from .linear import multiply_batch
-from .policy import kernels
-
-
-def fuses(x: Tensor, name: str | None) -> bool:
-    """Whether :func:`exchanged_experts` is for ``x``, in a region being compiled."""
-    return name is not None and serves(x) and kernels().hopper is not None
+from .policy import HAS_OPERATORS, kernels
 
 
 class _Peers:
@@ -37,7 +32,8 @@ class _Peers:
         self.group = dist.distributed_c10d._resolve_process_group(name)
         self.rank = dist.get_rank(self.group)
         self.others = [p for p in range(dist.get_world_size(self.group)) if p != self.rank]
-        self.inbox = inbox_for(name, self.group, size) if kernels().copy_engines else None
+        wanted = kernels().libraries().copy_engines
+        self.inbox = inbox_for(name, self.group, size) if wanted else None
 
     def swap(
         self,

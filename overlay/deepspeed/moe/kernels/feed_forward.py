@@ -15,13 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gelu_product import matrix, product_gelu, product_gelu_derivative, serves
-from .policy import kernels
-
-
-def fuses(x: Tensor) -> bool:
-    """Whether :func:`feed_forward` is for ``x``: 16 bit, on a GPU, in a region being compiled."""
-    return serves(x) and (kernels().cublaslt or kernels().hopper is not None)
+from .gelu_product import matrix, product_gelu, product_gelu_derivative
 
 
 class _FeedForward(torch.autograd.Function):

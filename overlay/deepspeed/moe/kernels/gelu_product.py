@@ -16,20 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cublaslt
-from .policy import kernels, leave
-from .verify import CHECKED_ROWS, check
-
-HAS_OPERATORS = hasattr(getattr(torch, "library", None), "custom_op")  # torch 2.4
-
-
-def serves(x: Tensor) -> bool:
-    """Whether ``x`` is what operators of our own are for: 16 bit, on a GPU, being compiled."""
-    return (
-        HAS_OPERATORS
-        and x.is_cuda
-        and x.dtype in (torch.float16, torch.bfloat16)
-        and torch.compiler.is_compiling()
-    )
+from .policy import HAS_OPERATORS, kernels
+from .verify import CHECKED_ROWS
 
 
 def matrix(weight: Tensor, transposed: bool) -> Tensor:
@@ -61,14 +49,14 @@ def up(
     if out is None:
         shape = (*x_ERM.shape[:2], b_EH.shape[1])
         out = x_ERM.new_empty(shape), x_ERM.new_empty(shape)
-    hopper = kernels().hopper
-    if hopper and hopper.serves(w, x_ERM, b_EH, *out):
+    hopper = kernels().libraries().hopper
+    if hopper and hopper.supports_operands(w, x_ERM, b_EH, *out):
         hopper.gelu(x_ERM, matrix(w, transposed), b_EH, *out)
         kind: Any = ("gelu", *x_ERM.shape, b_EH.shape[1], transposed, x_ERM.dtype)
     else:
         kind = _up_without_hopper(x_ERM.contiguous(), w.contiguous(), b_EH, transposed, out)
     if kind is not None:
-        check(
+        kernels().first_results.check(
             _library(kind),
             kind,
             x_ERM.dtype,
@@ -83,9 +71,10 @@ def _up_without_hopper(
 ) -> cublaslt.Product | None:
     """Returns the kind of cuBLASLt's product; None where it was the formula."""
     b_EH = b_EH.contiguous()
-    if _by_cublaslt(x_ERM, w, b_EH, *out) and all(t.is_contiguous() for t in out):
+    library = kernels().libraries().cublaslt
+    if library and library.supports_operands(x_ERM, w, b_EH, *out):
         kind = _kind(cublaslt.GELU_AUX_BIAS, x_ERM, b_EH.shape[1], transposed)
-        if cublaslt.product(kind, x_ERM, w, *out, b_EH):
+        if library.product(kind, x_ERM, w, *out, b_EH):
             return kind
         _say_none(kind)
     for target, result in zip(out, _up_formula(x_ERM, w, b_EH, transposed)):
@@ -101,8 +90,8 @@ def down(
     dh_ERH = (
         torch.empty(h_ERH.shape, dtype=h_ERH.dtype, device=h_ERH.device) if out is None else out
     )
-    hopper = kernels().hopper
-    if hopper and hopper.serves(w, dy_ERM, h_ERH, dh_ERH):
+    hopper = kernels().libraries().hopper
+    if hopper and hopper.supports_operands(w, dy_ERM, h_ERH, dh_ERH):
         back = matrix(w, transposed).transpose(1, 2)
         db_EH = hopper.gelu_derivative(dy_ERM, back, h_ERH, dh_ERH)
         kind: Any = ("gelu'", *dy_ERM.shape, h_ERH.shape[2], transposed, dy_ERM.dtype)
@@ -111,7 +100,7 @@ def down(
             dy_ERM.contiguous(), w.contiguous(), h_ERH.contiguous(), transposed, dh_ERH
         )
     if kind is not None:
-        check(
+        kernels().first_results.check(
             _library(kind),
             kind,
             dy_ERM.dtype,
@@ -130,25 +119,16 @@ def _down_without_hopper(
     dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool, dh_ERH: Tensor
 ) -> tuple[cublaslt.Product | None, Tensor]:
     """As :func:`_up_without_hopper`, and the sum over rows."""
-    if _by_cublaslt(dy_ERM, w, h_ERH, dh_ERH) and dh_ERH.is_contiguous():
+    library = kernels().libraries().cublaslt
+    if library and library.supports_operands(dy_ERM, w, h_ERH, dh_ERH):
         # the weight of this product is the other one's, transposed
         kind = _kind(cublaslt.DGELU, dy_ERM, h_ERH.shape[2], not transposed)
-        if cublaslt.product(kind, dy_ERM, w, dh_ERH, h_ERH, None):
+        if library.product(kind, dy_ERM, w, dh_ERH, h_ERH, None):
             return kind, dh_ERH.sum(1)
         _say_none(kind)
     result, db_EH = _down_formula(dy_ERM, w, h_ERH, transposed)
     dh_ERH.copy_(result)
     return None, db_EH
-
-
-def _by_cublaslt(x: Tensor, *others: Tensor) -> bool:
-    """Whether that library can be asked: it reads 16 bytes at a time, from such addresses."""
-    return (
-        x.is_cuda
-        and x.dtype in (torch.float16, torch.bfloat16)
-        and kernels().cublaslt
-        and all(t.dtype == x.dtype and t.data_ptr() % 16 == 0 for t in (x, *others))
-    )
 
 
 def _kind(epilogue: int, x: Tensor, outer: int, transposed: bool) -> cublaslt.Product:
@@ -169,7 +149,7 @@ def _few(rows: Tensor) -> Tensor:
 
 
 def _say_none(kind: cublaslt.Product) -> None:
-    leave(f"cuBLASLt has no kernel for {kind}; GELU is a kernel of its own")
+    kernels().fall_back(f"cuBLASLt has no kernel for {kind}; GELU is a kernel of its own")
 
 
 if HAS_OPERATORS:

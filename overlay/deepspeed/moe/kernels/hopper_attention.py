@@ -56,7 +56,7 @@ _backward = types.FunctionType(
 )
 
 
-def serves(qkv_BS3ND: Tensor) -> bool:
+def supports_heads(qkv_BS3ND: Tensor) -> bool:
     """Whether the kernel takes these: 16 bit, heads of a multiple of 16 up to 128."""
     return (
         qkv_BS3ND.is_cuda

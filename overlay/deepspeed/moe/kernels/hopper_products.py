@@ -61,7 +61,7 @@ def _plain(acc: Any) -> Any:
     return {"D": acc}
 
 
-def serves(weight: Tensor, *others: Tensor) -> bool:
+def supports_operands(weight: Tensor, *others: Tensor) -> bool:
     """Whether the kernels take these: 16 bit, not empty, a multiple of 16 bytes in the rows of
     each and the columns of the weight (which may be read as its transpose, and is contiguous)."""
     return (

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gelu_product import HAS_OPERATORS, serves
 from .linear import multiply, product
+from .policy import HAS_OPERATORS
 
 # The gradient by a logit is at most 1, and in 16 bit it is kept before it is divided by the number
 # of tokens (after it, fp16 would lose most of it). The weights' gradient is a sum over tokens, so
@@ -24,13 +24,8 @@ from .linear import multiply, product
 _SCALES = {torch.float16: 2.0**-4}
 
 
-def fuses(x: Tensor) -> bool:
-    """Whether :func:`output_loss` is for ``x``: 16 bit, on a GPU, in a region being compiled."""
-    return serves(x)
-
-
 def _formula(logits_NV: Tensor, labels_N: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """What cross_entropy_kernel.py computes, in torch's operations."""
+    """What cross_entropy.py computes, in torch's operations."""
     exact = torch.promote_types(logits_NV.dtype, torch.float32)
     shares_NV = torch.log_softmax(logits_NV.to(exact), -1)
     counts_N = labels_N != -100

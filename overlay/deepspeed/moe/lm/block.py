@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from deepspeed.moe.gshard.activation import gelu
 from deepspeed.moe.gshard.layer import GShardMoE
-from deepspeed.moe.kernels.feed_forward import feed_forward, fuses
+from deepspeed.moe.kernels.feed_forward import feed_forward
+from deepspeed.moe.kernels.policy import kernels
 from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., M] to [..., M]."""
-        if fuses(x):
+        if kernels().fuses_gelu(x):
             return self._fused(x)
         return self.fc2(gelu(self.fc1(x)))
 

@@ -54,7 +54,7 @@ def compile_regions(**options: Any) -> CompiledRegions:
     problem = compile_problem()
     if problem:
         raise RuntimeError(problem)
-    kernels()  # finding out is not for the compiler to trace
+    kernels().libraries()  # the search for them is not for the compiler to trace
     return CompiledRegions({"fullgraph": True, "dynamic": False, **options})
 
 

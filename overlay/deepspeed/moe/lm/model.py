@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from deepspeed.moe.expert_init import derive_seed, draw_seed
-from deepspeed.moe.kernels.output_loss import fuses, output_loss
+from deepspeed.moe.kernels.output_loss import output_loss
+from deepspeed.moe.kernels.policy import kernels
 from torch import Tensor, nn
 
 from .block import Block, MoEBlockOutput
@@ -129,7 +130,7 @@ class MoELM(nn.Module):
 
     def cross_entropy(self, x_BSM: Tensor, labels_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
         """Weighted mean cross-entropy (see :meth:`forward`) of the last layer's output."""
-        if not fuses(x_BSM):
+        if not kernels().fuses_loss(x_BSM):
             return _cross_entropy(self._logits(x_BSM), labels_BS, mask_BS)
         x_NM = self.final_norm(x_BSM).reshape(-1, x_BSM.shape[-1])
         shares_N = _shares(labels_BS, mask_BS, torch.float32)
