@@ -8,10 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from deepspeed.moe.gshard.product_form import product_form
 from deepspeed.moe.gshard.routing import (
     RoutingRule,
     expert_capacity,
-    product_form,
     route,
     running_count,
 )

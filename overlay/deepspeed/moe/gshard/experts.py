@@ -1,6 +1,6 @@
 """The experts of one process as two batched products.
 
-Shape suffixes: E experts of this process, R rows of an expert, M model width, H hidden width.
+Shape suffixes: see the head of the package.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class StackedExperts(nn.Module):
     """Feed-forward experts, their weights stacked: gelu(x W1 + b1) W2 + b2 for each.
 
     The parameters carry ``allreduce = False``, by which DeepSpeed knows experts, and
-    ``adafactor_batch_dims = 1``: the first dimension counts experts, and an optimizer that looks
-    at whole matrices is to look at each expert by itself.
+    ``adafactor_batch_dims = 1``: the first dimension counts experts, and AdaFactor factors the
+    matrix of each expert by itself.
 
     Args:
-        num_local_experts: E.
+        num_local_experts: D.
         hidden_size, ffn_size: M and H.
         init_std, output_std: standard deviations of W1 and W2 at the start.
 
-    The weights are unset until :meth:`initialise`.
+    The weights have no values until :meth:`initialise`.
     """
 
     def __init__(
@@ -87,10 +87,22 @@ class StackedExperts(nn.Module):
             self.b1.zero_()
             self.b2.zero_()
 
-    def forward(self, x_ERM: Tensor) -> Tensor:
-        """Each expert on its own rows; [E, R, M] to [E, R, M]."""
-        if kernels().fuses_gelu(x_ERM):
-            return feed_forward(x_ERM, self.w1, self.b1, self.w2) + self.b2[:, None]
+    def forward(self, x_DRM: Tensor) -> Tensor:
+        """Each expert on its own rows; [D, rows, M] to [D, rows, M]."""
+        if kernels().fuses_gelu(x_DRM):
+            return feed_forward(x_DRM, self.w1, self.b1, self.w2) + self.b2[:, None]
         # the biases are added outside of the products: baddbmm keeps them from fusing with GELU
-        hidden_ERH = gelu(torch.bmm(x_ERM, self.w1) + self.b1[:, None])
-        return torch.bmm(hidden_ERH, self.w2) + self.b2[:, None]
+        hidden_DRH = gelu(torch.bmm(x_DRM, self.w1) + self.b1[:, None])
+        return torch.bmm(hidden_DRH, self.w2) + self.b2[:, None]
+
+
+class LocalExperts(nn.Module):
+    """Holds the experts of this process under the name that checkpoints know."""
+
+    def __init__(self, stacked: nn.Module) -> None:
+        super().__init__()
+        self.stacked = stacked
+
+    def forward(self, x_DRM: Tensor) -> Tensor:
+        """[D, rows, M] to [D, rows, M]."""
+        return self.stacked(x_DRM)
