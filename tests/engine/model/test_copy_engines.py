@@ -245,7 +245,7 @@ def test_a_message_that_never_comes_ends_the_run(monkeypatch: pytest.MonkeyPatch
     [inbox] = machine.run(lambda inbox: inbox)
     inbox.stream.record_event = lambda: SimpleNamespace(query=lambda: False)
     monkeypatch.setattr(copy_engines, "_TRIAL_SECONDS", 0.01)
-    with pytest.raises(RuntimeError, match=r"did not come within .* DSMOE_KERNELS=nccl"):
+    with pytest.raises(RuntimeError, match=r"did not arrive within .* DSMOE_KERNELS=nccl"):
         inbox.try_it()
 
 

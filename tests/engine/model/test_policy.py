@@ -48,8 +48,8 @@ def test_missing_packages_and_later_fallbacks_are_noted(
     assert found.cublaslt and not found.hopper and not found.attention
     assert new_policy.names() == {"products": "cublaslt", "attention": "torch"}
     first, second = found.notes
-    assert first.startswith("products are cuBLAS's: quack-kernels is not installed")
-    assert second.startswith("attention's gradient is cuDNN's: flash-attn-4 is not installed")
+    assert first.startswith("products use cuBLAS: quack-kernels is not installed")
+    assert second.startswith("attention's gradient uses cuDNN: flash-attn-4 is not installed")
     assert all("requirements-hopper.txt" in note for note in found.notes)
     for _ in range(2):
         with pytest.warns(UserWarning, match="tokens take a longer way"):

@@ -56,8 +56,8 @@ class StackedExperts(nn.Module):
             parameter.adafactor_batch_dims = 1
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Copying and unpickling drop a parameter's attributes; unmarked experts would be averaged
-        over all processes, so they are marked again."""
+        """Mark the parameters again: copying and unpickling drop their attributes, and DeepSpeed
+        averages unmarked experts over all processes."""
         super().__setstate__(state)
         self._mark()
 
@@ -80,7 +80,7 @@ class StackedExperts(nn.Module):
                 drawn = torch.empty(weight.t().shape, device="cpu")
                 weight.copy_(drawn.normal_(std=std, generator=generator).t())
 
-        # torch draws on one thread; a stream of its own lets every expert have one
+        # torch draws on one thread; with separate streams every expert can have its own thread
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(draw, range(self.w1.shape[0])))
         with torch.no_grad():
@@ -91,7 +91,7 @@ class StackedExperts(nn.Module):
         """Each expert on its own rows; [D, rows, M] to [D, rows, M]."""
         if kernels().fuses_gelu(x_DRM):
             return feed_forward(x_DRM, self.w1, self.b1, self.w2) + self.b2[:, None]
-        # the biases are added outside of the products: baddbmm keeps them from fusing with GELU
+        # biases are added outside of the products: the compiler does not fuse baddbmm with GELU
         hidden_DRH = gelu(torch.bmm(x_DRM, self.w1) + self.b1[:, None])
         return torch.bmm(hidden_DRH, self.w2) + self.b2[:, None]
 

@@ -105,7 +105,7 @@ def route(
         rule: the named choices.
         used_GS: bool; a token that is not used takes no slot, has no weight and does not count in
             the losses and figures. None: all are used.
-        noise: what ``rule.noise(logits)`` returns; by default drawn anew.
+        noise: what ``rule.noise(logits)`` returns; by default new draws.
 
     The balance loss of a group is (1/E) sum_e (c_e / S)(m_e) E^2, with c_e the first choices and
     m_e the mean gate of expert e and S the group's used tokens; groups are weighted by their used

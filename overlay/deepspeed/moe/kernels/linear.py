@@ -1,7 +1,7 @@
-"""x W^T + b for a compiled training pass, by the products of hopper_products.py where it has them.
+"""x W^T + b for a compiled training pass, by hopper_products.py where that library is used.
 
-cuBLAS's kernels take 4 to 25 % longer for them (docs/performance.md). The weight's gradient, a sum
-over tokens, stays torch's: there cuBLAS is the faster one.
+cuBLAS takes 4 to 25 % longer for these products (docs/performance.md). torch computes the weight's
+gradient, a sum over tokens, for which cuBLAS is faster.
 
 Shape suffixes: E products in a batch, R rows, K width of the sum, N width of the result.
 """
@@ -26,7 +26,7 @@ def _formula(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor | None) -> Tensor:
 def multiply_batch(
     x_ERK: Tensor, w: Tensor, b_EN: Tensor | None, y_ERN: Tensor, transposed: bool = False
 ) -> None:
-    """Write x w + b to ``y_ERN``, now; rows may be slices of more.
+    """Write x w + b to ``y_ERN``, outside of a graph; rows may be slices.
 
     Args:
         x_ERK: [E, R, K].
@@ -51,7 +51,7 @@ def multiply_batch(
 
 
 def multiply(x_RK: Tensor, w: Tensor, b_N: Tensor | None, transposed: bool) -> Tensor:
-    """x w + b, [R, N], now; ``w`` is [K, N], or [N, K] if ``transposed``."""
+    """x w + b, [R, N], outside of a graph; ``w`` is [K, N], or [N, K] if ``transposed``."""
     hopper, x_RK, w = kernels().libraries().hopper, x_RK.contiguous(), w.contiguous()
     if not (hopper and hopper.supports_operands(w, x_RK)):
         w_KN = w.t() if transposed else w
@@ -76,7 +76,7 @@ if HAS_OPERATORS:
 
 
 def product(x_RK: Tensor, w_KN: Tensor) -> Tensor:
-    """x w, [R, N], in a region being compiled; no gradient goes through it."""
+    """x w, [R, N], in a backward pass: it has no gradient of its own."""
     if kernels().multiplies(x_RK):
         return _operator(x_RK, w_KN, None, False)
     return torch.mm(x_RK, w_KN)
@@ -96,7 +96,7 @@ class _Linear(torch.autograd.Function):
 
 
 def own_linear(x_RK: Tensor, w_NK: Tensor, b_N: Tensor) -> Tensor:
-    """x W^T + b by the operator, whoever computes it; [R, K] to [R, N]."""
+    """x W^T + b by the operator, whichever library computes it; [R, K] to [R, N]."""
     return _Linear.apply(x_RK, w_NK, b_N)
 
 

@@ -143,7 +143,7 @@ def kernels() -> KernelPolicy:
 
 
 def use(policy: KernelPolicy | None = None) -> None:
-    """Replace the policy of this process; by default by a new one, which searches anew."""
+    """Replace the policy of this process; by default by a new one, which searches again."""
     global _policy
     _policy = KernelPolicy() if policy is None else policy
 
@@ -194,17 +194,17 @@ def find_libraries() -> Libraries:
     from . import cublaslt
 
     problem = cublaslt.problem()
-    notes = [f"GELU is a kernel of its own, not part of the products: {problem}"] if problem else []
+    notes = [f"GELU runs as a separate kernel after the products: {problem}"] if problem else []
     hopper = attention = None
     if choice in ("all", "nccl") and not torch.version.hip and _is_hopper():
         try:
             from . import hopper_products as hopper
-        except Exception as error:  # a library that cannot be used, for whatever reason
-            notes.append(f"products are cuBLAS's: {_reason('quack-kernels', error)}")
+        except Exception as error:  # any error of the library means that it cannot be used
+            notes.append(f"products use cuBLAS: {_reason('quack-kernels', error)}")
         try:
             from . import hopper_attention as attention
         except Exception as error:
-            notes.append(f"attention's gradient is cuDNN's: {_reason('flash-attn-4', error)}")
+            notes.append(f"attention's gradient uses cuDNN: {_reason('flash-attn-4', error)}")
     return Libraries(
         hopper, attention, None if problem else cublaslt, choice == "all", tuple(notes)
     )
@@ -216,7 +216,7 @@ def _is_hopper() -> bool:
 
 def _reason(package: str, error: Exception) -> str:
     missing = (getattr(error, "name", None) or "").split(".")[0]
-    if missing in ("quack", "flash_attn"):  # and not something that they need
+    if missing in ("quack", "flash_attn"):  # not one of their dependencies
         return f"{package} is not installed (requirements-hopper.txt has it)"
     words = str(error).split("\n")[0]
     return f"{package} cannot be used ({type(error).__name__}: {words})"

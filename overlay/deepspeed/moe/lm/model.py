@@ -25,7 +25,7 @@ from .weights import initialise
 
 
 class StepStats(NamedTuple):
-    """The parts of the last loss, detached and left on the device: reading one waits for it."""
+    """The parts of the last loss, detached, on the device: reading a value waits for the device."""
 
     cross_entropy: Tensor
     """Mean over the tokens that count, in nats."""
@@ -36,20 +36,20 @@ class StepStats(NamedTuple):
     expert_load: Tensor
     """[L, E]: tokens of this process whose first choice each expert was."""
     dropped_share: Tensor
-    """[L]: share of the choices tried that found their expert full; NaN where it is not known."""
+    """[L]: share of the choices tried that found their expert full; NaN where unknown."""
 
 
 class MoELM(nn.Module):
     """The language model of a :class:`MoELMConfig`.
 
     DeepSpeed's groups (``deepspeed.utils.groups.initialize``) must exist first if the model has
-    experts: each process then holds its share of them. Weights depend on the seed alone, not on
-    the expert parallel size, nor on ``moe_implementation``.
+    experts; each process then holds its share of them. The initial weights depend on the seed
+    only, not on the expert parallel size or ``moe_implementation``.
 
     Args:
         config: sizes and choices.
         seed: of the initial weights; by default drawn from the default generator, so that
-            processes that called ``torch.manual_seed`` alike agree.
+            processes agree that called ``torch.manual_seed`` with one seed.
     """
 
     def __init__(self, config: MoELMConfig, seed: int | None = None) -> None:
@@ -69,13 +69,13 @@ class MoELM(nn.Module):
         initialise(self, derive_seed(seed, "model"), config.init_std, output_std)
 
     def compile_training(self, **options: Any) -> None:
-        """Run training passes with labels through torch.compile from now on (compiled.py).
+        """From now on run training passes with labels through torch.compile (compiled.py).
 
         Args:
             options: torch.compile's, e.g. ``backend``.
 
         Raises:
-            RuntimeError: where this torch cannot (``compiled.compile_problem`` says why).
+            RuntimeError: where this torch cannot (``compiled.compile_problem`` has the reason).
         """
         self._regions = compile_regions(**options)
 
@@ -88,7 +88,7 @@ class MoELM(nn.Module):
             tokens: [B, S] token numbers, S at most ``config.sequence_length``.
             labels: [B, S] the token to predict at each position.
             loss_mask: [B, S] weights of the positions in the cross-entropy, 0 to leave one out.
-                It has no say in the routing: a masked token still takes its place at an expert.
+                It does not change the routing: a masked token still takes a slot of an expert.
 
         Returns:
             [B, S, V] logits without labels; with labels the scalar cross-entropy (in fp32, mean
@@ -137,7 +137,7 @@ class MoELM(nn.Module):
         return output_loss(x_NM, self.embedding.weight, labels_BS.reshape(-1), shares_N)
 
     def _loss(self, cross_entropy: Tensor, outputs: list[MoEBlockOutput]) -> Tensor:
-        """Add the routers' losses and keep the parts."""
+        """Add the routers' losses; store the parts in ``last_stats``."""
         loss = cross_entropy
         none = torch.zeros((), dtype=loss.dtype, device=loss.device)
         aux_loss, z_loss = none, none
@@ -162,7 +162,7 @@ class MoELM(nn.Module):
 
 
 def _cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
-    """Weighted mean cross-entropy in fp32 (fp64 for fp64 logits); 0 if nothing has weight."""
+    """Weighted mean cross-entropy in fp32 (fp64 for fp64 logits); 0 if all weights are 0."""
     exact = torch.promote_types(logits_BSV.dtype, torch.float32)
     flat = logits_BSV.reshape(-1, logits_BSV.shape[-1]).to(exact)
     labels = labels_BS.reshape(-1)
@@ -175,7 +175,7 @@ def _cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, mask_BS: Tensor | None
 
 
 def _shares(labels_BS: Tensor, mask_BS: Tensor | None, exact: torch.dtype) -> Tensor:
-    """[B S]: what each position counts for in that mean."""
+    """[B S]: the weight of each position in that mean."""
     if mask_BS is None:
         size = labels_BS.numel()
         return torch.full((size,), 1 / max(size, 1), dtype=exact, device=labels_BS.device)
