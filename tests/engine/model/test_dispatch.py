@@ -26,7 +26,7 @@ def routed(
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(2, 5), st.integers(1, 2), st.data())
-def test_equals_the_product_form_in_output_and_gradients(
+def test_dispatch_by_index_equals_the_product_form(
     groups: int, size: int, experts: int, top_k: int, data: st.DataObject
 ) -> None:
     capacity = data.draw(st.integers(1, size))

@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from deepspeed.moe.gshard.router import _MixedProduct
+from deepspeed.moe.gshard.router import MixedProduct
 from deepspeed.moe.kernels import choices, cublaslt, policy
 from deepspeed.moe.kernels.causal_attention import causal_attention
 from deepspeed.moe.kernels.feed_forward import feed_forward
@@ -166,7 +166,7 @@ def test_the_routers_product_keeps_small_gradients(size: float, dtype: torch.dty
     torch.manual_seed(7)
     x, w = ((torch.randn(n, 16) + 1).to(dtype).requires_grad_() for n in (4096, 8))
     seed = (torch.randn(4096, 8) + 1) * size  # with means, that the sum over tokens is large
-    found = _MixedProduct.apply(x, w)
+    found = MixedProduct.apply(x, w)
     assert found.dtype == torch.float32
     exact = [t.detach().double().requires_grad_() for t in (x, w)]
     expected = exact[0] @ exact[1].t()

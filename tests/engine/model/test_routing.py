@@ -41,7 +41,7 @@ def cases(draw: st.DrawFn) -> dict:
 
 @settings(deadline=None, max_examples=150)
 @given(cases())
-def test_equals_the_loops(case: dict) -> None:
+def test_routing_equals_the_oracles_loops(case: dict) -> None:
     random = np.random.default_rng(case["seed"])
     groups, size, experts = case["shape"]
     logits = random.normal(size=case["shape"]) * 2

@@ -22,7 +22,7 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left.float(), right.float())
 
 
-class _MixedProduct(torch.autograd.Function):
+class MixedProduct(torch.autograd.Function):
     """x W^T of 16-bit operands with the sums, and the result, in fp32.
 
     The result is that of casting both operands to fp32, without the two copies. In the backward
@@ -59,7 +59,7 @@ class Router(nn.Module):
         jitter = self.jitter and self.training
         mixed = _HAS_OUT_DTYPE and x_NM.is_cuda and not torch.version.hip
         if mixed and x_NM.dtype == self.wg.weight.dtype != exact and not jitter:
-            return _MixedProduct.apply(x_NM, self.wg.weight)
+            return MixedProduct.apply(x_NM, self.wg.weight)
         x_NM = x_NM.to(exact)
         if jitter:
             x_NM = x_NM * (1 - _JITTER + 2 * _JITTER * torch.rand_like(x_NM))

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from .policy import kernels
 
-_FLAG_BYTES = 16  # reserved for one flag
+FLAG_BYTES = 16  # reserved for one flag
 _ALIGNMENT = 512
 _EQUAL = 1  # CU_STREAM_WAIT_VALUE_EQ
-_TRIAL_SECONDS = 30
+TRIAL_SECONDS = 30
 # By the name of a group; with the group, since torch reuses the names of destroyed groups.
 _inboxes: dict[str, tuple[Any, Inbox | None]] = {}
 _recorded: list[Inbox] = []  # replaced ones that a CUDA graph still uses
@@ -50,9 +50,9 @@ def inbox_for(name: str, group: Any, size: int) -> Inbox | None:
     torch.cuda.synchronize()  # no stream uses the former inbox any more
     if decided and known is not None and known.recorded:
         _recorded.append(known)
-    inbox, reason = None, _problem(group)
+    inbox, reason = None, problem(group)
     if reason is None:
-        inbox, reason = _tried(group, size)
+        inbox, reason = connect(group, size)
     if reason is not None and dist.get_rank(group) == 0:
         kernels().fall_back(f"tokens are exchanged by NCCL: {reason}")
     _inboxes[name] = weakref.ref(group), None if reason else inbox
@@ -67,26 +67,29 @@ def connected(name: str | None) -> bool:
 def forget() -> None:
     """Decide again for every group at its next message; for tests."""
     _inboxes.clear()
+    _recorded.clear()
 
 
-def _problem(group: Any) -> str | None:
+def problem(group: Any) -> str | None:
     """Why the processes of ``group`` cannot write to each other's memory; None if they can."""
     own = torch.cuda.current_device()
-    all_of = _gather(group, (socket.gethostname(), _boot(), own, _missing()))
+    all_of = gather_answers(group, (socket.gethostname(), _boot(), own, _missing()))
     if len({host[:2] for host in all_of}) > 1:
         return "its processes are on several hosts"
     for missing in (host[3] for host in all_of):
         if missing:
             return missing
     devices = [host[2] for host in all_of]
-    count = min(_gather(group, torch.cuda.device_count()))
+    count = min(gather_answers(group, torch.cuda.device_count()))
     if len(set(devices)) < len(devices) or max(devices) >= count:
         return "its processes do not see each other's GPUs"
     reached = [torch.cuda.can_device_access_peer(own, d) for d in devices if d != own]
-    return None if all(_gather(group, all(reached))) else "a GPU cannot reach another's memory"
+    return (
+        None if all(gather_answers(group, all(reached))) else "a GPU cannot reach another's memory"
+    )
 
 
-def _tried(group: Any, size: int) -> tuple[Inbox | None, str | None]:
+def connect(group: Any, size: int) -> tuple[Inbox | None, str | None]:
     """An inbox that has delivered one message from each process, or the reason why there is none.
 
     All processes finish a step before any of them begins the next one.
@@ -105,7 +108,7 @@ def _tried(group: Any, size: int) -> tuple[Inbox | None, str | None]:
         except Exception as error:  # any error of the driver or of torch means no inbox
             words = str(error).split("\n")[0]
             reason = f"{type(error).__name__}: {words}"
-        reason = next(filter(None, _gather(group, reason)), None)
+        reason = next(filter(None, gather_answers(group, reason)), None)
         if reason is not None:
             return None, reason
     return inbox, None
@@ -115,7 +118,7 @@ class _NeverCame(RuntimeError):
     """The run must end: nothing can stop the stream that waits."""
 
 
-def _gather(group: Any, answer: Any) -> list[Any]:
+def gather_answers(group: Any, answer: Any) -> list[Any]:
     """The answers of all processes of the group."""
     answers: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(answers, answer, group=group)
@@ -135,17 +138,17 @@ def _missing() -> str | None:
         import torch.distributed._symmetric_memory as symmetric
 
         _ = symmetric.empty, symmetric.rendezvous  # torch 2.6
-        _wait_value()
+        stream_wait_value()
     except (ImportError, AttributeError, OSError) as error:
         return f"torch {torch.__version__} or the driver lacks something ({error})"
     return None
 
 
-def _device() -> torch.device:
+def inbox_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _wait_value() -> Any:
+def stream_wait_value() -> Any:
     """The function cuStreamWaitValue32 of the driver that torch has loaded."""
     driver = ctypes.CDLL("libcuda.so.1")
     function = getattr(driver, "cuStreamWaitValue32_v2", None) or driver.cuStreamWaitValue32
@@ -163,13 +166,13 @@ class Inbox:
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
         self.size = -(-size // _ALIGNMENT) * _ALIGNMENT
         self.rank, self.processes = dist.get_rank(group), dist.get_world_size(group)
-        self.wait_value = _wait_value()
-        device = _device()
+        self.wait_value = stream_wait_value()
+        device = inbox_device()
         self.stream = torch.cuda.Stream(device)
         self.zero, self.one = (
             torch.full((1,), i, dtype=torch.int32, device=device) for i in (0, 1)
         )
-        head = 2 * self.processes * _FLAG_BYTES
+        head = 2 * self.processes * FLAG_BYTES
         self.head = -(-head // _ALIGNMENT) * _ALIGNMENT
         total = self.head + (self.processes - 1) * self.size
         own = symmetric.empty(total, dtype=torch.uint8, device=device)
@@ -202,11 +205,11 @@ class Inbox:
         got = [torch.full_like(number, -1) for _ in others]
         for _ in range(2):
             swap = self.swap(others, [[number]] * len(others), [[g] for g in got], [])
-        deadline = time.monotonic() + _TRIAL_SECONDS
+        deadline = time.monotonic() + TRIAL_SECONDS
         while not swap.done.query():
             if time.monotonic() > deadline:
                 raise _NeverCame(
-                    f"a message by the GPUs' copy engines did not arrive within {_TRIAL_SECONDS} s;"
+                    f"a message by the GPUs' copy engines did not arrive within {TRIAL_SECONDS} s;"
                     " train with DSMOE_KERNELS=nccl, and please report it"
                 )
             time.sleep(0.001)
@@ -223,7 +226,7 @@ class Inbox:
         return self._flag(process, 2 * receiver + 1)
 
     def _flag(self, process: int, i: int) -> Tensor:
-        return self.memory[process][i * _FLAG_BYTES :][:4].view(torch.int32)
+        return self.memory[process][i * FLAG_BYTES :][:4].view(torch.int32)
 
     def _place(self, process: int, sender: int) -> Tensor:
         place = sender - (sender > process)  # no process writes to its own inbox

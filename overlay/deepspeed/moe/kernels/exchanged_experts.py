@@ -78,9 +78,10 @@ def _start_combine(peers: _Peers, back_PDRM: Tensor, y_PDRM: Tensor) -> list[Any
     )
 
 
-def _forward(
+def forward(
     x_ERM: Tensor, w1: Tensor, b1_DH: Tensor, w2: Tensor, b2_DM: Tensor, name: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`exchanged_experts` outside of a graph; also what :func:`backward` needs."""
     local = w1.shape[0]
     x_PDRM = x_ERM.contiguous().view(-1, local, *x_ERM.shape[1:])
     processes, _, rows, width = x_PDRM.shape
@@ -106,7 +107,7 @@ def _forward(
     return y_PDRM.view_as(x_ERM), all_DPRM, a_DPRH, h_DPRH
 
 
-def _backward(
+def backward(
     dy_ERM: Tensor,
     all_DPRM: Tensor,
     a_DPRH: Tensor,
@@ -115,6 +116,7 @@ def _backward(
     w2: Tensor,
     name: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, w1, b1, w2 and b2, from that of the result."""
     dy_PDRM = dy_ERM.contiguous().view(-1, w1.shape[0], *dy_ERM.shape[1:])
     peers = _Peers(name, dy_PDRM[0].nbytes)
     dy_DPRM, dh_DPRH = torch.empty_like(all_DPRM), torch.empty_like(h_DPRH)
@@ -139,14 +141,14 @@ def _backward(
 if HAS_OPERATORS:
     _operator = torch.library.custom_op(
         "dsmoe::exchanged_experts",
-        _forward,
+        forward,
         mutates_args=(),
         schema="(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, str name)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
     )
     _backward_operator = torch.library.custom_op(
         "dsmoe::exchanged_experts_backward",
-        _backward,
+        backward,
         mutates_args=(),
         schema="(Tensor dy, Tensor x, Tensor a, Tensor h, Tensor w1, Tensor w2, str name)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
