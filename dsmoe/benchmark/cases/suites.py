@@ -16,21 +16,12 @@ import dataclasses
 from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
 from dsmoe.benchmark.cases.published import published
 from dsmoe.common.errors import UsageError
+from dsmoe.common.overlay import model_sizes
 
 # The sizes the artifact names; docs/reference/results.md says how near the names are.
 MODELS = {
-    model.name: model
-    for model in (
-        ModelCase("380M", 768, 8, 8),
-        ModelCase("690M", 768, 8, 16),
-        ModelCase("1.3B", 768, 16, 16),
-        ModelCase("2.4B", 1024, 16, 16),
-        ModelCase("4.5B", 1024, 16, 32),
-        ModelCase("10B", 1536, 16, 32),
-        ModelCase("27B", 2048, 16, 48),
-        ModelCase("70B", 2048, 32, 64),
-        ModelCase("140B", 2048, 32, 128),
-    )
+    name: ModelCase(name, size.hidden_size, size.num_layers, size.num_experts)
+    for name, size in model_sizes().SIZES.items()
 }
 
 

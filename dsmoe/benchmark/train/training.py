@@ -146,7 +146,7 @@ def kernel_names(case: Case) -> dict[str, str]:
     exchange = {}
     if case.parallel.expert_parallel_size > 1:
         name = group_name(groups.get_expert_parallel_group())
-        exchange["exchange"] = "copy engines" if copy_engines.serves(name) else backend()
+        exchange["exchange"] = "copy engines" if copy_engines.connected(name) else backend()
     if case.precision == "fp32":
         return {**dict.fromkeys(("products", "attention"), "torch"), **exchange}
     # with dropout attention is torch's (deepspeed/moe/lm/attention.py)
@@ -160,7 +160,7 @@ def compile_training(model: MoELM) -> None:
     if problem:
         raise TrainingFailed(f"{problem}; or run without: --no-compiled")
     try:
-        kernels()
+        kernels().libraries()
     except ValueError as error:
         raise TrainingFailed(str(error)) from error
     model.compile_training()
