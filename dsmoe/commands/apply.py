@@ -15,6 +15,7 @@ from dsmoe.common.output import needs_no_reader
 from dsmoe.common.places import DEFAULT_BASE
 from dsmoe.patchset.base import Base, load_bases
 from dsmoe.patchset.checkout import actions
+from dsmoe.patchset.checkout import situation as names
 from dsmoe.patchset.checkout import state as states
 
 _EXAMPLES = """examples:
@@ -179,13 +180,12 @@ def _from_release(options: argparse.Namespace, bases: list[Base], say: Any) -> d
         return _report(actions.apply(options.path, [base], say), say)
     state = states.describe(options.path, [base])
     message = "built" if new else "already built"
-    return _report(actions.Outcome(message.replace(" ", "-"), message, state), say)
+    return _report(actions.ActionResult(message.replace(" ", "-"), message, state), say)
 
 
-def _report(outcome: actions.Outcome, say: Any) -> dict[str, Any]:
+def _report(outcome: actions.ActionResult, say: Any) -> dict[str, Any]:
     say(outcome.message)
-    for path in outcome.state.edited:
-        say(f"  edited: {path}")
+    _show_findings(outcome.state, say)
     return {
         "outcome": outcome.name,
         "message": outcome.message,
@@ -197,17 +197,27 @@ def _report(outcome: actions.Outcome, say: Any) -> dict[str, Any]:
 
 
 _STATE_WORDS = {
-    states.PRISTINE: "pristine: the base, nothing applied",
-    states.APPLIED: "applied",
-    states.APPLIED_EDITED: "applied, then edited",
-    states.BASE_EDITED: "the base, edited, nothing applied",
-    states.PARTLY: "partly applied: repeat the command to finish, or use --revert",
-    states.OTHER_SERIES: "applied with another series; apply again to renew it",
+    names.PRISTINE: "pristine: the base, nothing applied",
+    names.APPLIED: "applied",
+    names.APPLIED_EDITED: "applied, then edited",
+    names.BASE_EDITED: "the base, edited, nothing applied",
+    names.PARTLY: "partly applied: repeat the command to finish, or use --revert",
+    names.OTHER_SERIES: "applied with another series; apply again to renew it",
 }
 
 
 def _status(path: Path, bases: list[Base], say: Any) -> dict[str, Any]:
     return _show_state(states.describe(path, bases), say)
+
+
+def _show_findings(state: states.State, say: Any) -> None:
+    for cause in state.causes:
+        say(f"  {cause}")
+    for folder in state.pending:
+        say(f"  an export was stopped half-way: {folder}/.export; the next command that writes")
+        say("  (apply, --revert, --lock, --export) completes it")
+    for name in state.edited:
+        say(f"  edited: {name}")
 
 
 def _show_state(state: states.State, say: Any) -> dict[str, Any]:
@@ -217,6 +227,5 @@ def _show_state(state: states.State, say: Any) -> dict[str, Any]:
     else:
         say(f"{state.path}: base {state.base} ({state.label}), HEAD {state.head}")
         say(_STATE_WORDS[state.name])
-    for name in state.edited:
-        say(f"  edited: {name}")
+    _show_findings(state, say)
     return {"outcome": state.name, "state": state.as_json(), "exit_code": code}

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from dsmoe.common.errors import SeriesBroken
 from dsmoe.common.places import project_root
-from dsmoe.patchset.authoring.publish import STAGE
 from dsmoe.patchset.base import Base
-from dsmoe.patchset.series import Patch, overlay_files, read_names, read_patch
+from dsmoe.patchset.overlay import overlay_files
+from dsmoe.patchset.patch_file import Patch, read_patch
+from dsmoe.patchset.pending import STAGE
+from dsmoe.patchset.series import read_names
 
 MAX_ADDED = 60
 _FIELD = re.compile(r"^([A-Z][A-Za-z-]*):(.*)$")
