@@ -39,7 +39,10 @@ def read_names(path: Path) -> list[str]:
 def series_lines(path: Path) -> list[str]:
     """The lines of a series file, comments too; ``SeriesBroken`` when it cannot be read."""
     try:
-        return read_input(path).decode("utf-8").splitlines()
+        text = read_input(path).decode("utf-8")
+        if "\0" in text:
+            raise ValueError("it holds a NUL character")
+        return text.splitlines()
     except OSError as error:
         raise SeriesBroken(f"cannot read the series {path}: {error.strerror}") from None
     except ValueError as error:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.other_base import other_base
 from support.patch_project import (
     OVERLAY,
     ROOT,
@@ -21,32 +22,12 @@ from support.patch_project import (
     result_files,
     steps,
     sub,
-    write_files,
 )
 
 from dsmoe.patchset.authoring.lint import lint
 from dsmoe.patchset.base import load_bases
 
 EDITS = {"lib/a.py": (b"line 20\n", b"line 20 of the other base\n")}
-
-
-def other_base(project: Project, path: Path, edits: dict[str, tuple[bytes, bytes]]) -> Path:
-    """A clone whose HEAD differs by ``edits``, known to the project as the base "other"."""
-    checkout = project.clone(path)
-    files = steps()[0]
-    for name, (old, new) in edits.items():
-        sub(files, name, old, new)
-    write_files(checkout, files)
-    git(checkout, "commit", "-q", "-a", "-m", "other")
-    head = git(checkout, "rev-parse", "HEAD")
-    folder = project.root / "bases/other"
-    folder.mkdir()
-    base = json.loads((project.root / "bases/syn/base.json").read_text())
-    base.update(name="other", commit=head, commits=[{"id": head, "label": "a clone"}])
-    base.update(series="series")
-    base["trees"] = {top: git(checkout, "rev-parse", f"HEAD:{top}") for top in ("lib", "bin")}
-    (folder / "base.json").write_text(json.dumps(base))
-    return checkout
 
 
 @pytest.fixture

@@ -7,24 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.patch_project import BASE_FILES, Project, git, read_files, result_files
+from support.patch_project import BASE_FILES, Project, git, read_files, result_files, snapshot
 
 from dsmoe.common.errors import LocalChanges, ResultMismatch, SeriesBroken
 from dsmoe.patchset.checkout.actions import apply, check, lock, revert
 from dsmoe.patchset.checkout.state import EXIT_CODES, describe
-
-
-def snapshot(path: Path) -> dict[str, tuple]:
-    """Content, mode and time of everything below ``path``, .git included."""
-    return {
-        item.relative_to(path).as_posix(): (
-            item.lstat().st_mode,
-            # git freshens the time of an object that it was to write and already has
-            0 if item.is_dir() or "objects" in item.parts else item.lstat().st_mtime_ns,
-            item.read_bytes() if item.is_file() and not item.is_symlink() else b"",
-        )
-        for item in path.rglob("*")
-    }
 
 
 def test_apply_gives_the_expected_bytes(template: Project, checkout: Path) -> None:
