@@ -90,7 +90,10 @@ def edits(checkout: Checkout, at: Situation, name: str) -> tuple[list[str], Caus
     local = local_entries(checkout.git)
     work.update((path, local[path]) for path in local if path not in scope and not is_junk(path))
     causes = find_causes(checkout, at.index, work, at.left_out)
-    edited = set(work) - causes.converted
+    # A staged edit is an edit, also where its line ends are converted.
+    plain = {p for p in causes.converted if p not in scope or at.index[p] in at.known(p)}
+    causes = replace(causes, converted=frozenset(plain))
+    edited = set(work) - plain
     for path, entry in at.index.items():
         if path not in scope and entry != at.base.get(path) and entry[0] != GITLINK:
             edited.add(path)
