@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
-        text = f"{error.filename}: {error.strerror}; free space or mend the rights and repeat"
+        text = f"{error.filename}: {error.strerror}; free disk space or change the rights"
         return _failed(EnvironmentProblem(text), as_json)
     if as_json:
         print(json.dumps(report, indent=2, sort_keys=True))

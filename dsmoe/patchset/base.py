@@ -20,7 +20,7 @@ from dsmoe.patchset.inputs import is_plain_path, read_input
 class Base:
     """One base. ``commits`` maps full commit ids to the kind of checkout that has them.
 
-    ``files`` is the output of ``git ls-tree -r`` for the folders that pip installs.
+    ``files`` names the output of ``git ls-tree -r`` for the folders that pip installs.
     """
 
     name: str
@@ -116,7 +116,7 @@ def _texts(data: Any, keys: Iterable[str], where: str) -> None:
     for key in keys:
         if not isinstance(data[key], str) or "\0" in data[key]:
             raise ValueError(f"{where}{key} is not a text")
-        data[key].encode("utf-8")  # a lone surrogate is no text
+        data[key].encode("utf-8")  # a lone surrogate is not text
 
 
 def _list(data: dict[str, Any], key: str) -> list[Any]:
@@ -136,5 +136,5 @@ def load_bases(folder: Path | None = None, name: str | None = None) -> list[Base
             raise UsageError(f"no base is called {name!r} in {root}; there are: {names}")
         known = [root / name]
     if not known:
-        raise UsageError(f"no base in {root}: expected one folder with a base.json a base")
+        raise UsageError(f"no base in {root}: expected a folder with a base.json for each base")
     return [load_base(path) for path in known]

@@ -67,6 +67,7 @@ _DAMAGED = re.compile(
     r"|unable to read object|failed to read (the )?object|hash mismatch"
     r"|packfile .* (cannot be|does not match|is far too short)|index file .* is too small"
     r"|from promisor remote|transport '.*' not allowed|not our ref|unable to find [0-9a-f]{40}"
+    r"|error: failed to read \S|lazy fetching disabled"
     r"|cannot read existing object|object [0-9a-f]{40} cannot be read|unable to open loose object"
 )
 _DAMAGED_INDEX = re.compile(
@@ -79,6 +80,9 @@ _SPACE = (
     "File too large",
     "unable to write file",  # all that git says when a checkout runs out of room
 )
+# Commands that compare the index with the work tree; those that write it do, for files whose time
+# of change is that of the index. A temporary index of ours knows no times.
+_COMPARING = ("status", "diff-files", "checkout-index", "read-tree", "update-index")
 _RIGHTS = ("Read-only file system", "Permission denied", "insufficient permission")
 
 
@@ -177,7 +181,7 @@ class Git:
         command = ["env"] + unset if unset else []
         settings = {**env, **_OFFLINE}
         overrides = list(_OVERRIDES)
-        if neutral and _may_filter(args):
+        if neutral and self.index is None and args[0] in _COMPARING:
             more, variables = _without_filters(self._filters())
             overrides += more
             settings.update(variables)
@@ -220,16 +224,6 @@ class Git:
         return GitOutput(status, out, err)
 
 
-def _may_filter(args: tuple[str, ...]) -> bool:
-    """Whether the command converts content between the work tree and the object database."""
-    if args[0] in ("add", "status", "diff-files", "checkout-index"):
-        return True
-    return (args[0], "-u" in args or "--refresh" in args) in (
-        ("read-tree", True),
-        ("update-index", True),
-    )
-
-
 def _without_filters(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Settings that switch the filters off, for ``-c`` and for the environment."""
     pairs = [
@@ -260,8 +254,8 @@ def damaged(path: Path, words: str) -> GitFailed:
     """The failure for an object store that lacks objects or holds broken ones."""
     return GitFailed(
         f"the git object store of {path} is damaged: objects are missing or broken; nothing was "
-        f"fetched; git -C {path} fsck lists them; make a new clone, or build another checkout with "
-        f"--from-release (git: {words[:300]})"
+        f"fetched; git -C {path} fsck lists them; make a new clone (without --filter), or build "
+        f"another checkout with --from-release (git: {words[:300]})"
     )
 
 

@@ -16,7 +16,7 @@ def read_input(path: Path, limit: int = MAX_BYTES) -> bytes:
 
     Raises:
         OSError: it cannot be read, or it is a folder, a device, a pipe or a socket.
-        ValueError: it is larger than ``limit`` bytes, or its name is none that a file can have.
+        ValueError: it is larger than ``limit`` bytes, or no file can have its name.
     """
     # O_NONBLOCK: opening a pipe that nobody writes to must not wait.
     handle = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

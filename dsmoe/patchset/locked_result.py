@@ -15,7 +15,7 @@ def read_result(base: Base) -> tuple[dict[str, str], str]:
     """The locked tree ids by top folder, and the digest of the series that gives them.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or is none that this project writes.
+        OSError, ValueError: the file cannot be read, or is not one that this project writes.
     """
     try:
         data: Any = json.loads(read_input(base.result_file))

@@ -78,7 +78,7 @@ def read_patch(path: Path, name: str = "") -> Patch:
 
 
 def parse_diff(diff: bytes) -> Iterator[FileDiff]:
-    """The files of a git diff; ``ValueError`` with the line number where it is no such diff."""
+    """The files of a git diff; ``ValueError`` names the line that is not part of one."""
     lines = diff.split(b"\n")
     at = 0
     while at < len(lines):

@@ -36,7 +36,7 @@ def finish(folder: Path) -> bool:
     """Carry out what a stopped export left; False when nothing was pending.
 
     Raises:
-        SeriesBroken: the manifest is none that an export writes.
+        SeriesBroken: the manifest is not one that an export writes.
     """
     stage = folder / STAGE
     steps = _read_steps(folder)

@@ -59,7 +59,7 @@ def read_fields(header: bytes) -> dict[str, str]:
 
 
 def lint(base: Base, root: Path | None = None, allow_empty: bool = False) -> list[str]:
-    """Every problem of the series of ``base``, one a line; none when it is in order.
+    """Every problem of the series of ``base``, a line for each; empty when there is none.
 
     ``root`` is the folder that X-Test and Defect refer to (default: the project's).
     """

@@ -97,7 +97,7 @@ def unpack(archive: Path, folder: Path, root: str) -> None:
     """Unpack the files below ``root`` in ``archive`` into ``folder``, with modes 644 and 755.
 
     Raises:
-        ArchiveProblem: a member is no plain file or folder, or lies outside ``root``.
+        ArchiveProblem: a member is neither a plain file nor a folder, or lies outside ``root``.
     """
     try:
         with tarfile.open(archive, "r:gz") as tar:

@@ -12,9 +12,9 @@ from support.patch_project import BASE_FILES, Project, git, read_files, result_f
 READING = (["--status"], ["--check"])
 
 
-def trap(path: Path, mark: Path) -> str:
-    """A program that leaves a mark when it is run, and hands its input on."""
-    path.write_text(f'#!/bin/sh\ntouch "{mark}"\nexec cat\n')
+def trap(path: Path, mark: Path, end: str = "exec cat") -> str:
+    """A program that leaves a mark when it is run, and then hands its input on."""
+    path.write_text(f'#!/bin/sh\ntouch "{mark}"\n{end}\n')
     path.chmod(0o755)
     return str(path)
 
@@ -80,13 +80,13 @@ def partial(project: Project, tmp_path: Path) -> tuple[Path, Path]:
     checkout = project.clone(tmp_path / "partial", "--no-local")
     mark = tmp_path / "fetched"
     for key, value in (
-        ("remote.far.url", f"ext::{trap(tmp_path / 'far', mark)}"),
+        ("remote.far.url", f"ext::{trap(tmp_path / 'far', mark, 'exit 1')}"),
         ("remote.far.promisor", "true"),
         ("remote.far.partialclonefilter", "blob:none"),
         ("core.repositoryFormatVersion", "1"),
         ("extensions.partialClone", "far"),
         ("protocol.ext.allow", "always"),
-        ("core.askPass", trap(tmp_path / "ask", mark)),
+        ("core.askPass", trap(tmp_path / "ask", mark, "exit 1")),
     ):
         git(checkout, "config", key, value)
     return checkout, mark
