@@ -93,6 +93,8 @@ def completed_copy(
 
     Yields the function that gives the place of a path in the copy.
     """
+    for path in folders:
+        _read_steps(path)  # a damaged record is named where it is, not in the copy
     given = [path.resolve() for path in (*folders, *others) if path.is_dir()]
     top = Path(os.path.commonpath([str(path) for path in given]))
     with tempfile.TemporaryDirectory(prefix="dsmoe-") as name:

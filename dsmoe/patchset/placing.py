@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Mapping, Sequence
+from typing import Mapping
 
 from dsmoe.patchset.git import Git
 from dsmoe.patchset.patch_file import FileDiff, Patch
@@ -139,7 +139,7 @@ def place(git: Git, patch: Patch, entries: Mapping[str, Entry | None]) -> Entrie
     return read_index_at(git, [item.path for item in patch.files])
 
 
-def _failed_hunks(patch: Patch, err: str, broken: Mapping[str, str]) -> Sequence[str]:
+def _failed_hunks(patch: Patch, err: str, broken: Mapping[str, str]) -> list[str]:
     by_path: dict[str, FileDiff] = {item.path: item for item in patch.files}
     problems: dict[str, str] = {}
     for line in err.splitlines():

@@ -1,10 +1,10 @@
 """Patching the ``deepspeed`` package that pip installed, and taking the patches back.
 
 An installed package is not a checkout, but its files are those of a base: ``bases/NAME/files``
-lists them, and the trees made from that list have the base's ids. The result is built from these files
-in an object database of our own beside the package's (``.dsmoe.git`` in its folder), by the same
-code as for a checkout. That database keeps the original of every file that is changed, so that
-reverting needs nothing else. Content decides at every run: a file holds the base's bytes, the
+lists them, and the trees made from that list have the base's ids. The result is built from these
+files in an object database of our own beside the package's (``.dsmoe.git`` in its folder), by the
+same code as for a checkout. That database keeps the original of every file that is changed, so
+that reverting needs nothing else. Content decides at every run: a file holds the base's bytes, the
 result's, or those of the series applied before; anything else is somebody's edit and is refused.
 """
 
