@@ -74,7 +74,7 @@ def find_causes(
 
 def _is_converted(checkout: Checkout, path: str, work: Entry, index: Entry) -> bool:
     """Whether the file is the index's but for LF that became CRLF."""
-    if work == index or not (work[0].startswith("100") and index[0].startswith("100")):
+    if work[1] == index[1] or not (work[0].startswith("100") and index[0].startswith("100")):
         return False
     try:
         plain = read_input(checkout.path / path).replace(b"\r\n", b"\n")

@@ -68,7 +68,8 @@ def test_status_names_each_state(template: Project, tmp_path: Path, quiet) -> No
     assert state() == ("partly-applied", [])
     revert(checkout, template.bases, quiet)
     assert read_files(checkout) == BASE_FILES
-    git(checkout, "checkout", "-q", "origin/main")
+    (checkout / "lib/a.py").write_bytes(b"another version\n")
+    git(checkout, "commit", "-qam", "another version")
     code, text = template.main(checkout, "--status", "--json")
     assert (code, json.loads(text)["outcome"]) == (4, "other-base")
     code, text = template.main(tmp_path / "nothing", "--status", "--json")

@@ -36,7 +36,8 @@ def test_what_is_no_checkout(template: Project, checkout: Path, tmp_path: Path) 
 
 
 def test_another_base(template: Project, checkout: Path, tmp_path: Path) -> None:
-    git(checkout, "checkout", "-q", "--detach", "origin/main")
+    (checkout / "lib/a.py").write_bytes(b"another version\n")
+    git(checkout, "commit", "-qam", "another version")
     head = git(checkout, "rev-parse", "HEAD")
     commit = template.base.commit
     refused(template, checkout, 4, head, commit, f"git -C {checkout} checkout {commit}", "lib/ is")
