@@ -175,7 +175,7 @@ def test_an_edit_after_a_kill_is_kept(large: Project, checkout: Path, shim, quie
 
 
 def test_the_lock_outlives_a_killed_applier(template: Project, checkout: Path, shim, quiet) -> None:
-    env = shim('kill -9 $PPID; sleep 1; exec "$git" "$@"')
+    env = shim('kill -9 $PPID; sleep 5; exec "$git" "$@"')
     first = subprocess.Popen(template.command(checkout), env=env, stdout=subprocess.DEVNULL)
     assert first.wait(timeout=60) == -signal.SIGKILL
     start = time.monotonic()
