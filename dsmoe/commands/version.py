@@ -10,7 +10,8 @@ from typing import Any
 from dsmoe import __version__
 from dsmoe.common.errors import DsmoeError
 from dsmoe.patchset.base import Base, load_bases
-from dsmoe.patchset.series import load_series
+from dsmoe.patchset.locked_result import read_result
+from dsmoe.patchset.series import load_series, readable
 
 #: Packages used at run time: name -> (licence as its own files state it, what it is used for).
 PACKAGES = {
@@ -43,11 +44,12 @@ def parts() -> dict[str, Any]:
 
 
 def _base(base: Base) -> dict[str, Any]:
-    series = load_series(base)
-    try:
-        locked = json.loads(base.result_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        locked = {}
+    with readable(base) as complete:
+        series = load_series(complete)
+        try:
+            trees, digest = read_result(complete)
+        except (OSError, ValueError):
+            trees, digest = {}, None
     return {
         "name": base.name,
         "component": "DeepSpeed",
@@ -59,8 +61,8 @@ def _base(base: Base) -> dict[str, Any]:
         "patches": len(series.patches),
         "overlay_files": len(series.overlay),
         "series": series.digest,
-        "locked_series": locked.get("series"),
-        "result": locked.get("trees", {}),
+        "locked_series": digest,
+        "result": trees,
     }
 
 
