@@ -25,8 +25,8 @@ EXAMPLES = """examples:
   dsmoe hosts --hosts 10.0.0.1,10.0.0.2 --slots 8
   dsmoe hosts --hosts-file mpi_hosts --probe --dry-run
 
-It writes 'hostfile' (all hosts) and 'hostfile_{N}node' for N from 1 to the number of hosts. After
-a failure the old files are as they were.
+It writes 'hostfile' (all hosts) and 'hostfile_{N}node' (the first N) for each N up to 64, then for
+powers of two and the number of hosts. After a failure the old files are as they were.
 
 """
 

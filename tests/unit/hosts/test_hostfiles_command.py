@@ -147,7 +147,7 @@ def test_one_line_and_the_documented_code(
     done = _run(tmp_path, *arguments, "--json")
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == 1 and words in done.stderr
-    assert done.stderr.startswith("get_hostfiles.py: error: ")
+    assert done.stderr.startswith("error: ")
     assert json.loads(done.stdout)["exit_code"] == code
     assert code in EXIT_CODES
     assert list(tmp_path.iterdir()) == []

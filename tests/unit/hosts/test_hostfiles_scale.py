@@ -21,8 +21,8 @@ RESIDENT_BYTES = 200 << 20
 RUN = """
 import resource, sys
 sys.path.insert(0, sys.argv.pop(1))
-from dsmoe.commands.hosts import main
-code = main(sys.argv[1:])
+from dsmoe.cli import main
+code = main(["hosts", *sys.argv[1:]])
 used = resource.getrusage(resource.RUSAGE_SELF)
 print("USED", code, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
 """
