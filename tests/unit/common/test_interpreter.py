@@ -15,7 +15,7 @@ from support import ROOT
 COMMANDS = [
     ["apply_patch.py", "PATH"],
     ["-m", "dsmoe.benchmark.results.plot", "results", "--output", "figure"],
-    ["-m", "dsmoe.benchmark.results.html", "results"],
+    ["-m", "dsmoe.benchmark.results.page", "results"],
 ]
 
 

@@ -19,7 +19,7 @@ COMMANDS = [
     (["get_hostfiles.py", "--hosts", "10.0.0.1:8", "--dry-run"], 0),
     (["get_hostfiles.py", "--hosts", "10.0.0.1"], 3),
     (["-m", "dsmoe.benchmark", "2", "--suite", "smoke", "--dry-run"], 0),
-    (["-m", "dsmoe.benchmark.results.html", "absent"], 10),
+    (["-m", "dsmoe.benchmark.results.page", "absent"], 10),
     (["apply_patch.py", "--help"], 0),
     (["-m", "dsmoe.convergence", "--help"], 0),
     (["-m", "dsmoe.convergence", "--steps", "none"], 2),

@@ -22,7 +22,7 @@ COMMANDS = [
     ["-m", "dsmoe.benchmark", "1"],
     ["-m", "dsmoe.benchmark.preflight.local"],
     ["-m", "dsmoe.benchmark.results.plot", "results"],
-    ["-m", "dsmoe.benchmark.results.html", "results"],
+    ["-m", "dsmoe.benchmark.results.page", "results"],
 ]
 
 
