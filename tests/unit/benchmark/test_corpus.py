@@ -133,7 +133,7 @@ def test_content_is_the_same_wherever_the_text_lies(texts: Path, tmp_path: Path)
 
 PREPARE = """
 import sys, json, pathlib, os, signal
-from dsmoe.benchmark import corpus
+from dsmoe.benchmark.data import corpus
 if sys.argv[3] == "kill":
     real = corpus._write
     def write(prefix, *rest):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support.records import failure, record
 
+from dsmoe import cli
 from dsmoe.benchmark.cases.suites import find_case
-from dsmoe.benchmark.results import html, plot
 from dsmoe.benchmark.results.comparison import compare, load_reference, table_lines
 from dsmoe.benchmark.results.figure import MEASURED_STYLE, OTHER_MODEL_STYLE, draw_comparison
 from dsmoe.benchmark.results.record import measured
@@ -77,17 +77,17 @@ def test_the_table_has_a_word_for_every_gap(folder: Path) -> None:
 
 def test_the_commands_write_whole_files_or_say_why(folder: Path, capsys) -> None:
     pytest.importorskip("matplotlib")
-    assert plot.main([str(folder), "--output", str(folder / "fig.png")]) == 0
+    assert cli.main(["plot", str(folder), "--output", str(folder / "fig.png")]) == 0
     said = capsys.readouterr().out
     assert "1 CPU run(s) are not drawn" in said and "ratio" in said
     assert (folder / "fig.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "fig.pdf").read_bytes().startswith(b"%PDF")
-    assert plot.main([str(folder), "--cpu", "--output", str(folder / "cpu")]) == 0
+    assert cli.main(["plot", str(folder), "--cpu", "--output", str(folder / "cpu")]) == 0
     assert (folder / "cpu.pdf").stat().st_size and not list(folder.glob(".fig*"))
-    for command in (plot, html):
-        assert command.main([str(folder / "none.jsonl")]) == 10
+    for command in ("plot", "report"):
+        assert cli.main([command, str(folder / "none.jsonl")]) == 10
         assert capsys.readouterr().err.startswith("error: ")
-    assert plot.main([str(folder), "--output", "/proc/none/fig"]) == 10
+    assert cli.main(["plot", str(folder), "--output", "/proc/none/fig"]) == 10
     assert "the figure was not written" in capsys.readouterr().err
 
 
@@ -127,7 +127,7 @@ def test_the_report_is_one_page_that_loads_nothing(folder: Path) -> None:
     evil = "<script>alert(1)</script> & \"'"
     append(folder, failure(evil, "artifact", 1))
     records = read_records(folder / RECORDS)
-    assert html.main([str(folder), "--output", str(folder / "r.html")]) == 0
+    assert cli.main(["report", str(folder), "--output", str(folder / "r.html")]) == 0
     text = (folder / "r.html").read_text(encoding="utf-8")
     page = Page(text)
     assert "script" not in page.tags and "img" not in page.tags and evil in page.texts

@@ -185,7 +185,7 @@ KILLED = """
 import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[2])
 from support.records import record
-from dsmoe.benchmark import results
+from dsmoe.benchmark.results import store as results
 real = results._append_line
 def write(path, line):
     if path.name == results.ROWS: os.kill(os.getpid(), signal.SIGKILL)
@@ -294,8 +294,8 @@ def test_broken_record_files_are_one_line_with_its_number(tmp_path: Path) -> Non
     broken = {
         good[:-20]: "not a JSON record",
         "[1]": "a JSON list",
-        good.replace('"schema":1', '"schema":2'): "schema 2, this version reads 1",
-        good.replace('"schema":1', '"schema":1,"more":0'): "unknown fields: more",
+        good.replace('"schema":2', '"schema":3'): "schema 3, this version reads 1 and 2",
+        good.replace('"schema":2', '"schema":2,"more":0'): "unknown fields: more",
         good.replace('"device":"cpu",', ""): "fields are missing",
         good.replace("4.25", "NaN"): "NaN is not a number",
         "[" * 20000: "not a JSON record",
