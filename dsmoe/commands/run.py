@@ -94,24 +94,8 @@ def make_parser(prog: str) -> OneLineParser:
         "three times that and at least 300 seconds (default: 600).",
     )
     plan = parser.add_argument_group("with --plan")
-    add_plan_options(plan)
+    shared.add_plan_options(plan)
     return parser
-
-
-def add_plan_options(group: argparse._ArgumentGroup) -> None:
-    """The options that a plan alone has."""
-    group.add_argument(
-        "--model", metavar="NAME", help="The plan is for this named size, on any number of GPUs."
-    )
-    group.add_argument(
-        "--global-batch",
-        type=count,
-        metavar="N",
-        help="With --model, an iteration has N sequences.",
-    )
-    group.add_argument(
-        "--device-memory", type=positive, metavar="GIB", help="One GPU has so much memory."
-    )
 
 
 def run(options: argparse.Namespace) -> int:

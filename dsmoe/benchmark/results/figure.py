@@ -66,7 +66,7 @@ def draw_comparison(points: Sequence[Point], reference: Reference) -> Any:
     ax.set_xlim(-0.7, len(points) - 0.3)
     if seen:
         ax.legend(loc="upper right", frameon=False)
-    _plain(ax)
+    plain_axes(ax)
     fig.tight_layout()
     return fig
 
@@ -93,7 +93,7 @@ def draw_cpu(records: Sequence[RunRecord]) -> Any:
     ax.set_ylabel("tokens/s, all processes")
     ax.set_title("CPU runs (not comparable with the paper's figure)")
     ax.margins(y=0.15)
-    _plain(ax)
+    plain_axes(ax)
     fig.tight_layout()
     return fig
 
@@ -147,7 +147,8 @@ def _speed(record: RunRecord) -> float:
     return record.tokens_per_second or -1.0
 
 
-def _plain(ax: Any) -> None:
+def plain_axes(ax: Any) -> None:
+    """No frame at the top and right, light lines across."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     ax.grid(axis="y", linewidth=0.4, alpha=0.5)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dsmoe.convergence.options import parser, setting
 from support import ROOT
 
 from dsmoe.benchmark.data.corpus import prepare
@@ -22,7 +23,6 @@ from dsmoe.convergence.arms import (
     config_of,
     flops_per_token,
 )
-from dsmoe.convergence.options import parser, setting
 
 TINY = "--hidden 16 --layers 2 --heads 2 --sequence 16 --experts 4 --batch 8 --micro-batch 4"
 SHORT = f"{TINY} --steps 6 --eval-every 4 --eval-windows 16".split()

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from dsmoe.benchmark.cases.chosen import chosen_cases, parser
 from support import ROOT
 
-from dsmoe.benchmark.cases.chosen import chosen_cases, parser
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.cases.suites import MODELS, Case, ModelCase, Parallel
 from dsmoe.benchmark.plan.estimate import worker

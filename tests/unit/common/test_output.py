@@ -72,7 +72,8 @@ def test_another_failure_of_the_output_is_not_hidden(monkeypatch: pytest.MonkeyP
 
 
 def test_a_character_that_the_output_lacks_is_written_by_its_number() -> None:
-    code = "from dsmoe.common.output import patient_output\nwith patient_output(): print('caf\\xe9')"
+    code = "from dsmoe.common.output import patient_output as patient\n"
+    code += "with patient(): print('caf\\xe9')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
