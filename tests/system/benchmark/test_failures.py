@@ -18,11 +18,8 @@ from support.benchmark_runs import FrontDoor
 from dsmoe.benchmark.results.store import reserved
 from dsmoe.benchmark.run import launch, processes
 from dsmoe.benchmark.run.layout import Layout
-from dsmoe.benchmark.run.marks import FAILED, LOST_PEER, STARTED, Mark, parse_mark
 from dsmoe.benchmark.run.processes import session_members
 from dsmoe.benchmark.run.progress import Progress
-from dsmoe.benchmark.run.reasons import reason
-from dsmoe.benchmark.train.failure import explain
 from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.common.interrupts import StopSignals
 
@@ -243,41 +240,3 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(
     run = by_themselves["port"]
     assert run.code == 8 and "cannot be used: Address already in use" in run.said
     assert not run.output.exists()
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "expected"),
-    [
-        (MemoryError(), FAILED, "out of memory at iteration 3"),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), FAILED, "Tried to allocate"),
-        (OSError(28, "No space left on device", "/x/it.jsonl"), FAILED, "/x/it.jsonl: No space"),
-        (RuntimeError("listen: port: 5, name: EADDRINUSE"), FAILED, "the port of the process"),
-        (RuntimeError("[gloo/pair.cc:553] Connection closed by peer"), LOST_PEER, "Connection"),
-        (RuntimeError("shape mismatch\nhere"), FAILED, "RuntimeError at iteration 3: shape"),
-        (KeyboardInterrupt(), FAILED, "KeyboardInterrupt"),
-    ],
-)
-def test_exceptions_in_words(error: BaseException, kind: str, expected: str) -> None:
-    found, words = explain(error, "at iteration 3")
-    assert found == kind and expected in words and "\n" not in words
-
-
-DIED = (
-    "subprocess.CalledProcessError: Command '['python', '--local_rank=3', 'x']' "
-    "died with <Signals.SIGKILL: 9>."
-)
-
-
-def test_the_reason_is_the_cause_and_not_its_consequence() -> None:
-    lost, started = Mark(0, LOST_PEER, 1, "peer gone"), [Mark(r, STARTED, 1) for r in (0, 1)]
-    said = [*started, lost, Mark(1, FAILED, 2, "out of memory")]
-    log = Path("log.txt")
-    assert reason(1, said, [DIED], log) == "out of memory"
-    assert reason(1, [*started, lost], [DIED], log).startswith("training process 3 was killed by")
-    assert "process 1 ended without a word" in reason(1, [*started, lost], ["x"], log)
-    assert "peer gone" in reason(1, [*started, lost], ["x"], log)
-    assert "launcher was killed by signal 9 (SIGKILL)" in reason(-9, started, [], log)
-    assert "launcher was killed by signal 15 (SIGTERM)" in reason(143, started, [], log)
-    assert "status 7: ValueError: no" in reason(7, [], ["  ValueError: no", "x"], log)
-    assert parse_mark("host-1: half a li" + lost.line()) == lost
-    assert parse_mark("[dsmoe-rank] {torn") is None and parse_mark("text") is None
