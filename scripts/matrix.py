@@ -6,7 +6,7 @@
     make test-matrix                       the first form
 
 Environments are kept in build/matrix/. A Python is looked for as python3.X on PATH and among
-pyenv's versions. The table goes to docs/compatibility.md, between its two marks.
+pyenv's versions. The table goes to docs/reference/compatibility.md, between its two marks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "build" / "matrix"
-TABLE = ROOT / "docs" / "compatibility.md"
+TABLE = ROOT / "docs" / "reference" / "compatibility.md"
 MARKS = ("<!-- matrix -->\n", "<!-- end of matrix -->\n")
 #: What cannot work on the era stack: a test id a line, then "#" and the reason.
 ERA_LEFT_OUT = ROOT / "tests" / "era.txt"

@@ -1,7 +1,8 @@
 """The benchmark's cases as data: model, batch, parallelism, precision, rematerialisation.
 
-Suites: ``artifact`` (the cases of the artifact's script), ``paper`` (the seven points of the
-paper's figure), ``smoke`` (small, for the CPU), ``tuned`` (this project's own settings).
+Suites: ``artifact`` (the cases of the artifact's script), ``published`` (the same, trained as it
+was), ``paper`` (the seven points of the paper's figure), ``smoke`` (small, for the CPU), ``tuned``
+(this project's own settings).
 
 Sources: alpa-projects/alpa, osdi22_artifact/deepspeed/benchmark_moe.py at commit 8350d913 (the
 script as published) and 0f54053e (an earlier state, whose models at 16 and 32 GPUs are those of
@@ -13,9 +14,10 @@ from __future__ import annotations
 import dataclasses
 
 from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
+from dsmoe.benchmark.cases.published import published
 from dsmoe.common.errors import UsageError
 
-# The sizes the artifact names; see parameter_count for how near the names are (docs/results.md).
+# The sizes the artifact names; docs/reference/results.md says how near the names are.
 MODELS = {
     model.name: model
     for model in (
@@ -32,7 +34,7 @@ MODELS = {
 }
 
 
-# The artifact's script dropped the balance loss; that is mended here: see docs/benchmark.md.
+# The artifact's script dropped the balance loss (docs/tutorial/from-the-artifact.md).
 ARTIFACT_AUXILIARY = 0.01
 # How this project trains on GPUs, whatever the model and the batch.
 FAST = {"compiled": True, "flat_gradients": True, "cuda_graph": True}
@@ -83,7 +85,7 @@ def _tuned(gpus: int, model: str, size: int, expert_parallel_size: int, source: 
     )
 
 
-# Micro-batches of 128 take 64 GiB (docs/performance.md), and the evaluation after them 16 more.
+# Micro-batches of 128 take 64 GiB (docs/lab/performance.md), the evaluation after them 16 more.
 _LARGE_MEMORY = 100 * 2**30
 
 
@@ -97,7 +99,7 @@ def for_memory(case: Case, memory: int | None) -> Case:
     return dataclasses.replace(case, micro_batches=case.micro_batches // 2)
 
 
-_MEASURED = "chosen here by measurement (docs/performance.md)"
+_MEASURED = "chosen here by measurement (docs/lab/performance.md)"
 _NOT_MEASURED = "chosen here after the cases of one and two GPUs; not measured"
 _EARLIER = "artifact script, earlier commit 0f54053e"
 _NOT_GIVEN = (
@@ -153,6 +155,9 @@ SUITES: dict[str, tuple[Case, ...]] = {
         _tuned(8, "2.4B", 16, 2, _NOT_MEASURED),
     ),
 }
+
+
+SUITES["published"] = tuple(published(case, "published") for case in SUITES["artifact"])
 
 
 def find_case(suite: str, gpus: int) -> Case:

@@ -3,7 +3,7 @@
 Dense gradients are the same on every process; each process of an expert parallel group holds the
 gradients of other experts. The p-norm of the whole gradient therefore adds the p-th powers of
 every process's experts to the dense ones, once, and is not an average of the processes' norms
-(defects 8 and 9, docs/defects.md).
+(defects 8 and 9, docs/reference/defects.md).
 """
 
 from __future__ import annotations

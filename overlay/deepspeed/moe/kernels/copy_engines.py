@@ -1,7 +1,7 @@
 """Messages between the GPUs of one host by their copy engines, not by multiprocessors.
 
 NCCL's kernels hold multiprocessors while they send, which the products beside them then lack; what
-that saves: docs/performance.md. (In a CUDA graph the driver copies within a GPU by small kernels.)
+that saves: docs/lab/performance.md. (In a CUDA graph the driver copies within a GPU by small kernels.)
 Here every process has an inbox in memory that the others write to (torch's symmetric memory). A
 message is a copy there and then a flag; the receiver's stream waits for the flag
 (``cuStreamWaitValue32``), copies the message out and gives the place back by a flag of the

@@ -2,7 +2,7 @@
 
 An epilogue is a function of one element, which quack compiles into its persistent kernel: while one
 half of a multiprocessor's warps is at it, the other half multiplies. What that saves:
-docs/performance.md.
+docs/lab/performance.md.
 
 A kernel is compiled once (some seconds) and kept on disk by quack; shapes are not compiled in.
 

@@ -1,6 +1,6 @@
 """x W^T + b for a compiled training pass, by the products of hopper_products.py where they serve.
 
-cuBLAS's kernels take 4 to 25 % longer for them (docs/performance.md). The weight's gradient, a sum
+cuBLAS's kernels take 4 to 25 % longer for them (docs/lab/performance.md). The weight's gradient, a sum
 over tokens, stays torch's: there cuBLAS is the faster one.
 
 Shape suffixes: E products in a batch, R rows, K width of the sum, N width of the result.
