@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from deepspeed.moe.kernels import copy_engines, policy
 
+from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.benchmark.train import training
 
-CASE: dict[str, Any] = {
-    "compiled": True,
-    "precision": "bf16",
-    "dropout": 0.0,
-    "parallel": {"expert_parallel": 1},
-}
-TWO = {"parallel": {"expert_parallel": 2}}
+CASE = find_case("tuned", 1)  # compiled, bf16, no dropout
+TWO = find_case("tuned", 2)  # the same, with the experts shared out
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +28,14 @@ def both_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"compiled": False}, {}),
+        ({"compiled": False, "cuda_graph": False}, {}),
         ({}, {"products": "library 1", "attention": "library 1"}),
         ({"dropout": 0.1}, {"products": "library 1", "attention": "torch"}),
         ({"precision": "fp32"}, {"products": "torch", "attention": "torch"}),
     ],
 )
 def test_of_one_process(changes: dict[str, Any], expected: dict[str, str]) -> None:
-    assert training.kernel_names({**CASE, **changes}) == expected
+    assert training.kernel_names(replace(CASE, **changes)) == expected
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -46,6 +43,6 @@ def test_of_one_process(changes: dict[str, Any], expected: dict[str, str]) -> No
 def test_of_the_exchange(served: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy_engines, "serves", lambda name: served)
     monkeypatch.setattr(training, "backend", lambda: "nccl")
-    names = training.kernel_names({**CASE, **TWO, "precision": precision})
+    names = training.kernel_names(replace(TWO, precision=precision))
     assert names["exchange"] == ("copy engines" if served else "nccl")
-    assert not training.kernel_names({**CASE, **TWO, "compiled": False})
+    assert not training.kernel_names(replace(TWO, compiled=False, cuda_graph=False))

@@ -168,13 +168,6 @@ def test_the_codes_that_are_written_out_are_those_of_the_table() -> None:
     assert guard.INTERRUPTED == 128 + signal.SIGINT
 
 
-def test_every_exit_code_is_documented() -> None:
-    page = ROOT / "docs" / "reference" / "exit-codes.md"
-    cells = [line.split("|") for line in page.read_text("utf-8").splitlines() if "|" in line]
-    rows = {row[1].strip(): row[2].strip() for row in cells if row[1].strip().isdigit()}
-    assert rows == {str(code): meaning for code, meaning in errors.EXIT_CODES.items()}
-
-
 def test_a_full_disk_behind_the_output_does_not_change_the_code() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
