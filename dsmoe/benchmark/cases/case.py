@@ -113,7 +113,8 @@ class Case:
     through torch.compile; ``flat_gradients``: ZeRO takes the gradients of a micro-batch together;
     ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``deterministic``: two runs on
     one card give the same bits, at a cost in time. ``warmup`` steps are run before ``iterations``
-    steps are measured. ``source`` says where the settings come from; ``method`` whether they are
+    steps are measured. ``artifact_ids``: every token becomes 0 or 1, as
+    in the artifact. ``source`` says where the settings come from; ``method`` whether they are
     this project's or those that were published (published.py).
 
     Raises :class:`UsageError` for settings that do not go together.
@@ -146,6 +147,7 @@ class Case:
     iterations: int = 5
     seed: int = 1234
     deterministic: bool = False
+    artifact_ids: bool = False
     source: str = ""
     method: str = "dsmoe"
 

@@ -30,7 +30,7 @@ from deepspeed.utils.neutral import backend
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.data import corpus
-from dsmoe.benchmark.data.batches import WindowSampler, as_torch
+from dsmoe.benchmark.data.batches import WindowSampler, artifact_ids, as_torch
 from dsmoe.benchmark.run import marks
 from dsmoe.benchmark.run.folder import CASE, DEEPSPEED, ITERATIONS, OUTCOME, read_json, write_json
 from dsmoe.benchmark.run.layout import INTERFACE, gloo_interface
@@ -272,7 +272,11 @@ def step_tokens(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
         sampler.micro_batch(step, accumulation, run.rank, dist.get_world_size(), size)
         for accumulation in range(run.case.micro_batches)
     ]
-    tokens = torch.from_numpy(np.stack(batches))
+    stacked = np.stack(batches)
+    if run.case.artifact_ids:
+        largest, vocabulary = run.text.info.largest_id, run.case.model.vocab_size
+        stacked = artifact_ids(stacked, largest, vocabulary)
+    tokens = torch.from_numpy(stacked)
     return tokens.pin_memory() if run.device.type == "cuda" else tokens
 
 
