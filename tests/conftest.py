@@ -26,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # for the processes that tests start; pyproject.toml does the same for this one
     paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    # the artifact's variable would name a checkout of the user's
+    os.environ.pop("DEEPSPEED_PATH", None)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
