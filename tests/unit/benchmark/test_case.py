@@ -13,7 +13,9 @@ from support.records import failure, record
 
 from dsmoe.benchmark.cases.case import (
     ADAFACTOR_MODES,
+    ATTENTION,
     EARLIER_NAMES,
+    METHODS,
     MODEL_SETTINGS,
     MOE_IMPLEMENTATIONS,
     OPTIMIZERS,
@@ -81,6 +83,10 @@ def cases(draw: st.DrawFn) -> Case:
         flat_gradients=flat,
         cuda_graph=compiled and flat and draw(st.booleans()),
         aux_loss_coefficient=draw(numbers),
+        attention=draw(st.sampled_from(ATTENTION)),
+        deterministic=draw(st.booleans()),
+        artifact_ids=draw(st.booleans()),
+        method=draw(st.sampled_from(sorted(METHODS))),
         warmup=draw(st.integers(0, 9)),
         iterations=draw(st.integers(1, 99)),
         seed=draw(st.integers(0, 2**63 - 1)),

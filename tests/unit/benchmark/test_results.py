@@ -41,7 +41,7 @@ def drawn_by_the_artifact(path: Path) -> dict[tuple[str, int, str], float]:
 def test_the_row_is_the_artifact_s_line() -> None:
     line = row_of(record("artifact", 8, "cuda")).line()
     names, value, stamp = line.rsplit("\t", 2)
-    assert names == "e2e\tp3.16\t1\t8\tmoe\tdeepspeed" and stamp == "1634066610.5"
+    assert names == "e2e\tp3.16\t1\t8\tmoe\tdsmoe" and stamp == "1634066610.5"
     # 2.5 s is the median; the parameter count is in billions.
     tflops = record("artifact", 8, "cuda").tflops["artifact"]
     assert value == f"{{'tflops': {tflops!r}, 'parameter_count': 2.384144384}}"
@@ -56,8 +56,8 @@ def test_the_artifact_s_plot_draws_paper_cases_and_nothing_else(tmp_path: Path) 
     for run in (slow, fast, lost, record("artifact", 1, "cpu"), record(), record(device="cuda")):
         append(tmp_path, run)
     assert drawn_by_the_artifact(tmp_path / ROWS) == {
-        ("moe", 8, "deepspeed"): fast.tflops["artifact"],
-        ("moe", 4, "deepspeed"): -1,
+        ("moe", 8, "dsmoe"): fast.tflops["artifact"],
+        ("moe", 4, "dsmoe"): -1,
     }
     assert [row.exp_name for row in read_rows(tmp_path / ROWS)][3:] == [
         "smoke-cpu",
