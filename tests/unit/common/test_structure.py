@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
@@ -32,7 +33,13 @@ def sources(package: str) -> dict[str, Path]:
     return files
 
 
-def imports(module: str, path: Path) -> Iterator[Import]:
+@lru_cache(maxsize=None)
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=None)
+def imports(module: str, path: Path) -> tuple[Import, ...]:
     """Every import of a file, relative ones resolved, those for type checkers left out."""
 
     def visit(node: ast.AST, later: bool) -> Iterator[Import]:
@@ -51,7 +58,7 @@ def imports(module: str, path: Path) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             yield from visit(child, inner)
 
-    yield from visit(ast.parse(path.read_text(encoding="utf-8")), False)
+    return tuple(visit(tree_of(path), False))
 
 
 def targets(found: Import, known: dict[str, Path]) -> str | None:
@@ -77,7 +84,7 @@ def test_no_private_name_of_another_module_is_used(package: str) -> None:
     known = sources(package)
     for module, path in known.items():
         names = {f.name for f in imports(module, path) if f"{f.module}.{f.name}" in known}
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 private = node.attr.startswith("_") and not node.attr.startswith("__")
                 assert not (private and node.value.id in names), f"{module}: {ast.unparse(node)}"
