@@ -4,7 +4,7 @@ PYTHON = $$(scripts/setup.sh dev)
 SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py \
 	tests/engine/test_flat_gradients.py
 # Two processes; tests/conftest.py says which tests stay in one of them.
-PARALLEL = -n 2 --dist loadgroup
+PARALLEL = -n 2
 .PHONY: test test-all test-matrix test-ray bench bench-gpu docs lint series
 
 test: lint

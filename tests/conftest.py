@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 # Tests of these folders share what is expensive to make (processes, hosts), so pytest-xdist keeps
-# each of them in one process; elsewhere it keeps a file together (Makefile: --dist loadgroup).
+# each of them in one process; elsewhere it keeps a file together (pytest_xdist_make_scheduler below).
 TOGETHER = ("tests/engine", "tests/system/cluster")
 
 
@@ -48,7 +48,19 @@ def base() -> Base:
     return patched.base()
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``: a folder of TOGETHER, else a file, stays in one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return next((f for f in TOGETHER if file.startswith(f"{f}/")), file)
+
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers("not_on"):
@@ -57,10 +69,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if mark.args[0] == patched.base().name:
                 reason = f"base {mark.args[0]}: {mark.kwargs['reason']}"
                 item.add_marker(pytest.mark.skip(reason=reason))
-        if item.config.pluginmanager.hasplugin("xdist"):
-            file = item.path.relative_to(ROOT).as_posix()
-            folder = [name for name in TOGETHER if file.startswith(f"{name}/")]
-            item.add_marker(pytest.mark.xdist_group(folder[0] if folder else file))
 
 
 @pytest.fixture(scope="session")
