@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 # Tests of these folders share what is expensive to make (processes, hosts), so pytest-xdist keeps
-# each of them in one process; elsewhere it keeps a file together (pytest_xdist_make_scheduler below).
+# each of them in one process; elsewhere it keeps a file together (pytest_xdist_make_scheduler).
 TOGETHER = ("tests/engine", "tests/system/cluster")
 
 
