@@ -21,7 +21,7 @@ command -v git >/dev/null 2>&1 || stop "no git found; install git (2.30 or newer
 
 # The import names of what requirements.txt (and, for dev, requirements-dev.txt) lists.
 needed="torch_optimizer git filelock numpy rich matplotlib hjson packaging psutil cpuinfo tqdm setuptools wheel"
-[ "$kind" = dev ] && needed="$needed pytest hypothesis pytest_timeout ruff tokenizers tensorboard"
+[ "$kind" = dev ] && needed="$needed pytest hypothesis pytest_timeout xdist ruff tokenizers tensorboard"
 lacks() {
     "$1" - $needed <<'PY'
 import importlib.util, sys

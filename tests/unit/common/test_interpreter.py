@@ -14,8 +14,8 @@ from support import ROOT
 # -S: without site-packages, as a Python that has none of what the project needs.
 COMMANDS = [
     ["apply_patch.py", "PATH"],
-    ["-m", "dsmoe.benchmark.results.plot", "results", "--output", "figure"],
-    ["-m", "dsmoe.benchmark.results.page", "results"],
+    ["-m", "dsmoe", "plot", "results", "--output", "figure"],
+    ["-m", "dsmoe", "report", "results"],
 ]
 
 
@@ -37,7 +37,7 @@ def run(project: Path, command: list[str]) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0] + command[1])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_it_says_what_is_missing_in_one_line(project: Path, command: list[str]) -> None:
     done = run(project, command)
     assert done.returncode == 8
@@ -46,7 +46,7 @@ def test_it_says_what_is_missing_in_one_line(project: Path, command: list[str]) 
 
 
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="sys.orig_argv is new in Python 3.10")
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0] + command[1])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_it_goes_on_in_the_environment(project: Path, command: list[str]) -> None:
     python = project / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
