@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from support.commands import NO_GPU, dsmoe
 
-from dsmoe.benchmark.run import launch, machine
+from dsmoe.benchmark.preflight import machine
+from dsmoe.benchmark.run import launch
 from dsmoe.benchmark.run.layout import Layout
 
 PLANT = '; touch {0}/planted; $(touch {0}/planted) `touch {0}/planted` "x'
