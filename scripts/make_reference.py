@@ -44,7 +44,8 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, list[str]]]]] = {
         "Import these names from `deepspeed.moe.lm`.",
         [
             ("deepspeed/moe/lm/config.py", ["MoELMConfig"]),
-            ("deepspeed/moe/lm/sizes.py", ["config_for", "parameter_count"]),
+            ("deepspeed/moe/lm/config.py", ["config_for"]),
+            ("deepspeed/moe/lm/sizes.py", ["count_parameters"]),
         ],
     ),
     "optimizer": (

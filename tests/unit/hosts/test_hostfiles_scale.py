@@ -17,14 +17,16 @@ from dsmoe.hosts.hostfile import read_hostfile
 CPU_SECONDS = 5.0
 RESIDENT_BYTES = 200 << 20
 
-# The child reports its own use, for RUSAGE_CHILDREN has the maximum of all children so far.
+# The child reports its own use. Linux hands ru_maxrss on from the process that forked it, so its
+# memory is read from /proc instead.
 RUN = """
 import resource, sys
 sys.path.insert(0, sys.argv.pop(1))
 from dsmoe.cli import main
 code = main(["hosts", *sys.argv[1:]])
 used = resource.getrusage(resource.RUSAGE_SELF)
-print("USED", code, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print("USED", code, used.ru_utime + used.ru_stime, int(lines["VmHWM"].split()[0]) * 1024)
 """
 
 
