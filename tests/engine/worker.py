@@ -8,13 +8,22 @@ from pathlib import Path
 
 import checkpoint_scenarios
 import deepspeed  # noqa: F401  (it must be imported before the process group exists)
+import engine_probes
 import flat_probes
 import probes
+import resume_probes
 import scenarios
 import torch
 import torch.distributed as dist
 
-MODULES = (scenarios, checkpoint_scenarios, probes, flat_probes)
+MODULES = (
+    scenarios,
+    checkpoint_scenarios,
+    probes,
+    flat_probes,
+    resume_probes,
+    engine_probes,
+)
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 if torch.cuda.is_available():
