@@ -136,9 +136,13 @@ def embedding_gradients(sparse: bool, module_sparse: bool, used: list[list[int]]
 def norms(case: dict[str, Any]) -> list[float]:
     """``get_global_grad_norm()`` after each step."""
     scenario = full(case)
+    real = engine_module.FusedAdam
     if scenario.pop("fused_optimizer", False):
         engine_module.FusedAdam = torch.optim.AdamW  # DeepSpeed's own needs CUDA to be built
-    engine = start_engine(scenario)
+    try:
+        engine = start_engine(scenario)
+    finally:
+        engine_module.FusedAdam = real
     found = train_steps(engine, scenario, 0, scenario["steps"])["norms"]
     assert all(isinstance(norm, float) for norm in found), found
     kind = type(engine.optimizer).__name__

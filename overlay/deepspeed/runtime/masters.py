@@ -1,4 +1,4 @@
-"""The fp32 masters of 16-bit (and of ZeRO's) weights follow whenever the model's weights are loaded.
+"""fp32 masters follow whenever the model's weights are loaded.
 
 The optimizer updates the masters and copies them over the weights. Weights that are loaded into the
 model alone are therefore gone after one step, unless the masters are made from them anew.
@@ -56,12 +56,12 @@ def load_alone(engine: Any, saved: dict[str, Any] | None) -> None:
     if not _has_masters(engine):
         return
     optimizer = engine.optimizer
-    for name in ("fp32_groups_flat", "fp32_groups"):
-        if hasattr(optimizer, name) and isinstance(saved, dict) and name in saved:
-            if _shapes(saved[name]) == _shapes(getattr(optimizer, name)):
-                optimizer.load_state_dict(saved, load_optimizer_states=False)
-                return
-    optimizer.refresh_fp32_params()
+    name = "fp32_groups_flat" if hasattr(optimizer, "fp32_groups_flat") else "fp32_groups"
+    masters = saved.get(name) if isinstance(saved, dict) else None
+    if masters is not None and _shapes(masters) == _shapes(getattr(optimizer, name)):
+        optimizer.load_state_dict(saved, load_optimizer_states=False)
+    else:
+        optimizer.refresh_fp32_params()
 
 
 def _has_masters(engine: Any) -> bool:

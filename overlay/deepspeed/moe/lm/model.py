@@ -22,6 +22,8 @@ from .config import MoELMConfig
 from .output_loss import fuses, output_loss
 from .weights import initialise
 
+_IGNORED = -100  # torch's ignore_index
+
 
 class StepStats(NamedTuple):
     """The parts of the last loss, detached and left on the device: reading one waits for it."""
@@ -85,7 +87,8 @@ class MoELM(nn.Module):
 
         Args:
             tokens: [B, S] token numbers, S at most ``config.sequence_length``.
-            labels: [B, S] the token to predict at each position.
+            labels: [B, S] the token to predict at each position; -100 leaves a position out, as in
+                torch's cross_entropy.
             loss_mask: [B, S] weights of the positions in the cross-entropy, 0 to leave one out.
                 It has no say in the routing: a masked token still takes its place at an expert.
 
@@ -165,19 +168,24 @@ def _cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, mask_BS: Tensor | None
     exact = torch.promote_types(logits_BSV.dtype, torch.float32)
     flat = logits_BSV.reshape(-1, logits_BSV.shape[-1]).to(exact)
     labels = labels_BS.reshape(-1)
-    if mask_BS is None:
-        return F.cross_entropy(flat, labels, reduction="sum") / max(labels.numel(), 1)
-    weights = mask_BS.reshape(-1).to(exact)
+    weights = _weights(labels, mask_BS, exact)
     total = weights.sum()
     total = torch.where(total == 0, torch.ones_like(total), total)
+    if mask_BS is None:
+        return F.cross_entropy(flat, labels, reduction="sum") / total
     return (F.cross_entropy(flat, labels, reduction="none") * weights).sum() / total
+
+
+def _weights(labels_N: Tensor, mask_BS: Tensor | None, exact: torch.dtype) -> Tensor:
+    """[B S]: the mask, and 0 where the label is -100."""
+    counts_N = labels_N != _IGNORED
+    if mask_BS is None:
+        return counts_N.to(exact)
+    return mask_BS.reshape(-1).to(exact) * counts_N
 
 
 def _shares(labels_BS: Tensor, mask_BS: Tensor | None, exact: torch.dtype) -> Tensor:
     """[B S]: what each position counts for in that mean."""
-    if mask_BS is None:
-        size = labels_BS.numel()
-        return torch.full((size,), 1 / max(size, 1), dtype=exact, device=labels_BS.device)
-    weights = mask_BS.reshape(-1).to(exact)
+    weights = _weights(labels_BS.reshape(-1), mask_BS, exact)
     total = weights.sum()
     return weights / torch.where(total == 0, torch.ones_like(total), total)

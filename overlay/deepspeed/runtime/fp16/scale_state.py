@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+from deepspeed.runtime.fp16.loss_scaler import DELAYED_SHIFT, DynamicLossScaler
 
 
 def loss_scale(optimizer: Any) -> float:
@@ -36,5 +36,36 @@ def resume_scale(optimizer: Any, state: dict[str, Any]) -> None:
     if optimizer.dynamic_loss_scale and state["dynamic_loss_scale"]:
         optimizer.cur_scale = max(state["cur_scale"], optimizer.min_loss_scale)
         optimizer.last_overflow_iter = state["last_overflow_iter"]
+        if state.get("hysteresis") == getattr(optimizer, "hysteresis", 1):
+            optimizer.hysteresis_left = state["hysteresis_left"]
     elif optimizer.dynamic_loss_scale:
         optimizer.last_overflow_iter = optimizer.cur_iter - 1  # a window begins here
+
+
+def start_hysteresis(optimizer: Any, settings: dict[str, Any]) -> None:
+    """Let ``optimizer`` (without ZeRO) bear as many overflows in a row as ``settings`` say.
+
+    As ZeRO's scaler does: the scale falls at the last of them, and at each one after it until it
+    has grown again.
+    """
+    optimizer.hysteresis = optimizer.hysteresis_left = settings[DELAYED_SHIFT]
+
+
+def hysteresis_state(optimizer: Any) -> dict[str, Any]:
+    """What ``state_dict`` holds of it."""
+    names = ("hysteresis", "hysteresis_left")
+    return {name: getattr(optimizer, name) for name in names if hasattr(optimizer, name)}
+
+
+def lowered(optimizer: Any) -> float:
+    """The scale after an overflow."""
+    if getattr(optimizer, "hysteresis_left", 1) > 1:
+        optimizer.hysteresis_left -= 1
+        return optimizer.cur_scale
+    return max(optimizer.cur_scale / optimizer.scale_factor, optimizer.min_loss_scale)
+
+
+def raised(optimizer: Any) -> float:
+    """The scale after a window without an overflow."""
+    optimizer.hysteresis_left = getattr(optimizer, "hysteresis", 1)
+    return optimizer.cur_scale * optimizer.scale_factor
