@@ -11,6 +11,7 @@ import deepspeed  # noqa: F401  (it must be imported before the process group ex
 import engine_probes
 import flat_probes
 import probes
+import rest_probes
 import resume_probes
 import scenarios
 import torch
@@ -23,6 +24,7 @@ MODULES = (
     flat_probes,
     resume_probes,
     engine_probes,
+    rest_probes,
 )
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
