@@ -39,8 +39,8 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(*shape, 8, generator=generator), torch.randn(*shape, 1, generator=generator)
 
 
-def plain_losses(micro_batches: int) -> list[float]:
-    """Losses of plain SGD on the first ``micro_batches`` of each step."""
+def plain_losses(micro_batches: int, clip: float = 0.0) -> list[float]:
+    """Losses of plain SGD on the first ``micro_batches`` of each step, then the last norm."""
     model = torch.nn.Sequential(*layers())
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     losses = []
@@ -50,8 +50,9 @@ def plain_losses(micro_batches: int) -> list[float]:
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or 1e9)
         optimizer.step()
-    return losses
+    return [*losses, norm.item()]
 
 
 def config(**more: Any) -> dict[str, Any]:
@@ -64,8 +65,8 @@ def config(**more: Any) -> dict[str, Any]:
     }
 
 
-def pipeline_losses(checkpoint_interval: int, zero_stage: int) -> dict[str, list[float]]:
-    """A pipeline with a stage on each process; checkpoints every so many layers, 0 none."""
+def pipeline_losses(interval: int, zero_stage: int, clip: float = 0.0) -> dict[str, list[float]]:
+    """A pipeline with a stage on each process; checkpoints every ``interval`` layers, 0 none."""
     end_groups()
     stages = dist.get_world_size()
     model = PipelineModule(
@@ -73,18 +74,19 @@ def pipeline_losses(checkpoint_interval: int, zero_stage: int) -> dict[str, list
         num_stages=stages,
         loss_fn=distance,
         partition_method="uniform",
-        activation_checkpoint_interval=checkpoint_interval,
+        activation_checkpoint_interval=interval,
     )
     more = {"zero_optimization": {"stage": zero_stage}} if zero_stage else {}
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=list(model.parameters()),
-        config=config(gradient_accumulation_steps=MICRO_BATCHES, **more),
+        config=config(gradient_accumulation_steps=MICRO_BATCHES, gradient_clipping=clip, **more),
     )
     losses = []
     for x, y in zip(*data()):
         losses.append(float(engine.train_batch(iter(list(zip(x, y))))))
-    return {"found": losses, "expected": plain_losses(MICRO_BATCHES)}
+    found = [*losses, engine.get_global_grad_norm()]
+    return {"found": found, "expected": plain_losses(MICRO_BATCHES, clip)}
 
 
 def zero3_losses(init: bool) -> dict[str, list[float]]:
@@ -108,7 +110,7 @@ def zero3_losses(init: bool) -> dict[str, list[float]]:
         total = loss.detach().clone()
         dist.all_reduce(total)
         losses.append(total.item() / world)
-    return {"found": losses, "expected": plain_losses(world)}
+    return {"found": losses, "expected": plain_losses(world)[:-1]}
 
 
 def dtypes_under_init() -> list[str]:

@@ -69,3 +69,10 @@ def test_fused_norm_counts_the_experts() -> None:
 
 def test_a_skipped_step_has_an_infinite_norm() -> None:
     assert run_ranks(1, "norm_of_a_skipped_step")[0] == [float("inf")] * 2
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.2])
+def test_a_pipeline_clips_by_the_norm_of_all_stages(clip: float) -> None:
+    """Two stages in fp32: losses of four steps, then the norm of the last, equal one process's."""
+    for result in run_ranks(2, "pipeline_losses", 0, 0, clip):
+        assert result["found"] == pytest.approx(result["expected"], rel=1e-4)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from deepspeed.moe.expert_norm import sum_of_powers
 from deepspeed.moe.utils import is_moe_param
 from deepspeed.runtime.fp16.scale_state import loss_scale
+from deepspeed.runtime.utils import bwc_tensor_model_parallel_rank, is_model_parallel_parameter
 from deepspeed.utils import groups
 
 
@@ -51,9 +52,10 @@ def of_module(engine: Any) -> torch.Tensor:
     params = [p for p in engine.module.parameters() if p.grad is not None]
     experts = [p for p in params if is_moe_param(p)]
     mpu = engine.mpu
-    first = mpu is None or mpu.get_model_parallel_rank() == 0
-    parted = [p for p in params if first or getattr(p, "model_parallel", False)]
-    total = _squares(p for p in parted if not is_moe_param(p)).to(engine.device)
+    first = bwc_tensor_model_parallel_rank(mpu) == 0
+    here = [p for p in params if first or is_model_parallel_parameter(p)]
+    once = [p for p in here if not getattr(p, "ds_pipe_replicated", False)]
+    total = _squares(p for p in once if not is_moe_param(p)).to(engine.device)
     if mpu is not None:
         dist.all_reduce(total, group=mpu.get_model_parallel_group())
     if engine.has_moe_layers:

@@ -22,8 +22,12 @@ def apply(scheduler: Any) -> None:
     """
     groups = scheduler.optimizer.param_groups if hasattr(scheduler, "optimizer") else []
     started = getattr(scheduler, "last_batch_iteration", None)
-    rates = getattr(scheduler, "_last_lr", None) if started is None else scheduler.get_lr()
-    if rates and len(rates) == len(groups) and (started is None or started >= 0):
+    if started is None or not hasattr(scheduler, "get_lr"):
+        rates = getattr(scheduler, "_last_lr", None)
+    else:
+        rates = scheduler.get_lr()
+    known = isinstance(rates, (list, tuple)) and len(rates) == len(groups)
+    if known and (started is None or started >= 0):
         _write(scheduler, rates)
 
 
