@@ -36,6 +36,14 @@ def test_step_1_has_the_first_rate(name: str, stage: int) -> None:
         assert rates[1:] == pytest.approx([0.02, 0.06, 0.02 + 0.08 * 0.79248125])
 
 
+def test_torchs_schedulers_by_name() -> None:
+    """Under ZeRO and in 16 bit too, where the engine's optimizer is not torch's (defect 31)."""
+    schedule = {"type": "StepLR", "params": {"step_size": 1, "gamma": 0.5}}
+    for case in ({"stage": 2}, {"stage": 0, "precision": "bf16"}):
+        found = run_ranks(1, "first_rates", case, schedule)[0]
+        assert [rate for rate, _ in found] == [0.5, 0.25, 0.125, 0.0625]
+
+
 def test_one_cycle_starts_at_the_high_momentum() -> None:
     """Momentum falls while the rate rises: it starts at its maximum."""
     params = {**FIRST["OneCycle"][0], "cycle_min_mom": 0.6, "cycle_max_mom": 0.9}
