@@ -181,6 +181,7 @@ def epochs_of_the_loader(
     end(engine)
     engine, loader = _with_loader(samples, options)
     state = engine.load_checkpoint(folder, tag="x")[1]
+    iter(loader)  # as RepeatingLoader does before its first batch: takes nothing
     resumed = []
     while len(resumed) < len(rest):
         resumed += [batch.tolist() for batch in loader]

@@ -49,13 +49,14 @@ class Position:
         self.loader = loader
         self.epoch = 0
         self.taken = 0  # batches of this epoch
-        self._skip = 0  # samples of this process that are over already
+        self._skip = 0  # samples of this process that were over when the epoch was loaded
+        self._drawn = 0  # batches since the epoch was begun here
         self._moved = False
 
     def begin(self) -> None:
         """Begin an epoch, or go on in the one that was loaded."""
-        if self.taken and not self._moved:
-            self.epoch, self.taken = self.epoch + 1, 0
+        if self._drawn and not self._moved:
+            self._end()
         self._open()
 
     def next(self) -> Any:
@@ -65,9 +66,12 @@ class Position:
         try:
             batch = next(self.loader.data)
         except StopIteration:
-            self.epoch, self.taken = self.epoch + (self.taken > 0), 0
+            if self.taken:
+                self._end()
+            self._drawn = 0
             raise
         self.taken += 1
+        self._drawn += 1
         return batch
 
     def sampler(self) -> Any:
@@ -92,10 +96,12 @@ class Position:
     def _processes(self) -> int:
         return getattr(self.loader.data_sampler, "num_replicas", 1)
 
+    def _end(self) -> None:
+        self.epoch += 1
+        self.taken = self._skip = 0
+
     def _open(self) -> None:
-        if not self._moved:
-            self._skip = 0
-        self._moved = False
+        self._moved, self._drawn = False, 0
         if hasattr(self.loader.data_sampler, "set_epoch"):
             self.loader.data_sampler.set_epoch(self.epoch)
         self.loader._create_dataloader()
