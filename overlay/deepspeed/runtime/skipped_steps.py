@@ -55,9 +55,9 @@ class SkippedSteps:
         hopeless = bad_loss or (kept and _cannot_fall(optimizer, now))
         self.in_vain = self.in_vain + 1 if hopeless else 0
         step = engine.global_steps
-        found = "the loss is" if bad_loss else f"gradients at loss scale {self.scale:g} are"
+        found = "the loss is" if bad_loss else f"gradients at loss scale {_text(self.scale)} are"
         if dist.get_rank() == 0:
-            then = f"the scale stays {now:g}" if kept else f"the scale becomes {now:g}"
+            then = f"the scale stays {_text(now)}" if kept else f"the scale becomes {_text(now)}"
             logger.warning(f"step {step} is skipped: {found} not finite; {then}")
         if self.in_vain >= LIMIT:
             raise RuntimeError(
@@ -70,6 +70,10 @@ def _on_any_process(engine: Any, flag: bool) -> bool:
     found = torch.tensor([float(flag)], device=engine.device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return bool(found.item())
+
+
+def _text(scale: float) -> str:
+    return str(int(scale)) if scale.is_integer() else f"{scale:g}"
 
 
 def _minimum(optimizer: Any) -> float:
@@ -91,12 +95,12 @@ def _reason(engine: Any, bad_loss: bool, scale: float) -> str:
         return "gradients are not scaled in this precision: lower the learning rate"
     if engine.optimizer.dynamic_loss_scale:
         return (
-            f"it is at its minimum, {scale:g}: lower fp16.min_loss_scale or the learning rate, or "
-            "use bf16"
+            f"it is at its minimum, {_text(scale)}: lower fp16.min_loss_scale or the learning rate,"
+            " or use bf16"
         )
     return (
-        f"it is a static one, {scale:g}: set fp16.loss_scale to 0 for a dynamic one, lower it or "
-        "the learning rate, or use bf16"
+        f"it is a static one, {_text(scale)}: set fp16.loss_scale to 0 for a dynamic one, lower it"
+        " or the learning rate, or use bf16"
     )
 
 
