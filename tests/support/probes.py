@@ -110,7 +110,7 @@ def unfused_norm(scenario: dict[str, Any]) -> dict[str, Any]:
             for p in group:
                 (expert if is_moe_param(p) else dense).add_(p.grad.double().pow(2).sum())
         dist.all_reduce(expert, group=groups.get_expert_parallel_group())
-        expected.append(float((dense + expert).sqrt()))
+        expected.append(float((dense + expert).sqrt()) / optimizer.cur_scale)
         return real(norm, *args, **kwargs)
 
     optimizer.unscale_and_clip_grads = watched

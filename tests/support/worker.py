@@ -10,9 +10,25 @@ import deepspeed  # noqa: F401  (it must be imported before the process group ex
 import torch
 import torch.distributed as dist
 
-from support import checkpoint_scenarios, flat_probes, probes, scenarios
+from support import (
+    checkpoint_scenarios,
+    engine_probes,
+    flat_probes,
+    probes,
+    rest_probes,
+    resume_probes,
+    scenarios,
+)
 
-MODULES = (scenarios, checkpoint_scenarios, probes, flat_probes)
+MODULES = (
+    scenarios,
+    checkpoint_scenarios,
+    probes,
+    flat_probes,
+    resume_probes,
+    engine_probes,
+    rest_probes,
+)
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 if torch.cuda.is_available():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import types
 from typing import Any
 
@@ -97,6 +98,29 @@ class _CpuAsCuda(types.ModuleType):
 
     reset_max_memory_cached = reset_max_memory_allocated = reset_peak_memory_stats
 
+    @staticmethod
+    def empty_cache() -> None:
+        pass
+
+    # The device's random generator is the CPU's, the only one there is.
+    @staticmethod
+    def get_rng_state(device: Any = None) -> _torch.Tensor:
+        return _torch.get_rng_state()
+
+    @staticmethod
+    def set_rng_state(state: _torch.Tensor, device: Any = None) -> None:
+        _torch.set_rng_state(state)
+
+    @staticmethod
+    def manual_seed(seed: int) -> None:
+        _torch.manual_seed(seed)
+
+    manual_seed_all = manual_seed
+
+    @staticmethod
+    def initial_seed() -> int:
+        return _torch.initial_seed()
+
 
 class _TorchOnCpu(types.ModuleType):
     """torch itself, except for its member ``cuda``."""
@@ -106,8 +130,23 @@ class _TorchOnCpu(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         return getattr(_torch, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(_torch, name, value)  # zero.Init replaces torch.empty and others
+
 
 torch: Any = _torch if _torch.cuda.is_available() else _TorchOnCpu("torch")
+
+
+def local_device() -> _torch.device:
+    """This process's device: the GPU of its LOCAL_RANK, or the CPU."""
+    if not _torch.cuda.is_available():
+        return _torch.device("cpu")
+    return _torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+
+def to_local(tensor: _torch.Tensor) -> _torch.Tensor:
+    """``tensor.cuda()``; where there is no CUDA device, ``tensor`` as it is."""
+    return tensor.cuda() if _torch.cuda.is_available() else tensor
 
 
 def local_types(types_of_tensors: list[str]) -> list[str]:

@@ -25,6 +25,7 @@ from .weights import initialise
 
 # Rows of logits that an evaluation has at once: 0.5 GiB in fp32 at a vocabulary of 32,000.
 EVALUATION_ROWS = 4096
+_IGNORED = -100  # torch's ignore_index
 
 
 class StepStats(NamedTuple):
@@ -89,7 +90,8 @@ class MoELM(nn.Module):
 
         Args:
             tokens: [B, S] token numbers, S at most ``config.sequence_length``.
-            labels: [B, S] the token to predict at each position.
+            labels: [B, S] the token to predict at each position; -100 leaves a position out, as in
+                torch's cross_entropy.
             loss_mask: [B, S] weights of the positions in the cross-entropy, 0 to leave one out.
                 It does not change the routing: a masked token still takes a slot of an expert.
 
@@ -186,19 +188,24 @@ def _cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, mask_BS: Tensor | None
     exact = torch.promote_types(logits_BSV.dtype, torch.float32)
     flat = logits_BSV.reshape(-1, logits_BSV.shape[-1]).to(exact)
     labels = labels_BS.reshape(-1)
-    if mask_BS is None:
-        return F.cross_entropy(flat, labels, reduction="sum") / max(labels.numel(), 1)
-    weights = mask_BS.reshape(-1).to(exact)
+    weights = _weights(labels, mask_BS, exact)
     total = weights.sum()
     total = torch.where(total == 0, torch.ones_like(total), total)
+    if mask_BS is None:
+        return F.cross_entropy(flat, labels, reduction="sum") / total
     return (F.cross_entropy(flat, labels, reduction="none") * weights).sum() / total
+
+
+def _weights(labels_N: Tensor, mask_BS: Tensor | None, exact: torch.dtype) -> Tensor:
+    """[B S]: the mask, and 0 where the label is -100."""
+    counts_N = labels_N != _IGNORED
+    if mask_BS is None:
+        return counts_N.to(exact)
+    return mask_BS.reshape(-1).to(exact) * counts_N
 
 
 def _shares(labels_BS: Tensor, mask_BS: Tensor | None, exact: torch.dtype) -> Tensor:
     """[B S]: the weight of each position in that mean."""
-    if mask_BS is None:
-        size = labels_BS.numel()
-        return torch.full((size,), 1 / max(size, 1), dtype=exact, device=labels_BS.device)
-    weights = mask_BS.reshape(-1).to(exact)
+    weights = _weights(labels_BS.reshape(-1), mask_BS, exact)
     total = weights.sum()
     return weights / torch.where(total == 0, torch.ones_like(total), total)
