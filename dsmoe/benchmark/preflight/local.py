@@ -6,7 +6,6 @@ not right. Exit code 0 where nothing failed, else 8.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check, as_json, failures, table
 from dsmoe.benchmark.run import patched_deepspeed
 from dsmoe.benchmark.run.launch import LAUNCHER
+from dsmoe.common import dependencies
 from dsmoe.common.arguments import OneLineParser
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem
 from dsmoe.common.output import needs_no_reader
@@ -28,8 +28,6 @@ FAILED = EnvironmentProblem.exit_code
 PYTHONS = ((3, 8), (3, 13))  # 3.8: the era stack, docs/compatibility.md
 # A run writes a few megabytes; below this something else is about to fail.
 DISK_BYTES = 1 << 30
-# As in requirements-hopper.txt.
-KERNELS = {"quack-kernels": "0.6.5", "flash-attn-4": "4.0.0b36"}
 
 
 def quick(output: Path) -> None:
@@ -70,7 +68,7 @@ def torch_checks() -> list[Check]:
             return [Check("torch", FAIL, found, mend)]
         import torch.distributed as dist
     except ImportError as error:
-        mend = "run ./run_deepspeed_benchmark.sh, which sets it up, or install requirements.txt"
+        mend = f"run {dependencies.how_to_install('run')}"
         return [Check("torch", FAIL, str(error), mend)]
     checks = [Check("torch", OK, torch.__version__)]
     if torch.cuda.is_available():
@@ -94,21 +92,15 @@ def kernel_checks(generation: int) -> list[Check]:
     """The packages with kernels for a Hopper GPU; ``generation``: of the compute capability."""
     if generation != 9:
         return []
-    found_of = {name: _version(name) for name in KERNELS}
-    wrong = [f"{n} {found_of[n] or 'missing'}" for n in KERNELS if found_of[n] != KERNELS[n]]
-    if sys.version_info < (3, 10):
+    pins = dependencies.requirements("hopper")
+    if not any(pin.applies() for pin in pins):
         return [Check("kernels", NOTE, "those for this GPU need Python 3.10", "use a newer one")]
+    found = {pin.name: dependencies.version_of(pin.name) for pin in pins}
+    wrong = [f"{pin.name} {found[pin.name] or 'missing'}" for pin in dependencies.missing(pins)]
     if wrong:
-        found = f"{', '.join(wrong)}: an iteration takes about 6 % longer"
-        return [Check("kernels", NOTE, found, "pip install -r requirements-hopper.txt")]
-    return [Check("kernels", OK, ", ".join(f"{n} {version}" for n, version in found_of.items()))]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        what = f"{', '.join(wrong)}: an iteration takes about 6 % longer"
+        return [Check("kernels", NOTE, what, f"run {dependencies.how_to_install('hopper')}")]
+    return [Check("kernels", OK, ", ".join(f"{name} {here}" for name, here in found.items()))]
 
 
 def checkout_checks(place: Path) -> list[Check]:
@@ -149,7 +141,7 @@ def import_check(place: Path) -> Check:
     )
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        return Check("import deepspeed", FAIL, said, "install requirements.txt")
+        return Check("import deepspeed", FAIL, said, f"run {dependencies.how_to_install('run')}")
     found = done.stdout.strip().splitlines()[-1]
     if Path(found).resolve() == (place / "deepspeed" / "__init__.py").resolve():
         return Check("import deepspeed", OK, found)
@@ -158,11 +150,11 @@ def import_check(place: Path) -> Check:
 
 def optimizer_check() -> Check:
     """The artifact's own optimizer package, which the tests compare with."""
-    try:
-        found = importlib.metadata.version("torch-optimizer")
-    except importlib.metadata.PackageNotFoundError:
-        return Check("torch-optimizer", NOTE, "missing", "pip install torch-optimizer==0.3.0")
-    return Check("torch-optimizer", OK, found)
+    [wanted] = [r for r in dependencies.requirements("run") if r.name == "torch-optimizer"]
+    found = dependencies.version_of(wanted.name)
+    if found and wanted.allows(found):
+        return Check(wanted.name, OK, found)
+    return Check(wanted.name, NOTE, found or "missing", f"pip install {wanted}")
 
 
 def tool_check(name: str, needed: bool) -> Check:

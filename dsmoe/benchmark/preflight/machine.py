@@ -8,6 +8,7 @@ from typing import Any
 
 from dsmoe import __version__
 from dsmoe.benchmark.run.launch import cores
+from dsmoe.common.dependencies import how_to_install
 from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.common.requires import torch_problem
 
@@ -48,8 +49,7 @@ def this_machine(instance: str | None = None) -> Machine:
         import torch
     except ImportError as error:
         raise EnvironmentProblem(
-            f"torch cannot be imported ({error}); run ./run_deepspeed_benchmark.sh, which sets up "
-            "what is missing, or install requirements.txt"
+            f"torch cannot be imported ({error}); run {how_to_install('run')}"
         ) from error
     problem = torch_problem(torch.__version__)
     if problem:

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ROOT
 
 from dsmoe.benchmark.preflight import hosts as hosts_check
 from dsmoe.benchmark.preflight import local
@@ -19,6 +18,7 @@ from dsmoe.benchmark.preflight.machine import Machine
 from dsmoe.benchmark.preflight.probe import SIGN
 from dsmoe.benchmark.run import patched_deepspeed
 from dsmoe.commands import run as cli
+from dsmoe.common import dependencies
 from dsmoe.common.errors import EnvironmentProblem
 
 # Host a answers for real, from this machine; b wants a password; c is another kind of machine; d
@@ -154,14 +154,17 @@ def test_a_host_file_that_is_none_is_one_line(
 def test_kernels_are_asked_of_a_hopper_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local.kernel_checks(8) == []
     monkeypatch.setattr(sys, "version_info", (3, 12))
-    pins = (ROOT / "requirements-hopper.txt").read_text()
-    assert all(f"\n{name}=={release};" in pins for name, release in local.KERNELS.items())
-    monkeypatch.setattr(local, "_version", local.KERNELS.get)
+    here = {"quack-kernels": "0.6.5", "flash-attn-4": "4.0.0b36", "nvidia-cutlass-dsl": "4.8.1"}
+    monkeypatch.setattr(dependencies, "version_of", here.get)
     [check] = local.kernel_checks(9)
-    assert (check.state, check.found) == (OK, "quack-kernels 0.6.5, flash-attn-4 4.0.0b36")
-    monkeypatch.setattr(local, "_version", {"flash-attn-4": "4.0.0b35"}.get)
+    assert (check.state, check.found) == (
+        OK,
+        "quack-kernels 0.6.5, flash-attn-4 4.0.0b36, nvidia-cutlass-dsl 4.8.1",
+    )
+    del here["quack-kernels"]
+    here["flash-attn-4"] = "4.0.0b35"
     [check] = local.kernel_checks(9)
-    assert check.state == NOTE and "requirements-hopper.txt" in check.mend
+    assert check.state == NOTE and "setup.sh" in check.mend
     assert check.found.startswith("quack-kernels missing, flash-attn-4 4.0.0b35: ")
     monkeypatch.setattr(sys, "version_info", (3, 9))
     [check] = local.kernel_checks(9)
