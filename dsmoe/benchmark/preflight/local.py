@@ -25,7 +25,7 @@ from dsmoe.common.requires import torch_problem
 from dsmoe.patchset.checkout import state
 
 FAILED = EnvironmentProblem.exit_code
-PYTHONS = ((3, 8), (3, 13))  # 3.8: the era stack, docs/compatibility.md
+PYTHONS = ((3, 8), (3, 13))  # 3.8: with torch 1.10: scripts/matrix.py
 # A run writes a few megabytes; below this something else is about to fail.
 DISK_BYTES = 1 << 30
 
