@@ -3,7 +3,7 @@ PYTHON = $$(scripts/setup.sh dev)
 # What make test runs on the other base; make test-all runs everything on both.
 SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py \
 	tests/engine/test_flat_gradients.py
-.PHONY: test test-all test-matrix test-ray bench bench-gpu lint series
+.PHONY: test test-unit test-all test-matrix test-ray bench bench-gpu lint coverage dist series
 
 test: lint
 	@python=$(PYTHON) && "$$python" -m pytest -m "not slow" && \
@@ -27,7 +27,21 @@ bench-gpu:
 	@python=$(PYTHON) && scripts/bench-gpu.sh "$$python"
 
 lint:
-	@python=$(PYTHON) && "$$python" -m ruff check . && "$$python" -m ruff format --check .
+	@python=$(PYTHON) && "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
+	"$$python" -m mypy
+
+# The tests that need neither a DeepSpeed checkout nor process groups: under a minute.
+test-unit:
+	@python=$(PYTHON) && "$$python" -m pytest -q tests/unit
+
+# Which lines of dsmoe/ the tests run, also in the processes that they start: htmlcov/index.html.
+coverage:
+	@python=$(PYTHON) && "$$python" -m coverage erase && \
+	"$$python" -m pytest -q -m "not slow" --cov --cov-report=term --cov-report=html
+
+# The wheel, in dist/.
+dist:
+	@python=$(PYTHON) && "$$python" -m pip wheel -q --no-deps -w dist .
 
 # After patch/ or overlay/ changed: both locks, and the series of 0.5.4 carried over (docs/bases.md).
 series:

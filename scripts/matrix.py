@@ -88,8 +88,8 @@ def find_python(version: str) -> str | None:
     return None
 
 
-def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=str(ROOT), capture_output=True, text=True, **options)
+def run(command: list[str], env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=str(ROOT), env=env, capture_output=True, text=True)
 
 
 def prepare(stack: Stack, python: str) -> Path | str:
@@ -166,7 +166,7 @@ def row(stack: Stack) -> list[str]:
     versions = run([str(ours), "-c", code])
     if versions.returncode:
         return [stack.python, "", f"torch: {last_line(versions.stderr)}", "", ""]
-    cells = versions.stdout.split()
+    cells: list[str] = versions.stdout.split()
     for base, tests in BASES.items():
         cells.append(test(stack, ours, base, tests))
         print(f"   {base}: {cells[-1]}", flush=True)

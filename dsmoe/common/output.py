@@ -54,7 +54,7 @@ def needs_no_reader(main: Main) -> Main:
         streams = sys.stdout, sys.stderr
         # Python has None for a stream that was closed before it began, and prints to it nowhere
         patient = [stream and _Patient(stream) for stream in streams]
-        sys.stdout, sys.stderr = patient  # type: ignore[assignment]
+        sys.stdout, sys.stderr = patient
         try:
             return main(*arguments, **keywords)
         finally:

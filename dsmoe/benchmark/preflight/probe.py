@@ -13,13 +13,14 @@ import platform
 import subprocess
 import sys
 import time
+from typing import Any
 
 SIGN = "[dsmoe-host] "
 # A GPU with more than this share of its memory in use is not free.
 BUSY_SHARE = 0.05
 
 
-def torch_facts() -> dict:
+def torch_facts() -> dict[str, Any]:
     try:
         import torch
     except ImportError as error:
@@ -50,7 +51,7 @@ def free_gpus() -> int | None:
         return None
 
 
-def tree_facts(project: str, checkout: str) -> dict:
+def tree_facts(project: str, checkout: str) -> dict[str, Any]:
     sys.path.insert(0, project)
     try:
         from dsmoe.patchset.checkout.state import describe
@@ -63,7 +64,7 @@ def tree_facts(project: str, checkout: str) -> dict:
 
 
 def ask(project: str, checkout: str) -> None:
-    facts: dict = {"begin": time.time(), "python": platform.python_version()}
+    facts: dict[str, Any] = {"begin": time.time(), "python": platform.python_version()}
     facts.update(torch_facts())
     facts["free_gpus"] = free_gpus()
     facts.update(tree_facts(project, checkout))
