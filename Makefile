@@ -21,7 +21,7 @@ test-ray:
 
 # The fast path against the reference path, on this machine; the GPU cases (docs/performance.md).
 bench:
-	@python=$(PYTHON) && PYTHONPATH="$(CURDIR)" "$$python" -m dsmoe.benchmark.timing.speed
+	@python=$(PYTHON) && PYTHONPATH="$(CURDIR)" "$$python" -m dsmoe bench
 
 bench-gpu:
 	@python=$(PYTHON) && scripts/bench-gpu.sh "$$python"

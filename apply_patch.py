@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Verify that a DeepSpeed checkout is the pinned base, and apply the patch series to it."""
+"""``dsmoe apply``: verify that a DeepSpeed checkout is the pinned base, and patch it."""
 
 import sys
 
@@ -7,9 +7,6 @@ from dsmoe.common.requires import check_python
 
 if __name__ == "__main__":
     check_python("apply_patch.py")
-    from dsmoe.common.interpreter import need
+    from dsmoe.cli import main
 
-    need("git")
-    from dsmoe.commands.apply import main
-
-    sys.exit(main())
+    sys.exit(main(["apply", *sys.argv[1:]], prog="python apply_patch.py"))

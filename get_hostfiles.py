@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the launcher's host files for the cluster at hand: see ``--help`` and docs/hostfiles.md."""
+"""``dsmoe hosts``: write the launcher's host files for the cluster at hand."""
 
 import sys
 
@@ -7,6 +7,6 @@ from dsmoe.common.requires import check_python
 
 if __name__ == "__main__":
     check_python("get_hostfiles.py")
-    from dsmoe.commands.hosts import main
+    from dsmoe.cli import main
 
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["hosts", *sys.argv[1:]], prog="python get_hostfiles.py"))

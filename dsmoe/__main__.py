@@ -1,4 +1,4 @@
-"""``python -m dsmoe``: see doors.py. This file is read by older Pythons too, to refuse them."""
+"""``python -m dsmoe``: see cli.py. This file is read by older Pythons too, to refuse them."""
 
 import sys
 
@@ -6,7 +6,17 @@ from dsmoe.common.requires import check_python
 
 check_python("dsmoe")
 
-from dsmoe.cli import main  # noqa: E402
+
+def main():
+    """Run the command line; a Ctrl-C while modules are imported is one line too."""
+    try:
+        from dsmoe.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted by Ctrl-C\n")
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

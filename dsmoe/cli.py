@@ -1,44 +1,105 @@
-"""The three front doors of an installed dsmoe, and what it is made of.
+"""The command ``dsmoe``: one subcommand a file in dsmoe/commands.
 
-python -m dsmoe apply-patch PATH ...     as python apply_patch.py
-python -m dsmoe get-hostfiles ...        as python get_hostfiles.py
-python -m dsmoe run NUM_GPUS ...         as ./run_deepspeed_benchmark.sh, in this environment
-python -m dsmoe --version [--json]       versions, licences and ids of the parts
+A command module has ``NEEDS`` (packages that it imports), ``make_parser(prog)`` and
+``run(options)``, which returns the exit code. Modules are imported when they are chosen, so that
+``dsmoe --help`` needs nothing but Python.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import os
 import sys
+from typing import Any, Sequence
 
-from dsmoe.common.output import needs_no_reader
+from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.guard import guarded
 
-USAGE = "usage: python -m dsmoe {apply-patch,get-hostfiles,run} ... | --version [--json] | --help"
+#: Name -> what it does, in one sentence.
+COMMANDS = {
+    "apply": "Applies the patch series to a DeepSpeed checkout, or takes it back.",
+    "hosts": "Writes host files for the launcher, from Ray, Slurm, a list or this machine.",
+    "run": "Trains the MoE language model and records how fast it went.",
+    "plan": "Says what a run needs of memory and network, before anything starts.",
+    "check": "Checks that everything is there that a run needs, here and on other hosts.",
+    "plot": "Draws the paper's figure from result rows, and prints the comparison.",
+    "report": "Makes one HTML page of a results folder.",
+    "bench": "Times the fast path against the reference path on this machine.",
+    "profile": "Says where one training step spends the GPU's time.",
+    "converge": "Trains the MoE model beside a dense one and compares held-out loss.",
+}
+
+EXAMPLES = """examples:
+  dsmoe apply build/DeepSpeed --from-release     build the pinned DeepSpeed and patch it
+  dsmoe run 1                                    train; without a GPU a small model on the CPU
+  dsmoe plan 64 --suite paper                    what the paper's largest case needs
+  dsmoe COMMAND --help                           options, examples and exit codes of a command
+
+The scripts apply_patch.py, get_hostfiles.py and run_deepspeed_benchmark.sh are the commands apply,
+hosts and run."""
 
 
-@needs_no_reader
-def main(argv: list[str] | None = None) -> int:
-    """Run one front door; its exit code. 2 for an unknown one."""
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run one command line; its exit code. ``prog``: the script's name, if it is not dsmoe."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    door, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if door == "apply-patch":
-        from dsmoe.commands.apply import main as apply_patch
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
+    return guarded(lambda: _run(arguments, prog), as_json="--json" in arguments)
 
-        return apply_patch(rest)
-    if door == "get-hostfiles":
-        from dsmoe.commands.hosts import main as get_hostfiles
 
-        return get_hostfiles(rest)
-    if door == "run":
-        from dsmoe.commands.run import main as run
+def _run(arguments: list[str], prog: str | None) -> int:
+    if arguments and arguments[0] in COMMANDS:
+        command = _load(arguments[0])
+        parser = command.make_parser(prog or f"dsmoe {arguments[0]}")
+        try:
+            options = parser.parse_args(arguments[1:])
+        except SystemExit as ended:  # argparse printed the help
+            return int(ended.code or 0)
+        from dsmoe.common.interpreter import need
 
-        return run(rest)
-    if door == "--version" and set(rest) <= {"--json"}:
+        need(*command.NEEDS)
+        return int(command.run(options))
+    options = _top_parser().parse_known_args(arguments)[0]
+    if options.version:
         from dsmoe.commands.version import show
 
-        return show(as_json=bool(rest))
-    if door in ("-h", "--help"):
-        print(__doc__)
-        print("each door has its own --help")
-        return 0
-    print(f"dsmoe: found {' '.join(arguments) or 'no arguments'}; {USAGE}", file=sys.stderr)
-    return 2
+        return show(as_json=options.json)
+    if arguments and not options.help:
+        _top_parser().error(f"found {arguments[0]!r}; expected a command: {', '.join(COMMANDS)}")
+    _top_parser().print_help()
+    return 0 if options.help else 2
+
+
+def _load(name: str) -> Any:
+    return importlib.import_module(f"dsmoe.commands.{name}")
+
+
+def _top_parser() -> OneLineParser:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {words}" for name, words in COMMANDS.items())
+    parser = OneLineParser(
+        prog="dsmoe",
+        usage="dsmoe COMMAND ... | dsmoe --version [--json] | dsmoe --help",
+        description="DeepSpeed's Mixture-of-Experts baseline of the Alpa paper, as a patch set.\n\n"
+        f"commands:\n{listed}",
+        epilog=EXAMPLES,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="Shows this text.")
+    parser.add_argument("--version", action="store_true", help="Shows every part's version.")
+    parser.add_argument("--json", action="store_true", help="With --version: prints JSON.")
+    return parser
+
+
+def _complete() -> None:
+    """Complete a command line for the shell, by argcomplete; does not return."""
+    import argcomplete
+
+    parser = argparse.ArgumentParser(prog="dsmoe")
+    parser.add_argument("--version", action="store_true")
+    commands = parser.add_subparsers()
+    for name in COMMANDS:
+        made = _load(name).make_parser(f"dsmoe {name}")
+        commands.add_parser(name, parents=[made], add_help=False)
+    argcomplete.autocomplete(parser)

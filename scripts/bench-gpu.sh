@@ -27,6 +27,6 @@ bench 1 --suite tuned # once more, with the caches filled: how long the start ta
 bench 1 --suite tuned --micro-batch-size 8
 bench 1 --suite tuned --num-experts 64
 [ "$gpus" -lt 2 ] || bench 2 --suite tuned
-"$python" -m dsmoe.benchmark.timing.speed --table "$folder" || failed=1
-"$python" -m dsmoe.benchmark.timing.profile 1 --suite tuned || failed=1
-[ "$failed" = 0 ] || { echo "error: a case failed; its reason is above" >&2; exit 20; }
+"$python" -m dsmoe bench --table "$folder" || failed=1
+"$python" -m dsmoe profile 1 --suite tuned || failed=1
+[ "$failed" = 0 ] || { echo "error: a case failed; its reason is above" >&2; exit 1; }

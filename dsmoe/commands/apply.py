@@ -1,126 +1,103 @@
-"""The command line of apply_patch.py: arguments to functions, outcomes to lines or JSON."""
+"""``dsmoe apply``: the patch series on one checkout, or on the installed package."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import json
-import sys
 from pathlib import Path
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Callable
 
+from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser
-from dsmoe.common.errors import EXIT_CODES, DsmoeError, EnvironmentProblem, UsageError
-from dsmoe.common.output import needs_no_reader
+from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.places import DEFAULT_BASE
-from dsmoe.patchset.base import Base, load_bases
-from dsmoe.patchset.checkout import actions
-from dsmoe.patchset.checkout import state as states
 
-_EXAMPLES = """examples:
-  python apply_patch.py ~/efs/DeepSpeed                    apply to a clone at bd3ebd
-  python apply_patch.py build/DeepSpeed --from-release     build the checkout, then apply
-  python apply_patch.py ~/efs/DeepSpeed --status           name the state, change nothing
-  python apply_patch.py ~/efs/DeepSpeed --check            try every patch, change nothing
-  python apply_patch.py ~/efs/DeepSpeed --revert           back to the base
-  python apply_patch.py --installed                        the deepspeed that pip installed
-  python apply_patch.py ~/efs/DeepSpeed --export           edits in the checkout -> patch/, overlay/
-  python apply_patch.py ~/efs/DeepSpeed --export --to NAME.patch
+if TYPE_CHECKING:  # importing these needs GitPython, which --help does not
+    from dsmoe.patchset.base import Base
+    from dsmoe.patchset.checkout.actions import Outcome
+    from dsmoe.patchset.checkout.state import State
+
+NEEDS = ("git",)
+CODES = (0, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 130)
+
+EXAMPLES = """examples:
+  dsmoe apply ~/efs/DeepSpeed                    apply to a clone at bd3ebd
+  dsmoe apply build/DeepSpeed --from-release     build the checkout, then apply
+  dsmoe apply ~/efs/DeepSpeed --status           name the state, change nothing
+  dsmoe apply ~/efs/DeepSpeed --check            try every patch, change nothing
+  dsmoe apply ~/efs/DeepSpeed --revert           back to the base
+  dsmoe apply --installed                        the deepspeed that pip installed
+  dsmoe apply ~/efs/DeepSpeed --export           edits in the checkout -> patch/, overlay/
+  dsmoe apply ~/efs/DeepSpeed --export --to NAME.patch
+
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser; its epilog lists examples and every exit code."""
-    codes = "\n".join(f"  {code:<4} {text}" for code, text in EXIT_CODES.items())
+def make_parser(prog: str) -> OneLineParser:
+    """The options of the command; the help lists examples and every exit code."""
     parser = OneLineParser(
-        prog="apply_patch.py",
-        description="Apply this project's patch series to one pinned DeepSpeed checkout.",
-        epilog=f"{_EXAMPLES}\nexit codes:\n{codes}\n\nThe manual is docs/applying.md.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=prog,
+        description="Applies this project's patch series to one pinned DeepSpeed checkout.",
+        epilog=EXAMPLES.replace("dsmoe apply", prog) + exit_code_lines(*CODES),
     )
     parser.add_argument(
-        "path", metavar="PATH", type=Path, nargs="?", help="top folder of the checkout"
+        "path", metavar="PATH", type=Path, nargs="?", help="The checkout's top folder is here."
     )
     parser.add_argument(
         "--installed",
         action="store_true",
-        help="instead of PATH: the deepspeed package of this Python environment",
+        help="The deepspeed package of this Python environment is taken instead of PATH.",
     )
-    action = parser.add_mutually_exclusive_group()
+    shared.add_json(parser)
+    group = parser.add_argument_group("what is done (default: the series is applied)")
+    action = group.add_mutually_exclusive_group()
     for name, text in (
-        ("--check", "report every patch that does not fit; change nothing"),
-        ("--status", "name the state of the checkout; change nothing"),
-        ("--revert", "bring the checkout back to the base"),
-        ("--export", "write the checkout's edits into patch/, overlay/ and result.json"),
-        ("--lock", "write result.json after patch/ or overlay/ was edited by hand"),
-        ("--from-release", "build the checkout from the release archive first, then apply"),
+        ("--check", "Every patch that does not fit is reported; nothing is changed."),
+        ("--status", "The state of the checkout is named; nothing is changed."),
+        ("--revert", "The checkout goes back to the base."),
+        ("--from-release", "The checkout is built from the release archive first."),
     ):
         action.add_argument(name, action="store_true", help=text)
-    action.add_argument(
+    group.add_argument(
+        "--no-apply", action="store_true", help="With --from-release: the checkout is only built."
+    )
+    group.add_argument(
+        "--archive", metavar="FILE", type=Path, help="With --from-release: the archive is here."
+    )
+    series = parser.add_argument_group("changing the series")
+    change = action
+    for name, text in (
+        ("--export", "The checkout's edits go to patch/, overlay/ and result.json."),
+        ("--lock", "result.json is written after patch/ or overlay/ was edited by hand."),
+    ):
+        change.add_argument(name, action="store_true", help=text)
+    change.add_argument(
         "--port-from",
         metavar="CHECKOUT",
         type=Path,
-        help="rewrite the series of PATH's base from that of CHECKOUT's base",
+        help="The series of PATH's base is written anew from that of CHECKOUT's base.",
     )
-    parser.add_argument("--no-apply", action="store_true", help="with --from-release: build only")
-    parser.add_argument("--archive", metavar="FILE", type=Path, help="a local release archive")
-    parser.add_argument(
-        "--to", metavar="NAME", help="with --export: the patch that takes the edits"
+    series.add_argument("--to", metavar="NAME", help="With --export: this patch takes the edits.")
+    bases = parser.add_argument_group("bases")
+    bases.add_argument(
+        "--base", metavar="NAME", help="The checkout is of this base (default: HEAD tells)."
     )
-    parser.add_argument("--base", metavar="NAME", help="the base (default: recognised by HEAD)")
-    parser.add_argument("--bases", metavar="DIR", type=Path, help="the folder of bases")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    bases.add_argument("--bases", metavar="DIR", type=Path, help="The bases are in this folder.")
     return parser
 
 
-@needs_no_reader
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code of the table in errors.py."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in arguments
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure:  # a file name need not fit the terminal
-            reconfigure(errors="backslashreplace")
-    try:
-        report = _run(make_parser().parse_args(arguments))
-    except DsmoeError as error:
-        return _failed(error, as_json)
-    except KeyboardInterrupt:
-        return _failed(_Stopped("stopped from the keyboard; repeat the command to finish"), as_json)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-            raise
-        text = f"{error.filename}: {error.strerror}; free space or mend the rights and repeat"
-        return _failed(EnvironmentProblem(text), as_json)
-    if as_json:
+def run(options: argparse.Namespace) -> int:
+    """Carry the command out and print its report. Raises DsmoeError."""
+    report = _run(options)
+    if options.json:
         print(json.dumps(report, indent=2, sort_keys=True))
     return int(report["exit_code"])
 
 
-class _Stopped(DsmoeError):
-    exit_code = 130
-
-
-def _failed(error: DsmoeError, as_json: bool) -> int:
-    details: list[str] = getattr(error, "details", [])
-    if as_json:
-        report = {
-            "outcome": "failed",
-            "error": type(error).__name__.lstrip("_"),
-            "message": str(error),
-            "details": details,
-            "exit_code": error.exit_code,
-        }
-        print(json.dumps(report, indent=2, sort_keys=True))
-    else:
-        print(f"apply_patch.py: {error}", file=sys.stderr)
-        for line in details:
-            print(f"  {line}", file=sys.stderr)
-    return error.exit_code
-
-
 def _run(options: argparse.Namespace) -> dict[str, Any]:
+    from dsmoe.patchset.base import load_bases
+    from dsmoe.patchset.checkout import actions
+
     def say(text: str) -> None:
         if not options.json:
             print(text, flush=True)
@@ -157,7 +134,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     return _report(action(options.path, bases, say), say)
 
 
-def _installed(options: argparse.Namespace, bases: list[Base], say: Any) -> dict[str, Any]:
+Say = Callable[[str], None]
+
+
+def _installed(options: argparse.Namespace, bases: list[Base], say: Say) -> dict[str, Any]:
     from dsmoe.patchset.sources import installed
 
     others = ("export", "lock", "from_release", "port_from")
@@ -170,19 +150,20 @@ def _installed(options: argparse.Namespace, bases: list[Base], say: Any) -> dict
     return _report(installed.apply(bases, say, dry=options.check), say)
 
 
-def _from_release(options: argparse.Namespace, bases: list[Base], say: Any) -> dict[str, Any]:
+def _from_release(options: argparse.Namespace, bases: list[Base], say: Say) -> dict[str, Any]:
+    from dsmoe.patchset.checkout import actions, state
     from dsmoe.patchset.sources.release import build_checkout
 
     base = bases[0]
     new = build_checkout(options.path, base, options.archive, say)
     if not options.no_apply:
         return _report(actions.apply(options.path, [base], say), say)
-    state = states.describe(options.path, [base])
+    found = state.describe(options.path, [base])
     message = "built" if new else "already built"
-    return _report(actions.Outcome(message.replace(" ", "-"), message, state), say)
+    return _report(actions.Outcome(message.replace(" ", "-"), message, found), say)
 
 
-def _report(outcome: actions.Outcome, say: Any) -> dict[str, Any]:
+def _report(outcome: Outcome, say: Say) -> dict[str, Any]:
     say(outcome.message)
     for path in outcome.state.edited:
         say(f"  edited: {path}")
@@ -196,27 +177,20 @@ def _report(outcome: actions.Outcome, say: Any) -> dict[str, Any]:
     }
 
 
-_STATE_WORDS = {
-    states.PRISTINE: "pristine: the base, nothing applied",
-    states.APPLIED: "applied",
-    states.APPLIED_EDITED: "applied, then edited",
-    states.BASE_EDITED: "the base, edited, nothing applied",
-    states.PARTLY: "partly applied: repeat the command to finish, or use --revert",
-    states.OTHER_SERIES: "applied with another series; apply again to renew it",
-}
+def _status(path: Path, bases: list[Base], say: Say) -> dict[str, Any]:
+    from dsmoe.patchset.checkout.state import describe
+
+    return _show_state(describe(path, bases), say)
 
 
-def _status(path: Path, bases: list[Base], say: Any) -> dict[str, Any]:
-    return _show_state(states.describe(path, bases), say)
+def _show_state(state: State, say: Say) -> dict[str, Any]:
+    from dsmoe.patchset.checkout.state import EXIT_CODES, WORDS
 
-
-def _show_state(state: states.State, say: Any) -> dict[str, Any]:
-    code = states.EXIT_CODES[state.name]
     if state.message:
         say(f"{state.name}: {state.message}")
     else:
         say(f"{state.path}: base {state.base} ({state.label}), HEAD {state.head}")
-        say(_STATE_WORDS[state.name])
+        say(WORDS[state.name])
     for name in state.edited:
         say(f"  edited: {name}")
-    return {"outcome": state.name, "state": state.as_json(), "exit_code": code}
+    return {"outcome": state.name, "state": state.as_json(), "exit_code": EXIT_CODES[state.name]}

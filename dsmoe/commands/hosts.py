@@ -1,4 +1,4 @@
-"""The command ``get_hostfiles.py``: arguments in, host files and an exit code out."""
+"""``dsmoe hosts``: host files for the launcher, from the cluster at hand."""
 
 from __future__ import annotations
 
@@ -8,101 +8,112 @@ import sys
 from pathlib import Path
 from typing import Any, Sequence
 
+from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser
-from dsmoe.common.errors import DsmoeError, HostProblem, UsageError
-from dsmoe.common.output import needs_no_reader
+from dsmoe.common.errors import HostProblem, UsageError, exit_code_lines
 from dsmoe.hosts import identity, probe, writer
 from dsmoe.hosts.host import Host, check_slots
 from dsmoe.hosts.sources import choose
 from dsmoe.hosts.sources.found import Found, settle
 
-EPILOG = """\
-examples:
-  python get_hostfiles.py                              the running Ray cluster, the Slurm job, or
-                                                       this machine: the first that is there
-  python get_hostfiles.py --from ray --output deepspeed
-  python get_hostfiles.py --hosts 10.0.0.1,10.0.0.2 --slots 8
-  python get_hostfiles.py --hosts-file mpi_hosts --probe --dry-run
+NEEDS = ()
 
-It writes 'hostfile' (all hosts) and 'hostfile_{N}node' for N from 1 to the number of hosts.
+EXAMPLES = """examples:
+  dsmoe hosts                              the running Ray cluster, the Slurm job, or this machine:
+                                           the first that is there
+  dsmoe hosts --from ray --output deepspeed
+  dsmoe hosts --hosts 10.0.0.1,10.0.0.2 --slots 8
+  dsmoe hosts --hosts-file mpi_hosts --probe --dry-run
 
-exit codes:
-  0  written (or, with --dry-run, ready to be written)
-  2  an option cannot be used
-  3  the hosts cannot be used: malformed, one twice, no or unequal slot counts
-  4  Ray or Slurm is missing, does not answer, or has no GPU
-  5  a host died meanwhile, or does not answer --probe
-  8  the folder cannot be written
-  130  interrupted
-After any of 2 to 8 the old files are as they were."""
+It writes 'hostfile' (all hosts) and 'hostfile_{N}node' for N from 1 to the number of hosts. After
+a failure the old files are as they were.
+
+"""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    result = OneLineParser(
-        prog="get_hostfiles.py",
-        description="Write the host files that the DeepSpeed launcher needs for several hosts.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def make_parser(prog: str) -> OneLineParser:
+    """The options of the command."""
+    parser = OneLineParser(
+        prog=prog,
+        description="Writes the host files that the DeepSpeed launcher needs for several hosts.",
+        epilog=EXAMPLES.replace("dsmoe hosts", prog) + exit_code_lines(0, 2, 8, 16, 17, 18, 130),
     )
-    add = result.add_argument
+    source = parser.add_argument_group("where the hosts come from")
+    add = source.add_argument
     add(
         "--from",
         dest="source",
         choices=("ray", "slurm", "list", "local"),
-        help="take the hosts from here and nowhere else (default: the first that is present)",
+        help="The hosts come from here and nowhere else (default: the first that is present).",
     )
-    group = result.add_mutually_exclusive_group()
-    group.add_argument("--hosts", metavar="A,B:4", help="the hosts, with slots after a colon")
-    group.add_argument(
+    one = source.add_mutually_exclusive_group()
+    one.add_argument(
+        "--hosts", metavar="A,B:4", help="These are the hosts, with slots after a colon."
+    )
+    one.add_argument(
         "--hosts-file",
         type=Path,
         metavar="FILE",
-        help="a file of hosts: one a line, or an OpenMPI ('a slots=4') or MPICH ('a:4') host file",
+        help="This file has the hosts: one a line, or an OpenMPI ('a slots=4') or MPICH ('a:4') "
+        "host file.",
     )
-    add("--slots", metavar="N", help="slots (GPUs) of every host, whatever the source says")
-    add("--allow-mixed", action="store_true", help="accept hosts with unequal slots")
-    add("--ray-address", metavar="ADDR", help="default: RAY_ADDRESS, else the cluster running here")
-    add("--ray-timeout", type=float, default=30.0, metavar="S", help="seconds (default: 30)")
     add(
+        "--ray-address",
+        metavar="ADDR",
+        help="Ray answers here (default: RAY_ADDRESS, else the cluster running on this machine).",
+    )
+    add(
+        "--ray-timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="Ray has to answer within S seconds (default: 30).",
+    )
+    slots = parser.add_argument_group("slots")
+    slots.add_argument(
+        "--slots", metavar="N", help="Every host has N slots (GPUs), whatever the source says."
+    )
+    slots.add_argument(
+        "--allow-mixed", action="store_true", help="Hosts may have unequal numbers of slots."
+    )
+    checks = parser.add_argument_group("checks")
+    checks.add_argument(
         "--probe",
         type=int,
         nargs="?",
         const=22,
         metavar="PORT",
-        help="first connect to the ssh port (default: 22) of every host",
+        help="The ssh port (default: 22) of every host is connected to before anything is written.",
     )
-    add("--no-resolve", action="store_true", help="do not look for two names of one host")
-    add("--output", type=Path, default=Path(), metavar="DIR", help="default: this folder")
-    add("--dry-run", action="store_true", help="check everything, write nothing")
-    add("--json", action="store_true", help="print one JSON object")
-    return result
+    checks.add_argument(
+        "--no-resolve", action="store_true", help="Two names of one host are not looked for."
+    )
+    checks.add_argument(
+        "--dry-run", action="store_true", help="Everything is checked and nothing is written."
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="The files go to this folder (default: this one).",
+    )
+    shared.add_json(parser)
+    return parser
 
 
-@needs_no_reader
-def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code that its help lists."""
-    as_json = "--json" in argv
-    try:
-        report = run(parser().parse_args(argv))
-    except DsmoeError as error:
-        print(f"get_hostfiles.py: error: {error}", file=sys.stderr)
-        if as_json:
-            print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("get_hostfiles.py: interrupted; the old files are as they were", file=sys.stderr)
-        return 130
-    if as_json:
+def run(options: argparse.Namespace) -> int:
+    """Find, check and write; print the report. Raises DsmoeError."""
+    report = write_files(options)
+    if options.json:
         print(json.dumps(report))
     else:
         _show(report)
     return 0
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Find, check and write; returns the report that ``--json`` prints. Raises DsmoeError."""
+def write_files(args: argparse.Namespace) -> dict[str, Any]:
+    """Find, check and write; the report that ``--json`` prints. Raises DsmoeError."""
     slots = _slots(args.slots)
     if not 0 < args.ray_timeout <= 3600:
         raise UsageError(f"--ray-timeout: found {args.ray_timeout:g}, expected 1 to 3600 seconds")
@@ -149,7 +160,7 @@ def _slots(text: str | None) -> int | None:
 
 def _show(report: dict[str, Any]) -> None:
     for warning in report["warnings"]:
-        print(f"get_hostfiles.py: warning: {warning}", file=sys.stderr)
+        print(f"warning: {warning}", file=sys.stderr)
     hosts = report["hosts"]
     total = sum(host["slots"] for host in hosts)
     unit = {"gpu": "GPU slots", "cpu": "CPU slots, no GPU"}.get(report["device"], "slots")

@@ -1,4 +1,4 @@
-"""The command line of ``./run_deepspeed_benchmark.sh``: arguments in, exit code out."""
+"""``dsmoe run``: its options become one request, which is then carried out."""
 
 from __future__ import annotations
 
@@ -9,175 +9,213 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dsmoe.benchmark.cases.chosen import RUN_FAILED, check_device, chosen_cases, parser
-from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
-from dsmoe.benchmark.cases.suites import Case
-from dsmoe.benchmark.preflight import local
-from dsmoe.benchmark.preflight.hosts import head_facts, refuse_unfit
-from dsmoe.benchmark.preflight.machine import Machine, machine_of, this_machine
-from dsmoe.benchmark.results.store import RECORDS, ROWS
-from dsmoe.benchmark.results.terminal import print_report
-from dsmoe.benchmark.run import launch, one_case, patched_deepspeed, resume
-from dsmoe.benchmark.run.folder import DEEPSPEED
-from dsmoe.benchmark.run.layout import Layout, lay_out
-from dsmoe.common.errors import DsmoeError, EnvironmentProblem, ResultsError, UsageError
-from dsmoe.common.interrupts import Interrupted, StopSignals
-from dsmoe.common.output import needs_no_reader
-from dsmoe.common.places import import_root, work_folder
-from dsmoe.hosts.host import Host
-from dsmoe.hosts.hostfile import read_hostfile
-from dsmoe.hosts.identity import is_this_machine
+from dsmoe.commands import options as shared
+from dsmoe.common.arguments import OneLineParser, count, positive
+from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError, exit_code_lines
+from dsmoe.common.interrupts import StopSignals
+from dsmoe.common.kernel_choice import check_kernels
+from dsmoe.common.places import checkout_folder, import_root, work_folder
 
-# Those of deepspeed/moe/kernels/policy.py, which needs torch; a test compares the two.
-KERNELS_VARIABLE = "DSMOE_KERNELS"
-KERNELS = ("all", "nccl", "cublas", "torch")
+if TYPE_CHECKING:  # importing these takes time and packages that --help does not need
+    from dsmoe.benchmark.run.machine import Machine
+    from dsmoe.benchmark.run.request import Request
+
+NEEDS = ("filelock", "git", "numpy", "psutil")
+
+EXAMPLES = """examples:
+  dsmoe run 8                          the artifact's case for 8 GPUs
+  dsmoe run 1                          with no GPU: a small model on the CPU
+  dsmoe run 2 --data ~/books           two processes, on your own text
+  dsmoe run 8 --all --resume           the suite's cases up to 8 GPUs, unfinished ones
+  dsmoe run 1 --zero-stage 1 --steps 50 --output /tmp/zero1
+
+"""
+CODES = (0, 1, 2, 8, 9, 10, 16, 129, 130, 143)
 
 
-def run(options: argparse.Namespace, stop: StopSignals) -> int:
+def make_parser(prog: str) -> OneLineParser:
+    """The options of the command."""
+    parser = OneLineParser(
+        prog=prog,
+        description="Trains DeepSpeed's MoE language model and records how fast it went: a row in "
+        "the artifact's\nformat and a JSON record, in the results folder.",
+        epilog=EXAMPLES.replace("dsmoe run", prog)
+        + exit_code_lines(0, 1, 2, 8, 9, 10, 16, 129, 130, 143),
+    )
+    shared.add_case_options(parser)
+    shared.add_text_options(parser)
+    results = parser.add_argument_group("results")
+    shared.add_output(results, "results", "Rows, records and run folders go to this folder")
+    results.add_argument(
+        "--resume", action="store_true", help="Cases that --output has finished are skipped."
+    )
+    results.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="DeepSpeed writes event files for TensorBoard to this folder.",
+    )
+    before = parser.add_argument_group("before anything starts")
+    before.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="The launcher's command is printed, and nothing is written.",
+    )
+    before.add_argument(
+        "--plan", action="store_true", help="The same as dsmoe plan: nothing is started."
+    )
+    hosts = parser.add_argument_group("hosts and processes")
+    add = hosts.add_argument
+    add(
+        "--hostfile",
+        type=Path,
+        metavar="FILE",
+        help="The processes run on the hosts of this file (dsmoe hosts writes one).",
+    )
+    add(
+        "--master-addr",
+        metavar="ADDR",
+        help="The other hosts meet the first one at this address (default: where ssh reaches it).",
+    )
+    add(
+        "--port",
+        type=count,
+        metavar="N",
+        help="The processes meet at this port (default: a free one).",
+    )
+    add(
+        "--time-out",
+        type=positive,
+        default=600.0,
+        metavar="SECONDS",
+        help="A run without a new iteration for so long is ended; the first iteration may take "
+        "three times that and at least 300 seconds (default: 600).",
+    )
+    plan = parser.add_argument_group("with --plan")
+    add_plan_options(plan)
+    return parser
+
+
+def add_plan_options(group: argparse._ArgumentGroup) -> None:
+    """The options that a plan alone has."""
+    group.add_argument(
+        "--model", metavar="NAME", help="The plan is for this named size, on any number of GPUs."
+    )
+    group.add_argument(
+        "--global-batch",
+        type=count,
+        metavar="N",
+        help="With --model, an iteration has N sequences.",
+    )
+    group.add_argument(
+        "--device-memory", type=positive, metavar="GIB", help="One GPU has so much memory."
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry the command out; the exit code."""
+    check_kernels(os.environ)
+    if options.plan:
+        from dsmoe.commands import plan
+
+        options.json = False
+        return plan.run(options)
     for name in ("model", "global_batch", "device_memory"):
         if getattr(options, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} is for --plan alone; leave it out")
-    machine = head_machine(options)
-    cases = chosen_cases(options, machine.device, machine.hardware.get("device_memory_bytes"))
-    available = None if options.hostfile else machine.hardware.get("device_count")
+            raise UsageError(f"--{name.replace('_', '-')} is for dsmoe plan alone; leave it out")
+    with StopSignals() as stop:
+        request = request_of(options)
+        if options.dry_run:
+            print_dry_run(request)
+            return 0
+        from dsmoe.benchmark.run.every_case import run_cases
+
+        if request.tensorboard:
+            make_folder(request.tensorboard)
+        return run_cases(request, stop)
+
+
+def request_of(options: argparse.Namespace) -> Request:
+    """What the options ask for, resolved once. Raises DsmoeError."""
+    from dsmoe.benchmark.cases.choice import check_device, chosen_cases
+    from dsmoe.benchmark.run.launch import check_port
+    from dsmoe.benchmark.run.layout import lay_out
+    from dsmoe.benchmark.run.request import Request, Text, limits
+
+    machine = _head(options)
+    memory = machine.hardware.get("device_memory_bytes")
+    cases = chosen_cases(shared.wanted_of(options), machine.device, memory)
     try:
+        available = None if options.hostfile else machine.hardware.get("device_count")
         check_device(cases, machine.device, available)
     except UsageError as error:
         if not options.dry_run:
             raise
         print(f"# not to be run here: {error}")
         machine = dataclasses.replace(machine, device="cuda")
-    layouts = [lay_out(options.hostfile, case.parallel.processes) for case in cases]
     if options.port:
-        launch.check_port(options.port)
+        check_port(options.port)
     if options.tensorboard:
         check_tensorboard()
-    if options.dry_run:
-        for case in cases:
-            print_dry_run(case, machine, options)
-        return 0
-    local.quick(options.output)
-    if options.tensorboard:
-        make_folder(options.tensorboard.expanduser())
-    place = patched_deepspeed.location()
-    step(f"DeepSpeed checkout {place}")
-    patched_deepspeed.ensure(place)
-    trees = patched_deepspeed.trees(place)
-    settings = run_settings(options)
-    if options.hostfile:
-        names = max((layout.names for layout in layouts), key=len)
-        step(f"hosts of {options.hostfile}: {', '.join(names)}")
-        check_layout(max(layouts, key=lambda layout: layout.hosts), place)
-    codes = []
-    for case in cases:
-        codes.append(run_one(case, machine, trees, settings, options, stop))
-    return max(codes)
+    return Request(
+        cases=tuple((c, lay_out(options.hostfile, c.parallel.processes)) for c in cases),
+        machine=machine,
+        checkout=checkout_folder(),
+        text=Text.of(options.data, options.tokenizer),
+        cache=work_folder() / "text",
+        output=options.output.expanduser(),
+        limits=limits(options.time_out),
+        port=options.port,
+        tensorboard=options.tensorboard.expanduser() if options.tensorboard else None,
+        master=options.master_addr,
+        hostfile=options.hostfile,
+        resume=options.resume,
+    )
 
 
-def head_machine(options: argparse.Namespace) -> Machine:
+def _head(options: argparse.Namespace) -> Machine:
     """Where the processes run: this machine, or the head of the host file as it says itself.
 
     A login machine, from which a run may be started, is often of another kind.
     """
+    from dsmoe.benchmark.run.machine import machine_of, this_machine
+
     if options.hostfile is None or options.dry_run:
         return this_machine()
+    from dsmoe.benchmark.preflight.hosts import head_facts
+    from dsmoe.hosts.hostfile import read_hostfile
+    from dsmoe.hosts.identity import is_this_machine
+
     head = read_hostfile(options.hostfile)[0].name
     if is_this_machine(head):
         return this_machine()
-    step(f"asking {head}, the head of {options.hostfile}")
-    facts = head_facts(head, options.hostfile, import_root(), patched_deepspeed.location())
-    return machine_of(facts)
+    print(f"== asking {head}, the head of {options.hostfile}", flush=True)
+    return machine_of(head_facts(head, options.hostfile, import_root(), checkout_folder()))
 
 
-def check_layout(layout: Layout, place: Path) -> None:
-    """The environment check of a run's hosts, unless it runs on this machine alone.
-
-    Raises EnvironmentProblem; what is no reason to stop is printed.
-    """
-    if layout.hostfile is None or (layout.hosts == 1 and is_this_machine(layout.names[0])):
-        return
-    hosts = [Host(name, layout.devices) for name in layout.names]
-    for line in refuse_unfit(hosts, layout.hostfile, import_root(), place):
-        print(f"  warning: {line}")
-
-
-def run_one(
-    case: Case,
-    machine: Machine,
-    trees: patched_deepspeed.Trees,
-    settings: one_case.Settings,
-    options: argparse.Namespace,
-    stop: StopSignals,
-) -> int:
-    """Run one case and print its table; 0, or RUN_FAILED."""
-    step(f"text: {', '.join(options.data) or 'the Python standard library'}")
-    content = one_case.prepare_text(settings.cache, settings.text, case).info
-    print(f"  {content.train_tokens:,} tokens to train on, {content.held_out_tokens:,} held out")
-    words = describe(case, machine)
-    if options.resume:
-        record = resume.finished(settings.output, case, machine.device, trees, content)
-        if record is not None:
-            step(f"finished already, skipped: {words} ({settings.output / record.run_folder})")
-            return 0
-    step(f"training {words}")
-    record = one_case.run_case(case, machine, trees, settings, content, stop)
-    print()
-    print_report(record)
-    print(f"\nrow in {settings.output / ROWS}, record in {settings.output / RECORDS}")
-    if machine.device == "cpu":
-        print("a CPU run: marked smoke-cpu, so that it never passes for a case of the paper")
-    return 0 if record.status == "ok" else RUN_FAILED
-
-
-def run_settings(options: argparse.Namespace) -> one_case.Settings:
-    return one_case.Settings(
-        output=options.output.expanduser(),
-        cache=work_folder() / "text",
-        text=one_case.text_options(options.data, options.tokenizer),
-        time_out=options.time_out,
-        port=options.port,
-        tensorboard=options.tensorboard.expanduser() if options.tensorboard else None,
-        hostfile=options.hostfile,
-        master=options.master_addr,
-    )
-
-
-def describe(case: Case, machine: Machine) -> str:
-    """The case in one line."""
-    unit = "GPU" if machine.device == "cuda" else "CPU process"
-    return (
-        f"{case.suite} {case.model.name} on {case.parallel.processes} {unit}(s): "
-        f"ZeRO-{case.parallel.zero_stage}, expert parallel {case.parallel.expert_parallel}, "
-        f"{case.optimizer}, {case.precision}, {case.micro_batches} x {case.micro_batch_size} "
-        f"sequences{', remat' if case.remat else ''}"
-    )
-
-
-def print_dry_run(case: Case, machine: Machine, options: argparse.Namespace) -> None:
+def print_dry_run(request: Request) -> None:
     """Print what would be started. Nothing is written, built or downloaded."""
-    settings = run_settings(options)
-    run_dir = settings.output / "runs" / f"TIME-{one_case.run_name(case)}"
-    port = options.port or launch.free_port()
-    layout = lay_out(options.hostfile, case.parallel.processes)
-    # without the number of this machine's GPUs: the line may be for another one
-    job = launch.Job(
-        patched_deepspeed.location(), run_dir.absolute(), layout, port, options.master_addr
-    )
-    tensorboard = (str(settings.tensorboard), run_dir.name) if settings.tensorboard else None
-    print(f"# {describe(case, machine)}")
-    print("# to be read: the folder TIME-... and what is in it are made by a run")
-    print(f"# the DeepSpeed configuration would be {run_dir / DEEPSPEED}:")
-    for line in json.dumps(deepspeed_config(case, machine.device, tensorboard)).splitlines():
-        print(f"#   {line}")
-    print(job.shell_line())
+    from dsmoe.benchmark.cases.choice import in_words
+    from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
+    from dsmoe.benchmark.run.folder import DEEPSPEED
+    from dsmoe.benchmark.run.launch import Job, free_port
+    from dsmoe.benchmark.run.request import run_name
 
-
-def check_kernels() -> None:
-    """Raises UsageError for a choice of kernels that the training processes would refuse."""
-    choice = os.environ.get(KERNELS_VARIABLE) or KERNELS[0]
-    if choice not in KERNELS:
-        raise UsageError(f"{KERNELS_VARIABLE}={choice!a}; expected one of {', '.join(KERNELS)}")
+    device = request.machine.device
+    for case, layout in request.cases:
+        run_dir = request.output / "runs" / f"TIME-{run_name(case)}"
+        port = request.port or free_port()
+        # without the number of this machine's GPUs: the line may be for another one
+        job = Job(request.checkout, run_dir.absolute(), layout, port, request.master)
+        tensorboard = (str(request.tensorboard), run_dir.name) if request.tensorboard else None
+        print(f"# {in_words(case, 'GPU' if device == 'cuda' else 'CPU process')}")
+        print("# to be read: the folder TIME-... and what is in it are made by a run")
+        print(f"# the DeepSpeed configuration would be {run_dir / DEEPSPEED}:")
+        for line in json.dumps(deepspeed_config(case, device, tensorboard)).splitlines():
+            print(f"#   {line}")
+        print(job.shell_line())
 
 
 def make_folder(folder: Path) -> None:
@@ -198,27 +236,3 @@ def check_tensorboard() -> None:
             "--tensorboard needs the package tensorboard, which is not installed; run: "
             f"{sys.executable} -m pip install tensorboard"
         )
-
-
-def step(words: str) -> None:
-    print(f"== {words}", flush=True)
-
-
-@needs_no_reader
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code; expected failures are one line on standard error."""
-    try:
-        options = parser().parse_args(arguments)
-        check_kernels()
-        with StopSignals() as stop:
-            if options.plan:
-                from dsmoe.benchmark.plan.estimate import print_plans
-
-                return print_plans(options)
-            return run(options, stop)
-    except Interrupted as error:
-        print(f"\n{error}: all processes of the run were ended", file=sys.stderr)
-        return error.exit_code
-    except DsmoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code

@@ -134,7 +134,7 @@ class TrainingFailed(DsmoeError):
 
 #: Code -> meaning, the same in every command.
 EXIT_CODES: dict[int, str] = {
-    0: "done, or there was nothing to do; --status: the series is applied",
+    0: "done, or there was nothing to do",
     1: "the answer is no: a run failed (its row has -1 and the reason), or a plan does not fit",
     2: "an option or an argument cannot be used",
     3: "the path is not a git checkout, or not its top folder",
@@ -163,3 +163,8 @@ EXIT_CODES: dict[int, str] = {
     130: "ended by Ctrl-C (SIGINT), in the same way",
     143: "ended by SIGTERM, in the same way",
 }
+
+
+def exit_code_lines(*codes: int) -> str:
+    """The lines of a command's help that say what its exit codes mean."""
+    return "exit codes:\n" + "\n".join(f"  {code:<4} {EXIT_CODES[code]}" for code in codes)

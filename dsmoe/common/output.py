@@ -1,23 +1,23 @@
-"""Output to a reader that may leave: ``| head``, a killed ``tee``, a terminal that is gone.
+"""Output to a reader that may be gone: ``| head``, a closed terminal, a full disk.
 
-A command finishes what it was asked all the same, with the exit code that says so: a run is not
-lost, nor its row, because nobody reads its progress any more.
+A command finishes its work all the same, with the exit code that says so: a run and its row are
+not lost because nobody reads the progress any more.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import sys
-from typing import Any, Callable, Iterator, TypeVar
+from typing import Any, Iterator
 
-Main = TypeVar("Main", bound=Callable[..., int])
+# A pipe's end, a terminal's end, a full disk, a descriptor that is closed.
+_LOST = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EBADF)
 
 
 class _Patient:
-    """A text stream that goes on into nothing once its reader has left."""
+    """A text stream that writes to /dev/null once its reader is gone."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -39,27 +39,27 @@ class _Patient:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # a pipe's end; a terminal's
+            if error.errno not in _LOST:
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
 
 
-def needs_no_reader(main: Main) -> Main:
-    """Decorates a front door: its output may break off, the work goes on."""
-
-    @functools.wraps(main)
-    def wrapped(*arguments: Any, **keywords: Any) -> int:
-        streams = sys.stdout, sys.stderr
-        # Python has None for a stream that was closed before it began, and prints to it nowhere
-        patient = [stream and _Patient(stream) for stream in streams]
-        sys.stdout, sys.stderr = patient
-        try:
-            return main(*arguments, **keywords)
-        finally:
-            for stream in filter(None, patient):
-                stream.flush()
-            sys.stdout, sys.stderr = streams
-
-    return wrapped  # type: ignore[return-value]
+@contextlib.contextmanager
+def patient_output() -> Iterator[None]:
+    """Inside, output may break off; a character that the terminal lacks is written as ``\\xe9``."""
+    streams = sys.stdout, sys.stderr
+    for stream in streams:
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+    # Python has None for a stream that was closed before it began, and prints to it nowhere
+    patient = [stream and _Patient(stream) for stream in streams]
+    sys.stdout, sys.stderr = patient
+    try:
+        yield
+    finally:
+        for stream in filter(None, patient):
+            stream.flush()
+        sys.stdout, sys.stderr = streams

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsmoe.benchmark.cases.suites import Case
-from dsmoe.benchmark.preflight.machine import Machine
+from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.run import launch, patched_deepspeed
 from dsmoe.benchmark.run.folder import (
     CASE,
@@ -23,8 +22,9 @@ from dsmoe.benchmark.run.folder import (
 )
 from dsmoe.benchmark.run.launch import Job
 from dsmoe.benchmark.run.layout import lay_out
-from dsmoe.benchmark.run.one_case import limits
+from dsmoe.benchmark.run.machine import Machine
 from dsmoe.benchmark.run.progress import Progress
+from dsmoe.benchmark.run.request import limits
 from dsmoe.common.errors import ResultsError
 from dsmoe.common.interrupts import Interrupted, StopSignals
 from dsmoe.common.places import work_folder

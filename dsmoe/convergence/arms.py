@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.cases.flops import useful_flop
-from dsmoe.benchmark.cases.suites import Case, ModelCase, Parallel
 from dsmoe.common.errors import UsageError
 
-FFN_FACTOR = 8
+FFN_MULTIPLIER = 8
 TOP_K = 2
-AUXILIARY = 0.01
+AUX_LOSS_COEFFICIENT = 0.01
 # Bytes and the end of a document are 257 ids; a multiple of 64 suits the output layer's product.
 VOCABULARY = 320
 # Most by which the FLOPs per token of two arms may differ.
@@ -34,7 +34,7 @@ class Arm:
     name: str
     words: str
     dense: bool = False
-    auxiliary: float = AUXILIARY
+    aux_loss_coefficient: float = AUX_LOSS_COEFFICIENT
     artifact: bool = False
     relative_step: bool = False
 
@@ -44,7 +44,7 @@ ARMS = {
     for arm in (
         Arm("moe", "MoE, top-2, balance loss 0.01"),
         Arm("dense", "dense, equal FLOPs per token", dense=True),
-        Arm("moe-no-aux", "MoE without the balance loss", auxiliary=0.0),
+        Arm("moe-no-aux", "MoE without the balance loss", aux_loss_coefficient=0.0),
         Arm(
             "moe-artifact-adafactor",
             "MoE, artifact's AdaFactor (relative step)",
@@ -62,36 +62,38 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What all arms share. ``batch`` and ``micro_batch`` in sequences, ``sequence`` in tokens.
+    """What all arms share. Batch sizes are in sequences, ``sequence_length`` in tokens.
 
     ``rate_warmup``: steps over which the learning rate rises linearly; then it stays. Every
     ``eval_every`` steps the loss on the same ``eval_windows`` held-out windows is taken.
     """
 
-    hidden: int
-    layers: int
-    heads: int
-    sequence: int
-    experts: int
-    batch: int
-    micro_batch: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    sequence_length: int
+    num_experts: int
+    global_batch_size: int
+    micro_batch_size: int
     steps: int
     eval_every: int
     eval_windows: int
     learning_rate: float
     rate_warmup: int
     precision: str
-    second_choice: str = "sampling"
+    second_expert_policy: str = "sampling"
     capacity_factor: float = 1.0
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        if self.experts < TOP_K:
-            raise UsageError(f"{self.experts} expert: expected at least {TOP_K} for top-{TOP_K}")
-        if self.batch % self.micro_batch:
+        if self.num_experts < TOP_K:
             raise UsageError(
-                f"micro-batches of {self.micro_batch} sequences do not make a batch of "
-                f"{self.batch}; expected a divisor of it"
+                f"{self.num_experts} expert: expected at least {TOP_K} for top-{TOP_K}"
+            )
+        if self.global_batch_size % self.micro_batch_size:
+            raise UsageError(
+                f"micro-batches of {self.micro_batch_size} sequences do not make a batch of "
+                f"{self.global_batch_size}; expected a divisor of it"
             )
         if self.precision == "fp16":
             # Case has a static loss scale of 1 for it, as the artifact; bf16 needs none.
@@ -99,7 +101,7 @@ class Setting:
 
     @property
     def tokens_per_step(self) -> int:
-        return self.batch * self.sequence
+        return self.global_batch_size * self.sequence_length
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -112,25 +114,29 @@ def case_of(arm: Arm, setting: Setting, seed: int) -> Case:
     spreads the same work over all of its layers: (f + f·k) / 2 each, 12 M for f = 8 and k = 2.
     """
     sizes = {
-        "hidden": setting.hidden,
-        "layers": setting.layers,
-        "heads": setting.heads,
-        "sequence": setting.sequence,
-        "vocab": VOCABULARY,
+        "hidden_size": setting.hidden_size,
+        "num_layers": setting.num_layers,
+        "num_heads": setting.num_heads,
+        "sequence_length": setting.sequence_length,
+        "vocab_size": VOCABULARY,
     }
     if arm.dense:
-        wide = (FFN_FACTOR + FFN_FACTOR * TOP_K) // 2
-        model = ModelCase(arm.name, experts=1, ffn_factor=wide, top_k=1, **sizes)
+        wide = (FFN_MULTIPLIER + FFN_MULTIPLIER * TOP_K) // 2
+        model = ModelCase(arm.name, num_experts=1, ffn_multiplier=wide, top_k=1, **sizes)
     else:
         model = ModelCase(
-            arm.name, experts=setting.experts, ffn_factor=FFN_FACTOR, top_k=TOP_K, **sizes
+            arm.name,
+            num_experts=setting.num_experts,
+            ffn_multiplier=FFN_MULTIPLIER,
+            top_k=TOP_K,
+            **sizes,
         )
     return Case(
         suite="convergence",
         model=model,
         parallel=Parallel(1),
-        global_batch=setting.batch,
-        micro_batches=setting.batch // setting.micro_batch,
+        global_batch_size=setting.global_batch_size,
+        micro_batches=setting.global_batch_size // setting.micro_batch_size,
         precision=setting.precision,
         remat=False,
         adafactor_mode="artifact" if arm.artifact else "sharded",
@@ -138,15 +144,15 @@ def case_of(arm: Arm, setting: Setting, seed: int) -> Case:
         weight_decay=0.0,
         dropout=0.0,
         capacity_factor=setting.capacity_factor,
-        second_choice=setting.second_choice,
-        auxiliary=0.0 if arm.dense else arm.auxiliary,
+        second_expert_policy=setting.second_expert_policy,
+        aux_loss_coefficient=0.0 if arm.dense else arm.aux_loss_coefficient,
         flat_gradients=True,
         compiled=setting.compiled,
         cuda_graph=setting.compiled,
         warmup=0,
         iterations=setting.steps,
         seed=seed,
-        source="dsmoe.convergence",
+        source="dsmoe converge",
     )
 
 
@@ -164,14 +170,14 @@ def config_of(arm: Arm, case: Case, device: str) -> dict[str, Any]:
 def flops_per_token(model: ModelCase) -> float:
     """Operations of a training step for one token, gate excluded; flops.useful_flop has the
     formula. The k experts of a token are counted whole, whether or not it was dropped."""
-    return useful_flop(model, 1) / model.sequence
+    return useful_flop(model, 1) / model.sequence_length
 
 
 def active_parameters(model: ModelCase, parameters: int) -> int:
     """Of ``parameters``, those that work on one token: k of the E experts of a mixture layer."""
-    width = model.ffn_factor * model.hidden
-    expert = 2 * width * model.hidden + width + model.hidden
-    return parameters - model.layers // 2 * (model.experts - model.top_k) * expert
+    width = model.ffn_multiplier * model.hidden_size
+    expert = 2 * width * model.hidden_size + width + model.hidden_size
+    return parameters - model.num_layers // 2 * (model.num_experts - model.top_k) * expert
 
 
 def check_equal_flops(models: list[ModelCase]) -> float:

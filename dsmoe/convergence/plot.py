@@ -148,7 +148,8 @@ def _title(summary: dict[str, Any], curves: Sequence[Curve]) -> str:
     seeds = sorted({curve.seed for curve in curves})
     several = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
     return (
-        f"Hidden {s['hidden']}, {s['layers']} layers, {s['experts']} experts in every second, "
-        f"top-2; sequences of {s['sequence']}, {s['batch']} a step, {s['steps']} steps, "
+        f"Hidden size {s['hidden_size']}, {s['num_layers']} layers, {s['num_experts']} experts in "
+        f"every second, top-2; sequences of {s['sequence_length']}, "
+        f"{s['global_batch_size']} a step, {s['steps']} steps, "
         f"{s['precision']}{several}; {device}"
     )

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsmoe.benchmark.cases.case import EARLIER_NAMES
 from dsmoe.benchmark.run.folder import read_json, write_json
 from dsmoe.common.errors import ResultsError, UsageError
 from dsmoe.convergence.arms import ARMS
 
 SUMMARY = "summary.json"
+# Names in summaries until version 0.1.0, beside those of a case.
+EARLIER_SETTINGS = {"batch": "global_batch_size", "micro_batch": "micro_batch_size"}
 SCHEMA = 1
 OK = "ok"
 FAILED = "failed"
@@ -65,6 +68,10 @@ def read_summary(output: Path) -> dict[str, Any]:
             raise ResultsError(f"{path}: schema {summary['schema']}, expected {SCHEMA}")
         if not isinstance(summary["runs"], dict) or not isinstance(summary["common"], dict):
             raise TypeError("runs and common are no objects")
+        common = summary["common"]
+        setting = common.get("setting", {})
+        names = {**EARLIER_NAMES, **EARLIER_SETTINGS}
+        common["setting"] = {names.get(name, name): value for name, value in setting.items()}
         return dict(summary)
     except FileNotFoundError as error:
         raise ResultsError(f"{path}: no such file; expected the results of a comparison") from error

@@ -19,21 +19,21 @@ import torch.distributed as dist
 
 from dsmoe.benchmark.data.batches import WindowSampler, as_torch
 from dsmoe.benchmark.run.folder import CASE, ITERATIONS, OUTCOME, read_json, write_json
-from dsmoe.benchmark.train.measures import micro_batch_size, parameter_count, peak_memory
+from dsmoe.benchmark.train.measures import parameter_count, peak_memory
 from dsmoe.benchmark.train.stage import Stage
 from dsmoe.benchmark.train.training import (
     Run,
-    TrainingFailed,
     one_step,
     say_notes,
     start,
     step_tokens,
     stop,
 )
+from dsmoe.common.errors import TrainingFailed
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """When to evaluate and how the learning rate rises; see arms.Setting."""
 
     eval_every: int
@@ -86,14 +86,14 @@ class Sums:
 def train_whole(folder: Path, stage: Stage) -> None:
     """From joining the process group to ``outcome.json``; does not return. As training's own."""
     run = start(folder, stage)
-    plan = Plan(**read_json(folder / CASE)["convergence"])
-    outcome = train(run, plan, folder / ITERATIONS)
+    schedule = Schedule(**read_json(folder / CASE)["convergence"])
+    outcome = train(run, schedule, folder / ITERATIONS)
     if run.rank == 0:
         write_json(folder / OUTCOME, outcome)
     stop(run)
 
 
-def train(run: Run, plan: Plan, curve: Path) -> dict[str, Any]:
+def train(run: Run, schedule: Schedule, curve: Path) -> dict[str, Any]:
     """All steps; a line of ``curve`` for each evaluation, the first before any training.
 
     Raises TrainingFailed when a loss is not a number.
@@ -101,23 +101,23 @@ def train(run: Run, plan: Plan, curve: Path) -> dict[str, Any]:
     case = run.case
     sampler = WindowSampler(
         run.text.train,
-        case["model"]["sequence"],
-        case["global_batch"],
-        seed=case["seed"],
-        vocab_size=case["model"]["vocab"],
+        case.model.sequence_length,
+        case.global_batch_size,
+        seed=case.seed,
+        vocab_size=case.model.vocab_size,
     )
-    steps = case["iterations"]
-    _report(run, curve, 0, {**evaluation(run, plan), "seconds": 0.0})
+    steps = case.iterations
+    _report(run, curve, 0, {**evaluation(run, schedule), "seconds": 0.0})
     say_notes(run)
     run.engine.train()
     sums, seconds = Sums.zeros(run), 0.0
     begin = _now(run)
     for step in range(steps):
         for group in run.engine.optimizer.param_groups:
-            group["lr"] = plan.rate(step)
+            group["lr"] = schedule.rate(step)
         losses = one_step(run, step_tokens(run, sampler, step))
         sums.add(losses, run.engine.module.last_stats)
-        if (step + 1) % plan.eval_every and step + 1 < steps:
+        if (step + 1) % schedule.eval_every and step + 1 < steps:
             continue
         each = (_now(run) - begin) / sums.count
         seconds += each * sums.count
@@ -131,17 +131,17 @@ def train(run: Run, plan: Plan, curve: Path) -> dict[str, Any]:
             "seconds": each,
             "cross_entropy": cross_entropy,
             "aux_loss": aux,
-            "learning_rate": plan.rate(step),
+            "learning_rate": schedule.rate(step),
             "expert_load": load,
             "dropped_share": dropped,
         }
-        _report(run, curve, step + 1, {**line, **evaluation(run, plan)})
+        _report(run, curve, step + 1, {**line, **evaluation(run, schedule)})
         run.engine.train()
         sums = Sums.zeros(run)
         begin = _now(run)
     return {
         "train_seconds": seconds,
-        "held_out_loss_no_drop": evaluation(run, plan, no_drop=True)["held_out_loss"],
+        "held_out_loss_no_drop": evaluation(run, schedule, no_drop=True)["held_out_loss"],
         "peak_memory_bytes": peak_memory(run.device),
         "parameter_count": parameter_count(run.engine.module),
         "steps_per_epoch": sampler.steps_per_epoch,
@@ -149,7 +149,7 @@ def train(run: Run, plan: Plan, curve: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def evaluation(run: Run, plan: Plan, no_drop: bool = False) -> dict[str, Any]:
+def evaluation(run: Run, schedule: Schedule, no_drop: bool = False) -> dict[str, Any]:
     """Cross-entropy, expert load and dropped share over the held-out windows, in evaluation mode.
 
     The engine is left in that mode. ``no_drop``: every expert takes all that it is offered; with
@@ -161,9 +161,9 @@ def evaluation(run: Run, plan: Plan, no_drop: bool = False) -> dict[str, Any]:
         for module in run.engine.module.modules():
             if hasattr(module, "drop_tokens"):
                 module.drop_tokens = False
-    size = micro_batch_size(case)
+    size = case.micro_batch_size
     sums = Sums.zeros(run)
-    for batch in held_out_batches(run, plan.eval_windows, size):
+    for batch in held_out_batches(run, schedule.eval_windows, size):
         tokens, labels = as_torch(batch, str(run.device))
         loss = run.engine(tokens, labels)
         stats = run.engine.module.last_stats
@@ -182,10 +182,14 @@ def evaluation(run: Run, plan: Plan, no_drop: bool = False) -> dict[str, Any]:
 def held_out_batches(run: Run, windows: int, size: int) -> Iterator[np.ndarray]:
     """Batches [size, S+1] of up to ``windows`` held-out windows, the same at every call: evenly
     spaced, so that they come from all of the held-out documents."""
-    model = run.case["model"]
+    model = run.case.model
     assert run.text.held_out is not None  # the command refused such a text
     sampler = WindowSampler(
-        run.text.held_out, model["sequence"], size, vocab_size=model["vocab"], shuffle=False
+        run.text.held_out,
+        model.sequence_length,
+        size,
+        vocab_size=model.vocab_size,
+        shuffle=False,
     )
     count = max(1, min(windows, sampler.windows) // size) * size
     chosen = np.linspace(0, sampler.windows - 1, count).astype(np.int64)
@@ -195,7 +199,7 @@ def held_out_batches(run: Run, windows: int, size: int) -> Iterator[np.ndarray]:
 
 def _report(run: Run, curve: Path, step: int, values: dict[str, Any]) -> None:
     run.stage.enter(f"after step {step}", run.seconds)
-    tokens = step * run.case["global_batch"] * run.case["model"]["sequence"]
+    tokens = step * run.case.global_batch_size * run.case.model.sequence_length
     if run.rank == 0:
         with curve.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": step, "tokens": tokens, **values}) + "\n")

@@ -30,11 +30,11 @@ def measure(case: dict, config: dict) -> dict:
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=param_groups(model), config=config
         )
-        shape = (2, micro_batch_size(case), case["model"]["sequence"])
+        shape = (2, micro_batch_size(case), case["model"]["sequence_length"])
         for _ in range(2):
             ledger.restart()
             for _ in range(case["micro_batches"]):
-                tokens = torch.randint(0, case["model"]["vocab"], shape)
+                tokens = torch.randint(0, case["model"]["vocab_size"], shape)
                 loss = engine(tokens[0], tokens[1])
                 engine.backward(loss)
                 engine.step()

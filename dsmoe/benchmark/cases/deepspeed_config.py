@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dsmoe.benchmark.cases.suites import Case
+from dsmoe.benchmark.cases.case import Case
 
 # ZeRO reduces gradients bucket by bucket; a bucket is allocated whole at every backward pass.
 BUCKET_ELEMENTS_GPU = 500_000_000
@@ -22,11 +22,11 @@ def deepspeed_config(
     """
     bucket = BUCKET_ELEMENTS_GPU if device == "cuda" else BUCKET_ELEMENTS_CPU
     config: dict[str, Any] = {
-        "train_batch_size": case.global_batch,
+        "train_batch_size": case.global_batch_size,
         "train_micro_batch_size_per_gpu": case.micro_batch_size,
         "gradient_accumulation_steps": case.micro_batches,
         "steps_per_print": 1_000_000,
-        "gradient_clipping": case.clip,
+        "gradient_clipping": case.gradient_clipping,
         "optimizer": _optimizer(case, device),
         "zero_allow_untested_optimizer": True,
         "wall_clock_breakdown": False,

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from typing import Callable
 
-from dsmoe.benchmark.cases.suites import Case, ModelCase
+from dsmoe.benchmark.cases.case import Case, ModelCase
 
 TERA = 1e12
 
 
-def artifact_flop(model: ModelCase, global_batch: int, group: int, remat: bool) -> int:
+def artifact_flop(model: ModelCase, global_batch_size: int, group: int, remat: bool) -> int:
     """Operations of one step by the artifact's formula; ``group`` tokens a dispatch group.
 
     A forward pass is counted once, a backward pass twice, remat's second forward pass once more:
@@ -36,36 +36,39 @@ def artifact_flop(model: ModelCase, global_batch: int, group: int, remat: bool) 
 
     The artifact's script takes for G the tokens of one micro-batch on one process.
     """
-    h, s, f = model.hidden, model.sequence, model.ffn_factor
+    h, s, f = model.hidden_size, model.sequence_length, model.ffn_multiplier
     attention = 8 * h * h + 4 * s * h
     dense = attention + 4 * f * h * h
-    experts = 8 * f * h * h + 2 * h * model.experts
+    experts = 8 * f * h * h + 2 * h * model.num_experts
     mixture = attention + experts + 4 * group + 8 * h * group
     factor = 4 if remat else 3
-    token = factor * (model.layers // 2) * (dense + mixture) + 6 * h * model.vocab
-    return global_batch * s * token
+    token = factor * (model.num_layers // 2) * (dense + mixture) + 6 * h * model.vocab_size
+    return global_batch_size * s * token
 
 
-def useful_flop(model: ModelCase, global_batch: int) -> int:
+def useful_flop(model: ModelCase, global_batch_size: int) -> int:
     """Operations of one step that the model's matrices need: 3 times the forward pass.
 
     Forward, for each token: (L/2)·((8 + 4f)·H² + 4·S·H) for dense layers, (L/2)·((8 + 4·f·k)·H²
     + 4·S·H) for mixtures, 2·H·V for the output layer. The gate (2·H·E, under 0.1 %) is left out,
     and so is remat. One 380M step of 1024 sequences needs 1,065.0 TFLOP.
     """
-    h, s, f = model.hidden, model.sequence, model.ffn_factor
+    h, s, f = model.hidden_size, model.sequence_length, model.ffn_multiplier
     dense = (8 + 4 * f) * h * h + 4 * s * h
     mixture = (8 + 4 * f * model.top_k) * h * h + 4 * s * h
-    token = 3 * ((model.layers // 2) * (dense + mixture) + 2 * h * model.vocab)
-    return global_batch * s * token
+    token = 3 * ((model.num_layers // 2) * (dense + mixture) + 2 * h * model.vocab_size)
+    return global_batch_size * s * token
 
 
 # Name -> operations of one step of a case, over all its processes.
 FORMULAS: dict[str, Callable[[Case], int]] = {
     "artifact": lambda case: artifact_flop(
-        case.model, case.global_batch, case.micro_batch_size * case.model.sequence, case.remat
+        case.model,
+        case.global_batch_size,
+        case.micro_batch_size * case.model.sequence_length,
+        case.remat,
     ),
-    "useful": lambda case: useful_flop(case.model, case.global_batch),
+    "useful": lambda case: useful_flop(case.model, case.global_batch_size),
 }
 
 

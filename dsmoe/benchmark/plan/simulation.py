@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.plan.flat import Flat
 from dsmoe.benchmark.plan.ledger import Ledger
 from dsmoe.benchmark.plan.zero import MASTER, PARAMETERS, STATE, Group, Plain, Zero
@@ -38,7 +39,7 @@ class FlatAttention(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def simulate(case: dict[str, Any], config: dict[str, Any], device: str) -> dict[str, Any]:
+def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     """Bytes at the peak of a step of ``case`` on one process by kind, and bytes sent by kind.
 
     ``peak``: all kinds together; ``kinds``: what of each kind lives at that moment; ``most``: the
@@ -52,29 +53,28 @@ def simulate(case: dict[str, Any], config: dict[str, Any], device: str) -> dict[
     from deepspeed.moe.lm import model as model_module
     from deepspeed.utils import groups
 
-    from dsmoe.benchmark.train.measures import micro_batch_size
     from dsmoe.benchmark.train.training import model_config
 
-    if device == "cuda" or not case["dropout"]:
+    if device == "cuda" or not case.dropout:
         attention.fused_attention = lambda q, k, v, dropout: FlatAttention.apply(q, k, v)
     else:
         # With dropout the CPU has no fused kernel: torch computes the products whole.
         attention.fused_attention = attention.math_attention
-    if case["compiled"] and device == "cuda" and case["precision"] != "fp32":
+    if case.compiled and device == "cuda" and case.precision != "fp32":
         # as in a compiled region: one operator each for a product with GELU, and for the loss
         for module in (stacked_experts, block, model_module):
             module.fuses = lambda x: True
     ledger = Ledger()
     with ledger:
         with ledger.kind(PARAMETERS), torch.device("meta"):
-            model = MoELM(model_config(case)).to(DTYPES[case["precision"]])
+            model = MoELM(model_config(case)).to(DTYPES[case.precision])
         made = param_groups(model)
         zero = _engine(made, case, config, ledger, groups)
-        size, length = micro_batch_size(case), case["model"]["sequence"]
+        size, length = case.micro_batch_size, case.model.sequence_length
         # Twice, as the optimizer's state may be made by the first step; the second one counts.
         for _ in range(2):
             ledger.restart()
-            micro_batches = min(2, case["micro_batches"])
+            micro_batches = min(2, case.micro_batches)
             for number in range(micro_batches):
                 tokens = torch.empty(2, size, length, dtype=torch.int64, device="meta")
                 loss = model(tokens[0], tokens[1])
@@ -83,7 +83,7 @@ def simulate(case: dict[str, Any], config: dict[str, Any], device: str) -> dict[
             zero.step()
     local = sum(p.numel() for p in model.parameters())
     ledger.sent.pop("all-reduce", None)  # AdaFactor's few sums; the gradients' are added below
-    sent = {kind: n * case["micro_batches"] // micro_batches for kind, n in ledger.sent.items()}
+    sent = {kind: n * case.micro_batches // micro_batches for kind, n in ledger.sent.items()}
     return {
         "peak": ledger.peak,
         "kinds": ledger.peak_kinds,
@@ -96,12 +96,12 @@ def simulate(case: dict[str, Any], config: dict[str, Any], device: str) -> dict[
 
 def _engine(
     made: list[dict[str, Any]],
-    case: dict[str, Any],
+    case: Case,
     config: dict[str, Any],
     ledger: Ledger,
     groups: Any,
 ) -> Zero | Flat | Plain:
-    stage = case["parallel"]["zero_stage"]
+    stage = case.parallel.zero_stage
     places = [
         groups.get_expert_data_parallel_group()
         if g.get("moe")
@@ -117,7 +117,7 @@ def _engine(
     params = [param for group in cut for param in group.params]
     for group in cut:
         group.master = group.flat[:0]  # there is no partition
-    if case["precision"] != "fp32":
+    if case.precision != "fp32":
         with ledger.kind(MASTER):
             masters = [torch.empty(p.shape, dtype=torch.float32, device="meta") for p in params]
         for master in masters:
@@ -159,17 +159,17 @@ def _optimizer(
     return optimizer
 
 
-def _reductions(zero: Zero | Flat | Plain, case: dict[str, Any], device: str) -> dict[str, int]:
+def _reductions(zero: Zero | Flat | Plain, case: Case, device: str) -> dict[str, int]:
     """Bytes of the gradients' and parameters' collectives of a step, over more than one process."""
     if isinstance(zero, Flat):
-        return zero.reductions(case["micro_batches"], device)
-    stage = case["parallel"]["zero_stage"]
+        return zero.reductions(case.micro_batches, device)
+    stage = case.parallel.zero_stage
     shared = [group for group in zero.groups if group.parts > 1]
     whole = sum(p.numel() * p.element_size() for group in shared for p in group.params)
     if not stage:
         return {"all-reduce": whole}
     part = sum(group.part * group.flat.element_size() for group in shared)
-    return {"reduce": whole * (case["micro_batches"] if stage == 2 else 1), "all-gather": part}
+    return {"reduce": whole * (case.micro_batches if stage == 2 else 1), "all-gather": part}
 
 
 def _dispatch_bytes(model: torch.nn.Module, tokens: int) -> int:
@@ -193,8 +193,10 @@ def main() -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel["processes"])
     from deepspeed.utils import groups
 
-    groups.initialize(ep_size=parallel["expert_parallel"])
-    plans = [simulate(spec["case"], spec["config"], spec["device"]) for spec in specs]
+    groups.initialize(ep_size=parallel["expert_parallel_size"])
+    plans = [
+        simulate(Case.from_dict(spec["case"]), spec["config"], spec["device"]) for spec in specs
+    ]
     print(json.dumps(plans))
 
 

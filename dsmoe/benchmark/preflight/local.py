@@ -1,8 +1,4 @@
-"""``python -m dsmoe.benchmark.preflight.local``: is everything there that a run needs?
-
-The artifact's step 3 in one command: a line with a mark for each thing, and its mend where it is
-not right. Exit code 0 where nothing failed, else 8.
-"""
+"""Is everything on this machine that a run needs? A line with a mark for each thing."""
 
 from __future__ import annotations
 
@@ -13,19 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check, as_json, failures, table
-from dsmoe.benchmark.run import patched_deepspeed
+from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
+from dsmoe.benchmark.preflight.hosts import check_hosts
 from dsmoe.benchmark.run.launch import LAUNCHER
 from dsmoe.common import dependencies
-from dsmoe.common.arguments import OneLineParser
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem
-from dsmoe.common.output import needs_no_reader
-from dsmoe.common.places import import_root
+from dsmoe.common.places import checkout_folder, import_root
 from dsmoe.common.requires import torch_problem
+from dsmoe.hosts.hostfile import read_hostfile
 from dsmoe.patchset.checkout import state
 
-FAILED = EnvironmentProblem.exit_code
-PYTHONS = ((3, 8), (3, 13))  # 3.8: with torch 1.10: scripts/matrix.py
+PYTHONS = ((3, 8), (3, 13))  # 3.8: with torch 1.10, see scripts/matrix.py
 # A run writes a few megabytes; below this something else is about to fail.
 DISK_BYTES = 1 << 30
 
@@ -42,7 +36,7 @@ def local_checks(output: Path, several_hosts: bool) -> list[Check]:
     return [
         python_check(),
         *torch_checks(),
-        *checkout_checks(patched_deepspeed.location()),
+        *checkout_checks(checkout_folder()),
         optimizer_check(),
         tool_check("ssh", several_hosts),
         tool_check("pdsh", several_hosts),
@@ -111,7 +105,7 @@ def checkout_checks(place: Path) -> list[Check]:
     except DsmoeError as error:  # no git, or none that works
         return [Check(what, FAIL, str(error), "mend that first")]
     trees = ", ".join(f"{folder} {tree[:12]}" for folder, tree in found.result.items())
-    mend = f"python apply_patch.py {place}" + ("" if place.exists() else " --from-release")
+    mend = f"dsmoe apply {place}" + ("" if place.exists() else " --from-release")
     if found.name == state.APPLIED:
         checks = [Check(what, OK, f"{place}: {found.name}, {trees}")]
     elif found.name == state.APPLIED_EDITED:
@@ -177,43 +171,10 @@ def disk_check(output: Path) -> Check:
     return Check("disk", OK, found)
 
 
-@needs_no_reader
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code; expected failures are one line on standard error."""
-    parser = OneLineParser(
-        prog="python -m dsmoe.benchmark.preflight.local",
-        description="Check what a run needs: here, and on the hosts of a host file.",
-    )
-    add = parser.add_argument
-    add("--hostfile", type=Path, metavar="FILE", help="check its hosts too, through ssh")
-    add("--output", type=Path, default=Path("results"), metavar="DIR", help="of results")
-    add("--json", action="store_true", help="print JSON")
-    try:
-        options = parser.parse_args(arguments)
-        checks = _all_checks(options.hostfile, options.output)
-    except DsmoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(as_json(checks) if options.json else "\n".join(table(checks)))
-    bad = len(failures(checks))
-    if bad and not options.json:
-        print(f"{bad} of {len(checks)} checks failed")
-    return FAILED if bad else 0
-
-
-def _all_checks(hostfile: Path | None, output: Path) -> list[Check]:
-    hosts = []
-    if hostfile is not None:
-        from dsmoe.hosts.hostfile import read_hostfile
-
-        hosts = read_hostfile(hostfile)
+def all_checks(hostfile: Path | None, output: Path) -> list[Check]:
+    """Every check of this machine and, with a host file, of its hosts."""
+    hosts = read_hostfile(hostfile) if hostfile is not None else []
     checks = local_checks(output, several_hosts=bool(hosts))
     if hosts:
-        from dsmoe.benchmark.preflight.hosts import check_hosts
-
-        checks += check_hosts(hosts, import_root(), patched_deepspeed.location())
+        checks += check_hosts(hosts, import_root(), checkout_folder())
     return checks
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""``python -m dsmoe.benchmark.results.html RESULTS --output report.html``: a results folder as one page.
+"""A results folder as one HTML page.
 
 The page has everything in it: no script, no outside resource, nothing to load.
 """
@@ -6,21 +6,17 @@ The page has everything in it: no script, no outside resource, nothing to load.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from html import escape
 from pathlib import Path
 from typing import Any, Sequence
 
-from dsmoe.common.arguments import OneLineParser
 from dsmoe.benchmark.results.charts import line_chart, load_chart
 from dsmoe.benchmark.results.comparison import records_file
 from dsmoe.common.errors import ResultsError
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.terminal import report_lines
 from dsmoe.benchmark.results.store import read_records
-from dsmoe.common.errors import DsmoeError
-from dsmoe.common.output import needs_no_reader
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--soft:#767676;--mark:#1b6ca8;
@@ -153,26 +149,3 @@ def write_page(results: Path, output: Path) -> None:
         beside.replace(output)
     except OSError as error:
         raise ResultsError(f"{output}: the page was not written: {error.strerror}") from error
-
-
-@needs_no_reader
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code; expected failures are one line on standard error."""
-    parser = OneLineParser(
-        prog="python -m dsmoe.benchmark.results.html",
-        description="Make one self-contained HTML page of a results folder.",
-    )
-    parser.add_argument("results", type=Path, metavar="RESULTS", help="a folder or a .jsonl file")
-    parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE")
-    try:
-        options = parser.parse_args(arguments)
-        write_page(options.results, options.output)
-    except DsmoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"wrote {options.output}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

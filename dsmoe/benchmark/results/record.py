@@ -11,9 +11,9 @@ from typing import Any, Callable, Sequence
 
 from dsmoe.common.errors import ResultsError
 from dsmoe.benchmark.cases.flops import tflops
-from dsmoe.benchmark.cases.suites import PAPER_SUITES, Case
+from dsmoe.benchmark.cases.case import PAPER_SUITES, Case, complete
 
-SCHEMA = 1
+SCHEMA = 2
 PAPER_EXPERIMENT = "e2e"
 PAPER_MODEL = "moe"
 METHOD = "deepspeed"
@@ -35,7 +35,7 @@ class RunRecord:
     num_devices_per_host: int
     model_name: str
     parameter_count: int
-    # suites.Case.to_dict(): model, batch, parallelism, precision, remat, gate, seed.
+    # cases.Case.to_dict(): model, batch, parallelism, precision, remat, gate, seed.
     case: dict[str, Any]
     # "cpu" or "cuda", and what the machine says of itself: device names, memory, driver.
     device: str
@@ -98,8 +98,12 @@ class RunRecord:
             raise ResultsError(f"not a JSON record: {error}") from error
         if not isinstance(values, dict):
             raise ResultsError(f"a JSON {type(values).__name__}, expected a record")
+        if values.get("schema") == 1 and isinstance(values.get("case"), dict):
+            values.update(schema=SCHEMA, case=complete(values["case"]))
         if values.get("schema") != SCHEMA:
-            raise ResultsError(f"schema {values.get('schema')!r}, this version reads {SCHEMA}")
+            raise ResultsError(
+                f"schema {values.get('schema')!r}, this version reads 1 and {SCHEMA}"
+            )
         known = {item.name for item in fields(RunRecord)}
         unknown = sorted(set(values) - known)
         if unknown:

@@ -23,7 +23,7 @@ from dsmoe.common.places import import_root
 
 POLL_SECONDS = 0.1
 LAUNCHER = Path("deepspeed/launcher/lean.py")  # of the checkout
-PRETRAIN = import_root() / "dsmoe" / "benchmark" / "train" / "process.py"
+TRAINING_PROCESS = import_root() / "dsmoe" / "benchmark" / "train" / "process.py"
 LOCALHOST = "127.0.0.1"
 
 
@@ -66,7 +66,7 @@ class Job:
     layout: Layout
     port: int
     master: str | None = None
-    script: Path = PRETRAIN
+    script: Path = TRAINING_PROCESS
     gpus: int | None = None
 
     def command(self) -> list[str]:
@@ -122,8 +122,8 @@ class Job:
         launcher = self.checkout / LAUNCHER
         if not launcher.is_file():
             raise EnvironmentProblem(
-                f"{launcher}: no such file; expected DeepSpeed's launcher: run python "
-                f"apply_patch.py {shlex.quote(str(self.checkout))}"
+                f"{launcher}: no such file; expected DeepSpeed's launcher: run "
+                f"dsmoe apply {shlex.quote(str(self.checkout))}"
             )
 
 
@@ -141,7 +141,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LauncherEnd:
     """How a run ended: ``code`` of the launcher (0 is good) and, if it failed, the reason."""
 
     code: int
@@ -154,7 +154,7 @@ def run(
     on_iteration: Callable[[dict[str, Any]], None],
     on_note: Callable[[str], None],
     stop: StopSignals,
-) -> Outcome:
+) -> LauncherEnd:
     """Run the launcher to its end; every new iteration is handed on as it is written, and every
     note of a process, once for all that say the same.
 
@@ -185,11 +185,11 @@ def run(
             time.sleep(POLL_SECONDS)
     _tell(started.output, told, on_note)  # what came last is read by now
     if late:
-        return Outcome(1, f"{late} (see {log})")
+        return LauncherEnd(1, f"{late} (see {log})")
     assert code is not None
     if code == 0:
-        return Outcome(0, None)
-    return Outcome(code, reason(code, started.output.marks, list(started.output.tail), log))
+        return LauncherEnd(0, None)
+    return LauncherEnd(code, reason(code, started.output.marks, list(started.output.tail), log))
 
 
 def _tell(output: Output, told: set[str], on_note: Callable[[str], None]) -> None:

@@ -1,26 +1,16 @@
-"""The DeepSpeed checkout that a run uses: found, built when it is missing, and patched."""
+"""The DeepSpeed that a run imports: built where it is missing, and patched."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Callable
 
-from dsmoe.common.errors import DsmoeError
-from dsmoe.common.places import CHECKOUT_VARIABLE, base_name, checkout_folder, import_root
+from dsmoe.common.places import base_name
 from dsmoe.patchset.base import load_bases
+from dsmoe.patchset.checkout import actions
 from dsmoe.patchset.checkout.state import APPLIED, describe
-
-location = checkout_folder
-VARIABLE = CHECKOUT_VARIABLE
-
-
-class CheckoutFailed(DsmoeError):
-    """The DeepSpeed checkout could not be built or patched; the applier has said why."""
-
-    exit_code = 11
+from dsmoe.patchset.sources.release import build_checkout
 
 
 @dataclass(frozen=True)
@@ -33,24 +23,21 @@ class Trees:
     result: dict[str, str] = field(default_factory=dict)
 
 
-def ensure(path: Path) -> None:
+def ensure(path: Path, say: Callable[[str], None] = print) -> None:
     """Build the checkout at ``path`` if nothing is there, and apply the series if it is not.
 
-    Raises :class:`CheckoutFailed` where that cannot be done; the applier's exit code is in it.
+    A checkout with the series applied is not written to, so that a read-only one will do. Raises
+    what apply raises.
     """
-    if path.exists() and describe(path).name == APPLIED:  # writes nothing: a read-only tree will do
-        print(f"{path}: applied")
-        return
-    command = [sys.executable, "-m", "dsmoe", "apply-patch", str(path)]
-    paths = [str(import_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
     if not path.exists():
-        command += ["--from-release", "--base", base_name()]
-    code = subprocess.call(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
-    if code:
-        raise CheckoutFailed(
-            f"the DeepSpeed checkout at {path} is not ready (apply_patch.py ended with {code}, "
-            f"its reason is above); mend it, or name another with {VARIABLE}=PATH"
-        )
+        bases = load_bases(name=base_name())
+        build_checkout(path, bases[0], None, say)
+    elif describe(path).name == APPLIED:
+        say(f"{path}: applied")
+        return
+    else:
+        bases = load_bases()
+    say(actions.apply(path, bases, say).message)
 
 
 def trees(path: Path) -> Trees:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-from dsmoe.benchmark.cases.suites import Case
+from dsmoe.benchmark.cases.case import Case, complete
 from dsmoe.benchmark.data.corpus import CorpusInfo
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.store import RECORDS, read_records
@@ -30,14 +28,9 @@ def finished(
         for record in read_records(path)
         if record.status == "ok"
         and record.device == device
-        and _complete(record.case) == case.to_dict()
+        and complete(record.case) == case.to_dict()
         and record.result_tree == trees.result
         and record.data.get("content") == content.content
         and record.data.get("tokenizer") == content.tokenizer
     ]
     return same[-1] if same else None
-
-
-def _complete(case: dict[str, Any]) -> dict[str, Any]:
-    """``case`` with the settings that its version did not know yet at their defaults."""
-    return {**{item.name: item.default for item in fields(Case)}, **case}

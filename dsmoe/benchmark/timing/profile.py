@@ -1,8 +1,6 @@
 """Where one step of a case spends the GPU's time, by kind of work.
 
-    python -m dsmoe.benchmark.timing.profile 1 --suite tuned [the options of the benchmark]
-
-Started once for each process by itself (``torchrun`` sets the variables it needs). The case is cut
+Every process profiles itself (``torchrun`` sets the variables that several need). The case is cut
 down to a few micro-batches a step; two steps warm up, one is profiled by torch.profiler. Printed:
 a row for each kind of work, one for each of the longest kernels, the time in which nothing ran, and
 which kernels it was that the device waited for.
@@ -11,20 +9,12 @@ which kernels it was that the device waited for.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from dsmoe.common.errors import DsmoeError, EnvironmentProblem, UsageError
-from dsmoe.common.output import needs_no_reader
-
 MICRO_BATCHES = 4
-# Options of the benchmark that have no meaning for a profile.
-UNUSED = ("all", "resume", "dry_run", "plan", "steps", "warmup", "hostfile", "master_addr", "port")
 WAIT = "(before) "
 COMPILED = "fused elementwise and reductions (compiled)"
 KINDS = (
@@ -54,7 +44,7 @@ def cut(case: Any) -> Any:
     """``case`` with at most MICRO_BATCHES micro-batches a step, of the same size."""
     count = min(MICRO_BATCHES, case.micro_batches)
     batch = count * case.micro_batch_size * case.parallel.processes
-    return dataclasses.replace(case, micro_batches=count, global_batch=batch)
+    return dataclasses.replace(case, micro_batches=count, global_batch_size=batch)
 
 
 def profile(case: Any, text: dict[str, Any], cache: Path) -> list[tuple[str, float, int]]:
@@ -75,7 +65,9 @@ def profile(case: Any, text: dict[str, Any], cache: Path) -> list[tuple[str, flo
         write_json(place / DEEPSPEED, deepspeed_config(case, "cuda"))
         run = start(place, Stage())
     model = case.model
-    sampler = WindowSampler(run.text.train, model.sequence, case.global_batch, seed=case.seed)
+    sampler = WindowSampler(
+        run.text.train, model.sequence_length, case.global_batch_size, seed=case.seed
+    )
     run.engine.train()
     for step in range(3):
         one_step(run, step_tokens(run, sampler, step))
@@ -148,55 +140,3 @@ def print_tables(rows: list[tuple[str, float, int]], longest: int = 25) -> None:
         for name, time, count in sorted(listed, key=lambda row: -row[1])[:longest]:
             table.add_row(name[:110], f"{time / 1e3:.2f}", str(count))
         console.print(table)
-
-
-def _check(options: Any) -> None:
-    """Raises UsageError for options that mean nothing here, EnvironmentProblem without a GPU."""
-    import torch
-
-    given = [name for name in UNUSED if getattr(options, name) not in (None, False)]
-    if given:
-        words = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise UsageError(f"{words}: one step of one case is profiled, here; leave it out")
-    if not torch.cuda.is_available():
-        raise EnvironmentProblem("the GPU's time is profiled, and there is no CUDA device here")
-
-
-@needs_no_reader
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code."""
-    import torch
-
-    from dsmoe.benchmark.cases.chosen import chosen_cases, parser
-    from dsmoe.benchmark.run import one_case, patched_deepspeed
-    from dsmoe.common.places import work_folder
-
-    try:
-        options = parser().parse_args(arguments)
-        _check(options)
-        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29511")
-        place = patched_deepspeed.location()
-        if os.environ["RANK"] == "0":
-            patched_deepspeed.ensure(place)
-        sys.path.insert(0, str(place))
-        memory = torch.cuda.get_device_properties(0).total_memory
-        case = cut(chosen_cases(options, "cuda", memory)[0])
-        text = one_case.text_options(options.data, options.tokenizer)
-        rows = profile(case, text, work_folder() / "text")
-        if os.environ["RANK"] == "0":
-            print_tables(rows)
-            if options.output.suffix == ".json":
-                options.output.write_text(json.dumps(rows))
-    except DsmoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)  # as dsmoe/benchmark/train/training.py ends

@@ -1,22 +1,14 @@
-"""``make bench``: the fast path against the reference path, step by step in turn, as a ratio.
+"""The fast path against the reference path, step by step in turn, as a ratio.
 
-    python -m dsmoe.benchmark.timing.speed                     this machine, a minute on two cores
-    python -m dsmoe.benchmark.timing.speed --steps 20
-    python -m dsmoe.benchmark.timing.speed --table results     the records of a folder as a table
-
-Reference: dispatch by products over [G, S, E, C], attention written out, the base's ZeRO, eager.
-Fast: dispatch by index, fused attention, flat gradients; on a GPU also torch.compile and CUDA
-graphs. Both start from the same weights and train on the same random tokens through the real
+Reference: dispatch by products over [G, S, E, C], attention written out, DeepSpeed's own ZeRO,
+eager. Fast: dispatch by index, fused attention, flat gradients; on a GPU also torch.compile and
+CUDA graphs. Both start from the same weights and train on the same random tokens through the real
 engine (ZeRO-2, AdaFactor), in one process. Their steps alternate, so that a busy machine is busy
 for both.
-
-Exit codes: 0 done, 1 a ratio is below --at-least, 2 wrong arguments, 8 something is missing, 10
-the records of --table cannot be read, 20 the fast path cannot run here.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
@@ -25,14 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsmoe.benchmark.cases.suites import FAST, SUITES, Case
-from dsmoe.common.arguments import OneLineParser
-from dsmoe.common.errors import DsmoeError, UsageError
-from dsmoe.common.output import needs_no_reader
+from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.cases.suites import FAST, SUITES
 
 STEPS = 7
 REFERENCE = {
-    "moe_layer": "einsum",
+    "moe_implementation": "einsum",
     "compiled": False,
     "flat_gradients": False,
     "cuda_graph": False,
@@ -59,7 +49,7 @@ def sizes(device: str) -> dict[str, Case]:
     smoke = SUITES["smoke"][0]
     if device == "cuda":
         smoke = replace(smoke, precision="bf16", **FAST)
-    wide = replace(smoke, global_batch=32, micro_batches=1)
+    wide = replace(smoke, global_batch_size=32, micro_batches=1)
     return {"smoke size": smoke, "4096 tokens a group": wide}
 
 
@@ -67,8 +57,8 @@ def measure(name: str, case: Case, steps: int) -> Ratio:
     """Time ``steps`` steps of either path after two of warm-up."""
     import torch
 
-    shape = (case.micro_batches, case.micro_batch_size, case.model.sequence + 1)
-    tokens = torch.randint(case.model.vocab, shape)
+    shape = (case.micro_batches, case.micro_batch_size, case.model.sequence_length + 1)
+    tokens = torch.randint(case.model.vocab_size, shape)
     fast = _Trainer(case, tokens)
     reference = _Trainer(replace(case, **REFERENCE), tokens, attention="math")
     seconds: dict[int, list[float]] = {id(fast): [], id(reference): []}
@@ -80,7 +70,7 @@ def measure(name: str, case: Case, steps: int) -> Ratio:
                 torch.cuda.synchronize()
             if step >= 2:
                 seconds[id(path)].append(time.perf_counter() - begin)
-    group = case.micro_batch_size * case.model.sequence
+    group = case.micro_batch_size * case.model.sequence_length
     return Ratio(name, group, *(statistics.median(s) for s in seconds.values()))
 
 
@@ -99,7 +89,7 @@ class _Trainer:
 
         self.case = case
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        config = dataclasses.replace(model_config(case.to_dict()), attention=attention)
+        config = dataclasses.replace(model_config(case), attention=attention)
         model = MoELM(config, seed=case.seed)
         if case.compiled:
             compile_training(model)
@@ -108,7 +98,7 @@ class _Trainer:
             model_parameters=param_groups(model),
             config=deepspeed_config(case, device),
         )
-        self.micro_batch = micro_batch_of(self.engine, case.to_dict())
+        self.micro_batch = micro_batch_of(self.engine, case)
         self.tokens = tokens.to(device)
 
     def step(self, number: int) -> None:
@@ -125,8 +115,9 @@ def run(steps: int) -> list[Ratio]:
 
     from dsmoe.benchmark.run import patched_deepspeed
     from dsmoe.benchmark.run.launch import free_port
+    from dsmoe.common.places import checkout_folder
 
-    place = patched_deepspeed.location()
+    place = checkout_folder()
     patched_deepspeed.ensure(place)
     sys.path.insert(0, str(place))
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -164,7 +155,7 @@ def print_ratios(found: list[Ratio], steps: int) -> None:
 
 
 def print_table(folder: Path) -> None:
-    """The records of a results folder, one row each, for docs/performance.md; then what they ran
+    """The records of a results folder, one row each, as Markdown; then what they ran
     on: GPU, versions, and what a record says of kernels."""
     from dsmoe.benchmark.results.store import RECORDS, read_records
 
@@ -176,7 +167,7 @@ def print_table(folder: Path) -> None:
     for record in read_records(folder / RECORDS):
         case: dict[str, Any] = record.case
         processes, count = case["parallel"]["processes"], case["micro_batches"]
-        size = case["global_batch"] // (processes * count)
+        size = case["global_batch_size"] // (processes * count)
         unit = "GPU" if record.device == "cuda" else "process"
         words = f"{case['suite']} {case['model']['name']}, {processes} {unit}, {count} x {size}"
         if record.status != "ok" or record.median_seconds is None:
@@ -193,43 +184,3 @@ def print_table(folder: Path) -> None:
             f"| {record.tflops['useful']:.0f} | {peak:.1f} | {f'{first:.0f} s' if first else ''} |"
         )
     print("\n".join(["", *ran_on]))
-
-
-def parser() -> argparse.ArgumentParser:
-    top = OneLineParser(
-        prog="python -m dsmoe.benchmark.timing.speed",
-        description=str(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument("--steps", type=int, default=STEPS, help=f"of either path (default {STEPS})")
-    top.add_argument("--at-least", type=float, default=0.0, help="fail below this ratio")
-    top.add_argument("--table", type=Path, metavar="DIR", help="print the records of DIR instead")
-    return top
-
-
-@needs_no_reader
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code."""
-    try:
-        options = parser().parse_args(arguments)
-        if options.steps < 1:
-            raise UsageError(f"--steps {options.steps}; expected at least 1")
-        if options.table:
-            print_table(options.table)
-            return 0
-        found = run(options.steps)
-    except DsmoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print_ratios(found, options.steps)
-    slow = [row.name for row in found if row.ratio < options.at_least]
-    if slow:
-        print(f"error: below {options.at_least:g} times: {', '.join(slow)}", file=sys.stderr)
-    return 1 if slow else 0
-
-
-if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # as dsmoe/benchmark/train/training.py ends

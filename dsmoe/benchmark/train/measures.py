@@ -14,14 +14,11 @@ import torch.distributed as dist
 from deepspeed.moe.lm import MoELM
 from deepspeed.utils import groups
 
+from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.data.batches import as_torch, evaluation_batches
 from dsmoe.benchmark.data.corpus import Corpus
 
 EVALUATION_BATCHES = 8
-
-
-def micro_batch_size(case: dict[str, Any]) -> int:
-    return case["global_batch"] // (case["parallel"]["processes"] * case["micro_batches"])
 
 
 def expert_load(model: MoELM) -> list[list[float]]:
@@ -32,9 +29,7 @@ def expert_load(model: MoELM) -> list[list[float]]:
 
 
 @torch.no_grad()
-def held_out_loss(
-    engine: Any, case: dict[str, Any], text: Corpus, device: torch.device
-) -> float | None:
+def held_out_loss(engine: Any, case: Case, text: Corpus, device: torch.device) -> float | None:
     """Mean cross-entropy on text that was not trained on; None where there is too little."""
     if text.held_out is None:
         return None
@@ -42,10 +37,10 @@ def held_out_loss(
     losses = []
     for batch in evaluation_batches(
         text.held_out,
-        case["model"]["sequence"],
-        micro_batch_size(case),
+        case.model.sequence_length,
+        case.micro_batch_size,
         EVALUATION_BATCHES,
-        vocab_size=case["model"]["vocab"],
+        vocab_size=case.model.vocab_size,
     ):
         tokens, labels = as_torch(batch, str(device))
         engine(tokens, labels)

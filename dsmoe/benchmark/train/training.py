@@ -28,6 +28,7 @@ from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, graph_problem, 
 from deepspeed.utils import groups
 from deepspeed.utils.neutral import backend
 
+from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.data import corpus
 from dsmoe.benchmark.data.batches import WindowSampler, as_torch
 from dsmoe.benchmark.run import marks
@@ -36,41 +37,16 @@ from dsmoe.benchmark.run.layout import INTERFACE, gloo_interface
 from dsmoe.benchmark.train.measures import (
     expert_load,
     held_out_loss,
-    micro_batch_size,
     parameter_count,
     peak_memory,
 )
 from dsmoe.benchmark.train.stage import Stage
-from dsmoe.common.errors import DsmoeError
+from dsmoe.common.errors import TrainingFailed
 
 
-class TrainingFailed(DsmoeError):
-    """The run cannot go on; the message is the reason that its row keeps."""
-
-    exit_code = 20
-
-
-def model_config(case: dict[str, Any]) -> MoELMConfig:
-    """The model's configuration for a case as ``suites.Case.to_dict`` gives it."""
-    model = case["model"]
-    return MoELMConfig(
-        hidden_size=model["hidden"],
-        num_layers=model["layers"],
-        num_experts=model["experts"],
-        num_heads=model["heads"],
-        vocab_size=model["vocab"],
-        sequence_length=model["sequence"],
-        ffn_multiplier=model["ffn_factor"],
-        top_k=model["top_k"],
-        capacity_factor=case["capacity_factor"],
-        eval_capacity_factor=case["capacity_factor"],
-        min_capacity=case["min_capacity"],
-        second_expert_policy=case["second_choice"],
-        moe_implementation=case["moe_layer"],
-        aux_loss_coefficient=case["auxiliary"],
-        dropout=case["dropout"],
-        remat=case["remat"],
-    )
+def model_config(case: Case) -> MoELMConfig:
+    """The model's configuration, whose names a case has."""
+    return MoELMConfig(**case.model_settings())
 
 
 @dataclass
@@ -81,7 +57,7 @@ class Run:
     """
 
     folder: Path
-    case: dict[str, Any]
+    case: Case
     engine: Any
     text: corpus.Corpus
     device: torch.device
@@ -114,11 +90,11 @@ def train_whole(folder: Path, stage: Stage) -> None:
 def start(folder: Path, stage: Stage) -> Run:
     """Join the process group, build the model and the engine, open the text."""
     spec = read_json(folder / CASE)
-    case = spec["case"]
+    case = Case.from_dict(spec["case"])
     limits = spec.get("limits", {"first": 0, "later": 0})
     stage.enter("while the processes meet", limits["first"])
     cuda = torch.cuda.is_available()
-    if cuda and case["compiled"]:
+    if cuda and case.compiled:
         find_ahead()
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
@@ -127,9 +103,9 @@ def start(folder: Path, stage: Stage) -> Run:
     if interface:
         os.environ[INTERFACE] = interface
     deepspeed.init_distributed(dist_backend=backend(), verbose=False)
-    groups.initialize(ep_size=case["parallel"]["expert_parallel"])
+    groups.initialize(ep_size=case.parallel.expert_parallel_size)
     text = corpus.prepare(Path(spec["cache"]), **spec["text"])
-    torch.manual_seed(case["seed"])
+    torch.manual_seed(case.seed)
     stage.words = "while the model is built"
     model = MoELM(model_config(case))
     engine, *_ = deepspeed.initialize(
@@ -137,26 +113,26 @@ def start(folder: Path, stage: Stage) -> Run:
         model_parameters=param_groups(model),
         config=read_json(folder / DEEPSPEED),
     )
-    if case["compiled"]:
+    if case.compiled:
         compile_training(model)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     passes = micro_batch_of(engine, case)
     return Run(folder, case, engine, text, device, stage, limits["later"], passes)
 
 
-def kernel_names(case: dict[str, Any]) -> dict[str, str]:
+def kernel_names(case: Case) -> dict[str, str]:
     """What computed the products with GELU and attention's gradient, and with expert parallelism
     what exchanged the tokens; {} if nothing is compiled."""
-    if not case["compiled"]:
+    if not case.compiled:
         return {}
     exchange = {}
-    if case["parallel"]["expert_parallel"] > 1:
+    if case.parallel.expert_parallel_size > 1:
         name = group_name(groups.get_expert_parallel_group())
         exchange["exchange"] = "copy engines" if copy_engines.serves(name) else backend()
-    if case["precision"] == "fp32":
+    if case.precision == "fp32":
         return {**dict.fromkeys(("products", "attention"), "torch"), **exchange}
     # with dropout attention is torch's (deepspeed/moe/lm/attention.py)
-    attention = {"attention": "torch"} if case["dropout"] else {}
+    attention = {"attention": "torch"} if case.dropout else {}
     return {**kernels().names(), **attention, **exchange}
 
 
@@ -174,13 +150,13 @@ def compile_training(model: MoELM) -> None:
 
 def say_notes(run: Run) -> None:
     """Let the front door know what is left to slower means; what it knows it does not repeat."""
-    for words in notes() if run.case["compiled"] else ():
+    for words in notes() if run.case.compiled else ():
         marks.say(run.rank, marks.NOTE, words)
 
 
-def micro_batch_of(engine: Any, case: dict[str, Any]) -> Callable[..., torch.Tensor]:
+def micro_batch_of(engine: Any, case: Case) -> Callable[..., torch.Tensor]:
     """What does a micro-batch's passes; raises TrainingFailed where no graph can be recorded."""
-    if not case["cuda_graph"]:
+    if not case.cuda_graph:
         return plain_micro_batch(engine)
     problem = graph_problem(engine)
     if problem:
@@ -196,14 +172,14 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     case = run.case
     sampler = WindowSampler(
         run.text.train,
-        case["model"]["sequence"],
-        case["global_batch"],
-        seed=case["seed"],
-        vocab_size=case["model"]["vocab"],
+        case.model.sequence_length,
+        case.global_batch_size,
+        seed=case.seed,
+        vocab_size=case.model.vocab_size,
     )
     run.engine.train()
     seconds, losses = [], []
-    steps = case["warmup"] + case["iterations"]
+    steps = case.warmup + case.iterations
     say_notes(run)
     ahead = step_tokens(run, sampler, 0)
     for step in range(steps):
@@ -239,7 +215,7 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         report(
             {
                 "iteration": step + 1,
-                "measured": step >= case["warmup"],
+                "measured": step >= case.warmup,
                 "seconds": taken,
                 "loss": loss,
                 "cross_entropy": cross_entropy,
@@ -253,7 +229,7 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     run.stage.enter("after the last iteration", run.seconds)
     load = expert_load(run.engine.module)
     peak = peak_memory(run.device)  # of training: the evaluation below is eager and has its own
-    warmup = case["warmup"]
+    warmup = case.warmup
     return {
         "warmup_seconds": seconds[:warmup],
         "step_seconds": seconds[warmup:],
@@ -270,10 +246,10 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
 
 def step_tokens(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
     """This process's tokens of a step [A, m, S+1] on the host; for a GPU in pinned memory."""
-    size = micro_batch_size(run.case)
+    size = run.case.micro_batch_size
     batches = [
         sampler.micro_batch(step, accumulation, run.rank, dist.get_world_size(), size)
-        for accumulation in range(run.case["micro_batches"])
+        for accumulation in range(run.case.micro_batches)
     ]
     tokens = torch.from_numpy(np.stack(batches))
     return tokens.pin_memory() if run.device.type == "cuda" else tokens
@@ -291,7 +267,7 @@ def one_step(run: Run, tokens_AmS1: torch.Tensor) -> torch.Tensor:
         run.engine.step()
         stats = run.engine.module.last_stats
         parts = torch.stack([loss, stats.cross_entropy, stats.aux_loss])
-        totals += parts.to(totals.dtype) / case["micro_batches"]
+        totals += parts.to(totals.dtype) / case.micro_batches
     return totals
 
 

@@ -28,6 +28,14 @@ OTHER_SERIES = "other-series"
 OTHER_BASE = "other-base"
 NOT_A_CHECKOUT = "not-a-checkout"
 
+WORDS = {
+    PRISTINE: "pristine: the base, nothing applied",
+    APPLIED: "applied",
+    APPLIED_EDITED: "applied, then edited",
+    BASE_EDITED: "the base, edited, nothing applied",
+    PARTLY: "partly applied: repeat the command to finish, or use --revert",
+    OTHER_SERIES: "applied with another series; apply again to renew it",
+}
 EXIT_CODES = {
     PRISTINE: 20,
     APPLIED: 0,

@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dsmoe.benchmark.cases.chosen import chosen_cases, parser
 from support import ROOT
 from support.benchmark_runs import FrontDoor
 
-from dsmoe.benchmark.cases.chosen import chosen_cases, parser
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
-from dsmoe.benchmark.preflight.machine import Machine
 from dsmoe.benchmark.results.store import RECORDS
 from dsmoe.benchmark.run import launch
 from dsmoe.benchmark.run.layout import Layout
+from dsmoe.benchmark.run.machine import Machine
 from dsmoe.commands import run as cli
 from dsmoe.common.errors import UsageError
 
@@ -53,7 +53,7 @@ def test_a_run_with_hostile_names_then_resume(tmp_path: Path) -> None:
     assert record.status == "ok" and not planted(tmp_path)
     assert (len(record.warmup_seconds), len(record.step_seconds), len(record.losses)) == (2, 6, 8)
     assert record.case["micro_batches"] == 2 and record.peak_memory_bytes
-    assert record.case["moe_layer"] == "deepspeed"
+    assert record.case["moe_implementation"] == "deepspeed"
     # The configuration is kept whole, and is what the engine read.
     kept = json.loads((output / record.run_folder / "deepspeed.json").read_text())
     assert record.deepspeed_config == kept and kept["optimizer"]["type"] == "AdamW"
@@ -209,14 +209,18 @@ def test_suite_tuned_takes_larger_micro_batches_where_they_fit() -> None:
 
 def test_options_change_the_case_and_nothing_else() -> None:
     [case] = cases("4")
-    assert (case.suite, case.micro_batches, case.auxiliary) == ("artifact", 32, 0.01)
+    assert (case.suite, case.micro_batches, case.aux_loss_coefficient) == ("artifact", 32, 0.01)
     [case] = cases("4", "--micro-batch-size", "16", "--no-remat", "--precision", "bf16")
     assert (case.micro_batches, case.micro_batch_size, case.remat) == (16, 16, False)
     config = deepspeed_config(case, "cuda", ("/events", "run"))
     assert config["train_batch_size"] == 1024 and config["bfloat16"] == {"enabled": True}
     assert config["tensorboard"] == {"enabled": True, "output_path": "/events", "job_name": "run"}
     [case] = cases("1", "--suite", "tuned", "--num-experts", "64")
-    assert (case.model.name, case.model.experts, case.model.hidden) == ("380M-E64", 64, 768)
+    assert (case.model.name, case.model.num_experts, case.model.hidden_size) == (
+        "380M-E64",
+        64,
+        768,
+    )
     with pytest.raises(UsageError, match="the models of suite artifact are the paper's"):
         cases("1", "--num-experts", "64")
     [case] = cases("1", "--adafactor-mode", "artifact")

@@ -25,13 +25,19 @@ def test_the_artifact_suite_is_the_script_s_table() -> None:
     rows = []
     for case in SUITES["artifact"]:
         model, parallel = case.model, case.parallel
-        sizes = (model.name, model.hidden, model.layers, model.experts)
+        sizes = (model.name, model.hidden_size, model.num_layers, model.num_experts)
         rows.append(
-            (parallel.processes, *sizes, case.micro_batches, parallel.expert_parallel),
+            (parallel.processes, *sizes, case.micro_batches, parallel.expert_parallel_size),
         )
-        common = (model.sequence, model.vocab, model.heads, model.ffn_factor, model.top_k)
+        common = (
+            model.sequence_length,
+            model.vocab_size,
+            model.num_heads,
+            model.ffn_multiplier,
+            model.top_k,
+        )
         assert common == (1024, 32000, 16, 8, 2)
-        assert (case.global_batch, case.min_capacity, parallel.zero_stage) == (1024, 4, 2)
+        assert (case.global_batch_size, case.min_capacity, parallel.zero_stage) == (1024, 4, 2)
         assert (case.precision, case.loss_scale, case.remat) == ("fp16", 1.0, True)
     assert rows == ARTIFACT
 
@@ -55,25 +61,25 @@ def test_smoke_trains_on_the_same_global_batch_for_every_number_of_processes() -
 def test_parameter_count_is_that_of_a_model_built_from_layers(name: str) -> None:
     torch = pytest.importorskip("torch")
     nn, model = torch.nn, MODELS[name]
-    h, wide = model.hidden, model.hidden * model.ffn_factor
+    h, wide = model.hidden_size, model.hidden_size * model.ffn_multiplier
 
     def ffn():
         return nn.Sequential(nn.Linear(h, wide), nn.Linear(wide, h))
 
     def layer(mixture: bool):
-        attention = nn.MultiheadAttention(h, model.heads)
+        attention = nn.MultiheadAttention(h, model.num_heads)
         # Experts are counted, not built: 128 of them on 16 layers would be 2,048 modules.
-        blocks = [nn.Linear(h, model.experts, bias=False)] if mixture else []
+        blocks = [nn.Linear(h, model.num_experts, bias=False)] if mixture else []
         return nn.ModuleList([nn.LayerNorm(h), attention, nn.LayerNorm(h), ffn(), *blocks])
 
     def count(module) -> int:
         return sum(parameter.numel() for parameter in module.parameters())
 
     with torch.device("meta"):
-        embeddings = [nn.Embedding(model.vocab, h), nn.Embedding(model.sequence, h)]
+        embeddings = [nn.Embedding(model.vocab_size, h), nn.Embedding(model.sequence_length, h)]
         parts = nn.ModuleList([*embeddings, nn.LayerNorm(h)])
-        parts.extend(layer(index % 2 == 1) for index in range(model.layers))
-        more_experts = model.layers // 2 * (model.experts - 1) * count(ffn())
+        parts.extend(layer(index % 2 == 1) for index in range(model.num_layers))
+        more_experts = model.num_layers // 2 * (model.num_experts - 1) * count(ffn())
     assert model.parameter_count == count(parts) + more_experts
     named = float(name[:-1]) * {"M": 1e6, "B": 1e9}[name[-1]]
     assert model.parameter_count == pytest.approx(named, rel=0.04)
@@ -95,7 +101,7 @@ def test_cases_survive_json() -> None:
         )
         assert again == case and values["micro_batches"] == case.micro_batches
         assert case.micro_batch_size * case.micro_batches * case.parallel.processes == (
-            case.global_batch
+            case.global_batch_size
         )
 
 

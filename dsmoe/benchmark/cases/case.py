@@ -1,0 +1,255 @@
+"""One benchmark case as data: model, parallelism, batch, precision, optimizer.
+
+The names are those of the model's own configuration (``MoELMConfig``, deepspeed/moe/lm/config.py),
+so that a case says the same on both sides of the file ``case.json``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Mapping
+
+from dsmoe.common.errors import UsageError
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+MOE_IMPLEMENTATIONS = ("index", "einsum", "deepspeed")
+SECOND_EXPERT_POLICIES = ("all", "random", "sampling")
+OPTIMIZERS = ("adafactor", "adamw", "sgd")
+ADAFACTOR_MODES = ("sharded", "artifact")
+# The suites whose runs the paper's figure is drawn with.
+PAPER_SUITES = ("artifact", "paper")
+
+
+def _require(good: bool, what: str) -> None:
+    if not good:
+        raise UsageError(f"case: {what}")
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """Sizes of a decoder-only transformer whose every second layer is a mixture of experts.
+
+    ``hidden_size`` H, ``num_layers`` L, ``num_experts`` E of a mixture layer, ``num_heads``,
+    ``sequence_length`` S, ``vocab_size`` V, ``ffn_multiplier`` f (feed-forward width over H),
+    ``top_k`` experts a token. Raises :class:`UsageError` for sizes that cannot be.
+    """
+
+    name: str
+    hidden_size: int
+    num_layers: int
+    num_experts: int
+    num_heads: int = 16
+    sequence_length: int = 1024
+    vocab_size: int = 32000
+    ffn_multiplier: int = 8
+    top_k: int = 2
+
+    def __post_init__(self) -> None:
+        sizes = asdict(self)
+        del sizes["name"]
+        for key, value in sizes.items():
+            _require(value >= 1, f"{self.name}: {key} is {value}, expected at least 1")
+        _require(
+            self.hidden_size % self.num_heads == 0,
+            f"{self.name}: num_heads do not divide hidden_size",
+        )
+        _require(
+            self.num_layers % 2 == 0, f"{self.name}: num_layers is odd, every second is a mixture"
+        )
+        _require(self.top_k <= self.num_experts, f"{self.name}: top_k is larger than num_experts")
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters, by closed formula.
+
+        Tied embedding V·H (no output bias), learned positions S·H, final layer norm 2H. A layer
+        has two layer norms 4H and attention 4H²+4H (query, key, value, output, with biases). A
+        feed-forward block has 2fH² + fH + H (two matrices, two biases). A dense layer has one of
+        them, a mixture layer E of them and a gate E·H without bias; half of the layers each.
+        """
+        h, f, e = self.hidden_size, self.ffn_multiplier, self.num_experts
+        ffn = 2 * f * h * h + f * h + h
+        shared = 4 * h * h + 4 * h + 4 * h
+        half = self.num_layers // 2
+        layers = half * (shared + ffn) + half * (shared + e * ffn + e * h)
+        return self.vocab_size * h + self.sequence_length * h + layers + 2 * h
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """``processes`` data-parallel ranks; ``expert_parallel_size`` of them share the experts."""
+
+    processes: int
+    expert_parallel_size: int = 1
+    zero_stage: int = 2
+
+    def __post_init__(self) -> None:
+        _require(self.processes >= 1, f"{self.processes} processes, expected at least 1")
+        _require(
+            self.expert_parallel_size >= 1 and self.processes % self.expert_parallel_size == 0,
+            f"expert_parallel_size {self.expert_parallel_size} does not divide "
+            f"{self.processes} processes",
+        )
+        _require(
+            self.zero_stage in (0, 1, 2),
+            f"ZeRO stage {self.zero_stage} cannot train a mixture of experts: stage 3 of this "
+            "DeepSpeed cuts every parameter over all processes, the experts of single processes "
+            "too; take --zero-stage 2",
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: ``global_batch_size`` sequences a step, in ``micro_batches`` on each process.
+
+    ``capacity_factor``, ``min_capacity`` and ``second_expert_policy`` configure the router;
+    ``aux_loss_coefficient`` is that of the balance loss. ``loss_scale`` 0 means dynamic, and is for
+    fp16 alone; ``adafactor_mode`` is for AdaFactor alone. ``moe_implementation``: this project's
+    layer by index or in the product form, or DeepSpeed's own. ``compiled``: the training pass goes
+    through torch.compile; ``flat_gradients``: ZeRO takes the gradients of a micro-batch together;
+    ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``warmup`` steps are run before
+    ``iterations`` steps are measured. ``source`` says where the settings come from.
+
+    Raises :class:`UsageError` for settings that do not go together.
+    """
+
+    suite: str
+    model: ModelCase
+    parallel: Parallel
+    global_batch_size: int
+    micro_batches: int
+    precision: str = "fp16"
+    loss_scale: float = 1.0
+    remat: bool = True
+    optimizer: str = "adafactor"
+    adafactor_mode: str = "sharded"
+    learning_rate: float = 1.5e-4
+    weight_decay: float = 1e-2
+    gradient_clipping: float = 1.0
+    dropout: float = 0.1
+    capacity_factor: float = 1.0
+    min_capacity: int = 4
+    second_expert_policy: str = "sampling"
+    moe_implementation: str = "index"
+    compiled: bool = False
+    flat_gradients: bool = False
+    cuda_graph: bool = False
+    aux_loss_coefficient: float = 0.0
+    warmup: int = 1
+    iterations: int = 5
+    seed: int = 1234
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        name, ranks = f"{self.suite} {self.model.name}", self.parallel.processes
+        _require(
+            self.micro_batches >= 1 and self.global_batch_size % (ranks * self.micro_batches) == 0,
+            f"{name}: {ranks} processes times {self.micro_batches} micro-batches do not divide "
+            f"the global batch of {self.global_batch_size}",
+        )
+        _require(
+            self.model.num_experts % self.parallel.expert_parallel_size == 0,
+            f"{name}: expert_parallel_size {self.parallel.expert_parallel_size} does not divide "
+            f"{self.model.num_experts} experts",
+        )
+        for value, known in (
+            (self.precision, PRECISIONS),
+            (self.second_expert_policy, SECOND_EXPERT_POLICIES),
+            (self.moe_implementation, MOE_IMPLEMENTATIONS),
+            (self.optimizer, OPTIMIZERS),
+            (self.adafactor_mode, ADAFACTOR_MODES),
+        ):
+            _require(value in known, f"{name}: {value!r}, expected one of {', '.join(known)}")
+        _require(
+            not self.flat_gradients or self.parallel.zero_stage > 0,
+            f"{name}: flat_gradients with ZeRO stage 0, which has no partitions; expected stage 1 "
+            "or 2, or --no-flat-gradients",
+        )
+        _require(
+            not self.compiled or self.moe_implementation != "deepspeed",
+            f"{name}: compiled with DeepSpeed's own MoE layer, which waits for the device; "
+            "expected --moe-layer index, or --no-compiled",
+        )
+        _require(
+            not self.cuda_graph or (self.compiled and self.flat_gradients),
+            f"{name}: cuda_graph without compiled and flat_gradients, which it needs; expected "
+            "both, or --no-cuda-graph",
+        )
+        _require(self.seed >= 0, f"{name}: seed {self.seed} is negative")
+        _require(self.iterations >= 1 and self.warmup >= 0, f"{name}: no iteration is measured")
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences in one micro-batch on one process."""
+        return self.global_batch_size // (self.parallel.processes * self.micro_batches)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.model.sequence_length
+
+    def model_settings(self) -> dict[str, Any]:
+        """Keyword arguments of ``MoELMConfig``, whose names these fields have."""
+        settings = {name: getattr(self, name) for name in MODEL_SETTINGS}
+        sizes = asdict(self.model)
+        del sizes["name"]
+        return {**sizes, **settings, "eval_capacity_factor": self.capacity_factor}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as ``case.json`` and result records keep them."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Case:
+        """The case of which :meth:`to_dict` made ``values``. Raises :class:`UsageError`."""
+        try:
+            return Case(
+                **{
+                    **values,
+                    "model": ModelCase(**values["model"]),
+                    "parallel": Parallel(**values["parallel"]),
+                }
+            )
+        except (TypeError, KeyError) as error:
+            raise UsageError(f"case: {error}; expected what Case.to_dict writes") from error
+
+
+def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A case as a record keeps it, in today's names and with the settings that it lacks.
+
+    Records of schema 1 have other names; a setting that an earlier version did not know had the
+    value that is the default now.
+    """
+    current = {EARLIER_NAMES.get(name, name): value for name, value in values.items()}
+    for part in ("model", "parallel"):
+        if isinstance(current.get(part), dict):
+            current[part] = {EARLIER_NAMES.get(k, k): v for k, v in current[part].items()}
+    return {**{f.name: f.default for f in fields(Case) if f.default is not MISSING}, **current}
+
+
+# The fields of a case that MoELMConfig has too.
+MODEL_SETTINGS = (
+    "capacity_factor",
+    "min_capacity",
+    "second_expert_policy",
+    "moe_implementation",
+    "aux_loss_coefficient",
+    "dropout",
+    "remat",
+)
+
+# Names of schema 1 (until version 0.1.0) -> today's.
+EARLIER_NAMES = {
+    "hidden": "hidden_size",
+    "layers": "num_layers",
+    "experts": "num_experts",
+    "heads": "num_heads",
+    "sequence": "sequence_length",
+    "vocab": "vocab_size",
+    "ffn_factor": "ffn_multiplier",
+    "expert_parallel": "expert_parallel_size",
+    "global_batch": "global_batch_size",
+    "clip": "gradient_clipping",
+    "second_choice": "second_expert_policy",
+    "moe_layer": "moe_implementation",
+    "auxiliary": "aux_loss_coefficient",
+}

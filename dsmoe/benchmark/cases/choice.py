@@ -1,0 +1,189 @@
+"""From a suite's cases and the changes that a user asks for to the cases of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from dsmoe.benchmark.cases.case import PAPER_SUITES, Case, ModelCase, Parallel
+from dsmoe.benchmark.cases.suites import MODELS, SUITES, find_case, for_memory
+from dsmoe.common.errors import UsageError
+
+GPU_SUITES = ("artifact", "paper", "tuned")
+# Changes with which a case was not measured at the larger micro-batch.
+_OTHER_MEMORY = (
+    "num_experts",
+    "precision",
+    "remat",
+    "compiled",
+    "moe_implementation",
+    "zero_stage",
+)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Settings in place of a case's own, by their names in the case; None: as the case has it.
+
+    ``micro_batch_size`` instead of ``micro_batches`` says how many sequences one has.
+    ``tensorboard``: whether event files are written, which a CUDA graph does not go with.
+    """
+
+    num_experts: int | None = None
+    zero_stage: int | None = None
+    expert_parallel_size: int | None = None
+    precision: str | None = None
+    remat: bool | None = None
+    micro_batches: int | None = None
+    micro_batch_size: int | None = None
+    optimizer: str | None = None
+    adafactor_mode: str | None = None
+    moe_implementation: str | None = None
+    compiled: bool | None = None
+    flat_gradients: bool | None = None
+    cuda_graph: bool | None = None
+    iterations: int | None = None
+    warmup: int | None = None
+    seed: int | None = None
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The case of ``suite`` (None: the device's default) for ``gpus``; ``every``: all up to it."""
+
+    gpus: int
+    suite: str | None = None
+    every: bool = False
+    changes: Changes = Changes()
+
+
+def chosen_cases(wanted: Wanted, device: str, memory: int | None = None) -> list[Case]:
+    """The cases that are wanted, with the changes made.
+
+    ``device`` is cpu or cuda, ``memory`` the bytes of a GPU where known (suites.for_memory).
+    Raises UsageError for a case that the suite lacks, or that cannot be.
+    """
+    suite = wanted.suite or ("artifact" if device == "cuda" else "smoke")
+    if wanted.every:
+        cases = [case for case in SUITES[suite] if case.parallel.processes <= wanted.gpus]
+        cases = cases or [find_case(suite, wanted.gpus)]  # which says what the suite has
+    else:
+        cases = [find_case(suite, wanted.gpus)]
+        if any(getattr(wanted.changes, name) is not None for name in _OTHER_MEMORY):
+            memory = None
+    return [changed(for_memory(case, memory), wanted.changes) for case in cases]
+
+
+def check_device(cases: list[Case], device: str, available: int | None) -> None:
+    """Raises UsageError for cases that this machine cannot run.
+
+    ``available`` GPUs are here; None where the processes run on the CPU.
+    """
+    for case in cases:
+        if device == "cpu" and case.suite in GPU_SUITES:
+            raise UsageError(
+                f"suite {case.suite} needs GPUs and none was found here; expected --suite smoke "
+                "(the default without GPUs), or dsmoe plan to see what the case needs"
+            )
+        if available is not None and case.parallel.processes > available:
+            raise UsageError(
+                f"{case.parallel.processes} GPUs are asked for and this machine has {available}; "
+                "name at most that many, or several machines with --hostfile (dsmoe hosts)"
+            )
+
+
+def changed(case: Case, changes: Changes) -> Case:
+    """``case`` with ``changes``. Raises UsageError where they do not fit."""
+    if changes.adafactor_mode and (changes.optimizer or case.optimizer) != "adafactor":
+        raise UsageError("--adafactor-mode is for --optimizer adafactor alone; leave one out")
+    names = {field.name for field in dataclasses.fields(Case)}
+    given = {k: v for k, v in vars(changes).items() if v is not None}
+    parallel = {
+        name: given[name] for name in ("zero_stage", "expert_parallel_size") if name in given
+    }
+    replaced: dict[str, Any] = {name: value for name, value in given.items() if name in names}
+    replaced["parallel"] = dataclasses.replace(case.parallel, **parallel)
+    replaced["micro_batches"] = _micro_batches(case, changes)
+    if changes.num_experts is not None:
+        replaced["model"] = _with_experts(case, changes.num_experts)
+    if changes.moe_implementation == "deepspeed":
+        replaced["second_expert_policy"] = "sampling"  # it has no other
+    # What cannot go with a change is switched off, unless it was asked for: then it is refused.
+    if changes.zero_stage == 0:
+        replaced.setdefault("flat_gradients", False)
+    if changes.moe_implementation == "deepspeed":
+        replaced.setdefault("compiled", False)
+    fast = [replaced.get(name, getattr(case, name)) for name in ("compiled", "flat_gradients")]
+    if changes.tensorboard or not all(fast):
+        replaced.setdefault("cuda_graph", False)
+    return dataclasses.replace(case, **replaced)
+
+
+def _with_experts(case: Case, count: int) -> ModelCase:
+    """The case's model with ``count`` experts, under a name that says so."""
+    if case.suite in PAPER_SUITES:
+        raise UsageError(
+            f"--num-experts: the models of suite {case.suite} are the paper's, and its figure is "
+            "drawn from them; take --suite tuned or smoke"
+        )
+    return dataclasses.replace(case.model, name=f"{case.model.name}-E{count}", num_experts=count)
+
+
+def _micro_batches(case: Case, changes: Changes) -> int:
+    size = changes.micro_batch_size
+    if size is None:
+        return changes.micro_batches or case.micro_batches
+    processes = case.parallel.processes
+    count, rest = divmod(case.global_batch_size, processes * size)
+    if rest or changes.micro_batches not in (None, count):
+        several = f"{changes.micro_batches} times " if changes.micro_batches else ""
+        raise UsageError(
+            f"--micro-batch-size {size}: {several}{size} sequences on {processes} processes do not "
+            f"make the global batch of {case.global_batch_size}; give one of --micro-batches and "
+            f"--micro-batch-size, with a size that divides {case.global_batch_size // processes}"
+        )
+    return count
+
+
+def case_of_model(name: str, gpus: int, global_batch_size: int | None, changes: Changes) -> Case:
+    """A case of a named model on any number of GPUs, for a plan. Raises UsageError."""
+    if name not in MODELS:
+        raise UsageError(f"model {name!r}: expected one of {', '.join(MODELS)}")
+    base = find_case("artifact", 1)
+    model = MODELS[name]
+    batch = global_batch_size or max(base.global_batch_size, gpus)
+    if batch % gpus:
+        raise UsageError(
+            f"a global batch of {batch} sequences does not divide among {gpus} GPUs; give "
+            f"--global-batch with a multiple of {gpus}"
+        )
+    # As many experts to a process as divide them, up to the suite's expert parallel size of 8.
+    expert_parallel_size = changes.expert_parallel_size or max(
+        size for size in (1, 2, 4, 8) if gpus % size == 0 and model.num_experts % size == 0
+    )
+    each = batch // gpus
+    size = changes.micro_batch_size or max(n for n in (1, 2, 4, 8) if each % n == 0)
+    case = dataclasses.replace(
+        base,
+        suite="plan",
+        model=model,
+        parallel=Parallel(gpus, expert_parallel_size),
+        global_batch_size=batch,
+        micro_batches=max(1, each // size),
+        source="chosen for a plan",
+    )
+    return changed(case, changes)
+
+
+def in_words(case: Case, unit: str = "process") -> str:
+    """``case`` on one line; ``unit`` is what its processes are called."""
+    many = "" if case.parallel.processes == 1 else "es" if unit.endswith("s") else "s"
+    named = case.suite if case.suite == case.model.name else f"{case.suite} {case.model.name}"
+    return (
+        f"{named} on {case.parallel.processes} {unit}{many}: ZeRO-{case.parallel.zero_stage}, "
+        f"expert parallel {case.parallel.expert_parallel_size}, {case.optimizer}, "
+        f"{case.precision}, {case.micro_batches} x {case.micro_batch_size} sequences"
+        f"{', remat' if case.remat else ''}"
+    )

@@ -1,0 +1,79 @@
+"""All cases of a request, one after another: what is checked before, and what is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.cases.choice import in_words
+from dsmoe.benchmark.preflight import local
+from dsmoe.benchmark.preflight.hosts import refuse_unfit
+from dsmoe.benchmark.results.store import RECORDS, ROWS
+from dsmoe.benchmark.results.terminal import print_report
+from dsmoe.benchmark.run import patched_deepspeed, resume
+from dsmoe.benchmark.run.layout import Layout
+from dsmoe.benchmark.run.one_case import prepare_text, run_case
+from dsmoe.benchmark.run.request import Request
+from dsmoe.common.interrupts import StopSignals
+from dsmoe.common.places import import_root
+from dsmoe.hosts.host import Host
+from dsmoe.hosts.identity import is_this_machine
+
+FINISHED, RUN_FAILED = 0, 1
+
+
+def run_cases(request: Request, stop: StopSignals) -> int:
+    """Run every case; RUN_FAILED if one failed. Raises DsmoeError before anything is started."""
+    local.quick(request.output)
+    step(f"DeepSpeed checkout {request.checkout}")
+    patched_deepspeed.ensure(request.checkout)
+    trees = patched_deepspeed.trees(request.checkout)
+    layouts = [layout for _, layout in request.cases]
+    if request.hostfile:
+        names = max((layout.names for layout in layouts), key=len)
+        step(f"hosts of {request.hostfile}: {', '.join(names)}")
+        check_layout(max(layouts, key=lambda layout: layout.hosts), request.checkout)
+    return max(_run(case, layout, request, trees, stop) for case, layout in request.cases)
+
+
+def check_layout(layout: Layout, checkout: Path) -> None:
+    """Check a run's hosts, unless it runs on this machine alone.
+
+    Raises EnvironmentProblem; what is no reason to stop is printed.
+    """
+    if layout.hostfile is None or (layout.hosts == 1 and is_this_machine(layout.names[0])):
+        return
+    hosts = [Host(name, layout.devices) for name in layout.names]
+    for line in refuse_unfit(hosts, layout.hostfile, import_root(), checkout):
+        print(f"  warning: {line}")
+
+
+def _run(
+    case: Case,
+    layout: Layout,
+    request: Request,
+    trees: patched_deepspeed.Trees,
+    stop: StopSignals,
+) -> int:
+    step(f"text: {', '.join(request.text.paths) or 'the Python standard library'}")
+    content = prepare_text(request, case).info
+    print(f"  {content.train_tokens:,} tokens to train on, {content.held_out_tokens:,} held out")
+    words = in_words(case, "GPU" if request.machine.device == "cuda" else "CPU process")
+    if request.resume:
+        record = resume.finished(request.output, case, request.machine.device, trees, content)
+        if record is not None:
+            step(f"finished already, skipped: {words} ({request.output / record.run_folder})")
+            return FINISHED
+    step(f"training {words}")
+    record = run_case(case, layout, request, trees, content, stop)
+    print()
+    print_report(record)
+    print(f"\nrow in {request.output / ROWS}, record in {request.output / RECORDS}")
+    if request.machine.device == "cpu":
+        print("a CPU run: marked smoke-cpu, so that it never passes for a case of the paper")
+    return FINISHED if record.status == "ok" else RUN_FAILED
+
+
+def step(words: str) -> None:
+    """Print what begins now."""
+    print(f"== {words}", flush=True)

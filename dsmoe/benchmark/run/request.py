@@ -1,0 +1,75 @@
+"""What one call of ``dsmoe run`` is asked for, resolved once from its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.run.launch import Limits
+from dsmoe.benchmark.run.layout import Layout
+from dsmoe.benchmark.run.machine import Machine
+
+DEFAULT_TEXT_CAP = 8_000_000  # bytes of the standard library; a user's text is taken whole
+# The first iteration comes after the imports, the model and, on GPUs, the kernels' first use.
+FIRST_ITERATION_FACTOR = 3
+FIRST_ITERATION_SECONDS = 300.0
+TIME_OUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is trained on: files, folders and globs (none: the standard library), a tokenizer file
+    (None: bytes), and the most bytes that are read (None: all)."""
+
+    paths: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    cap: int | None = None
+
+    @staticmethod
+    def of(paths: list[str], tokenizer: str | None) -> Text:
+        """The text of two options, with absolute paths."""
+        return Text(
+            tuple(str(Path(p).expanduser().absolute()) for p in paths),
+            str(Path(tokenizer).expanduser().absolute()) if tokenizer else None,
+            None if paths else DEFAULT_TEXT_CAP,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of ``corpus.prepare``, as plain data."""
+        return {"paths": list(self.paths), "tokenizer": self.tokenizer, "cap": self.cap}
+
+
+@dataclass(frozen=True)
+class Request:
+    """The cases with the hosts of each, and everything that they share.
+
+    ``machine``: where the processes run (the head of the host file). ``checkout``: the DeepSpeed
+    that they import. ``cache``: where prepared text is kept. ``output``: the results folder; with
+    several hosts, both are in a folder that all of them share. ``port`` None: a free one.
+    ``master``: the first host's address, where it is not the launcher's to find out.
+    """
+
+    cases: tuple[tuple[Case, Layout], ...]
+    machine: Machine
+    checkout: Path
+    text: Text
+    cache: Path
+    output: Path
+    limits: Limits
+    port: int | None = None
+    tensorboard: Path | None = None
+    master: str | None = None
+    hostfile: Path | None = None
+    resume: bool = False
+
+
+def limits(time_out: float = TIME_OUT_SECONDS) -> Limits:
+    """Seconds allowed without an iteration, the first one longer."""
+    return Limits(max(FIRST_ITERATION_SECONDS, FIRST_ITERATION_FACTOR * time_out), time_out)
+
+
+def run_name(case: Case) -> str:
+    """What the case's run folder is called after its time."""
+    return f"{case.suite}-{case.model.name}-{case.parallel.processes}"

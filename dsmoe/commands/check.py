@@ -1,0 +1,50 @@
+"""``dsmoe check``: is everything there that a run needs?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsmoe.commands import options as shared
+from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.errors import EnvironmentProblem, exit_code_lines
+
+NEEDS = ("filelock", "git", "numpy", "psutil")
+
+EXAMPLES = """examples:
+  dsmoe check                                this machine
+  dsmoe check --hostfile hostfile --json     every host of the file too
+
+"""
+
+
+def make_parser(prog: str) -> OneLineParser:
+    """The options of the command."""
+    parser = OneLineParser(
+        prog=prog,
+        description="Checks what a run needs, on this machine and on the hosts of a host file: "
+        "Python, torch,\nGPUs and their kernels, the patched DeepSpeed, ssh, disk, clocks.",
+        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 16, 130),
+    )
+    parser.add_argument(
+        "--hostfile",
+        type=Path,
+        metavar="FILE",
+        help="The hosts of this file are asked too, through ssh.",
+    )
+    shared.add_output(parser, "results", "The disk of this folder is checked")
+    shared.add_json(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a line for each check; 8 if one failed."""
+    from dsmoe.benchmark.preflight.check import as_json, failures, table
+    from dsmoe.benchmark.preflight.local import all_checks
+
+    checks = all_checks(options.hostfile, options.output)
+    print(as_json(checks) if options.json else "\n".join(table(checks)))
+    bad = len(failures(checks))
+    if bad and not options.json:
+        print(f"{bad} of {len(checks)} checks failed")
+    return EnvironmentProblem.exit_code if bad else 0

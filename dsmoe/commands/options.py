@@ -1,0 +1,163 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsmoe.benchmark.cases.case import (
+    ADAFACTOR_MODES,
+    MOE_IMPLEMENTATIONS,
+    OPTIMIZERS,
+    PRECISIONS,
+)
+from dsmoe.benchmark.cases.choice import Changes, Wanted
+from dsmoe.benchmark.cases.suites import SUITES
+from dsmoe.common.arguments import count, seed, whole
+
+SWITCHES = (
+    ("remat", "Each layer's activations are computed again in the backward pass."),
+    ("compiled", "The training pass goes through torch.compile."),
+    ("flat-gradients", "ZeRO takes the gradients of a micro-batch together."),
+    ("cuda-graph", "The kernels of a micro-batch are started by one call."),
+)
+
+
+def add_case_options(parser: argparse.ArgumentParser) -> None:
+    """NUM_GPUS, and the settings of a case that the user may change."""
+    parser.add_argument(
+        "gpus",
+        metavar="NUM_GPUS",
+        type=count,
+        help="The run takes so many GPUs, or processes where there is no GPU.",
+    )
+    case = parser.add_argument_group("which case")
+    case.add_argument(
+        "--suite",
+        choices=list(SUITES),
+        help="The case comes from this suite (default: artifact on GPUs, smoke without).",
+    )
+    case.add_argument(
+        "--all", action="store_true", help="Every case of the suite up to NUM_GPUS is taken."
+    )
+    add_changes(parser)
+
+
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """The settings in place of a case's own."""
+    batch = parser.add_argument_group("model and batch (default: the case's own)")
+    add = batch.add_argument
+    add(
+        "--num-experts",
+        type=count,
+        metavar="N",
+        help="A mixture layer has N experts (not in the suites of the paper).",
+    )
+    add("--micro-batches", type=count, metavar="N", help="An iteration has N micro-batches.")
+    add(
+        "--micro-batch-size",
+        type=count,
+        metavar="N",
+        help="A micro-batch of one process has N sequences.",
+    )
+    add("--steps", type=count, metavar="N", help="N iterations are measured.")
+    add("--warmup", type=whole, metavar="N", help="N iterations come before the measured ones.")
+    add(
+        "--seed",
+        type=seed,
+        metavar="N",
+        help="N decides the initial weights and the order of the text.",
+    )
+    how = parser.add_argument_group("how it is trained (default: as the case has it)")
+    add = how.add_argument
+    add("--zero-stage", type=int, metavar="{0,1,2}", help="ZeRO runs at this stage.")
+    add(
+        "--expert-parallel",
+        type=count,
+        metavar="N",
+        help="N processes share the experts of a layer.",
+    )
+    add("--precision", choices=PRECISIONS, help="Weights and activations have this precision.")
+    add("--optimizer", choices=OPTIMIZERS, help="This optimizer makes the step.")
+    add(
+        "--adafactor-mode",
+        choices=ADAFACTOR_MODES,
+        help="AdaFactor takes whole parameters (sharded) or, as in the artifact, ZeRO's partition "
+        "for one vector.",
+    )
+    add(
+        "--moe-layer",
+        choices=MOE_IMPLEMENTATIONS,
+        help="Experts get their tokens by index, by products (einsum), or in DeepSpeed's own "
+        "layer, which always samples the second expert.",
+    )
+    for name, words in SWITCHES:
+        field = name.replace("-", "_")
+        # two options, since argparse has both in one from Python 3.9 on only
+        add(f"--{name}", dest=field, action="store_true", default=None, help=words)
+        add(
+            f"--no-{name}",
+            dest=field,
+            action="store_false",
+            default=None,
+            help=f"--{name} is switched off.",
+        )
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """The text, and how it becomes tokens."""
+    text = parser.add_argument_group("text (default: the Python standard library, by bytes)")
+    text.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="The model is trained on these files, folders and globs.",
+    )
+    text.add_argument(
+        "--tokenizer", metavar="FILE", help="A tokenizers JSON file makes the tokens."
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="The result is one JSON object on standard output."
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, default: str, words: str) -> None:
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(default),
+        metavar="PATH",
+        help=f"{words} (default: {default}).",
+    )
+
+
+def changes_of(options: argparse.Namespace) -> Changes:
+    """The changes that the options of :func:`add_changes` ask for."""
+    return Changes(
+        num_experts=options.num_experts,
+        zero_stage=options.zero_stage,
+        expert_parallel_size=options.expert_parallel,
+        precision=options.precision,
+        remat=options.remat,
+        micro_batches=options.micro_batches,
+        micro_batch_size=options.micro_batch_size,
+        optimizer=options.optimizer,
+        adafactor_mode=options.adafactor_mode,
+        moe_implementation=options.moe_layer,
+        compiled=options.compiled,
+        flat_gradients=options.flat_gradients,
+        cuda_graph=options.cuda_graph,
+        iterations=options.steps,
+        warmup=options.warmup,
+        seed=options.seed,
+        tensorboard=bool(getattr(options, "tensorboard", None)),
+    )
+
+
+def wanted_of(options: argparse.Namespace) -> Wanted:
+    """The cases that the options of :func:`add_case_options` ask for."""
+    return Wanted(options.gpus, options.suite, options.all, changes_of(options))

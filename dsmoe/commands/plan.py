@@ -1,0 +1,99 @@
+"""``dsmoe plan``: what a run needs of memory and network, before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from dsmoe.commands import options as shared
+from dsmoe.commands.run import add_plan_options
+from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.errors import UsageError, exit_code_lines
+from dsmoe.common.kernel_choice import check_kernels
+from dsmoe.common.places import checkout_folder
+
+NEEDS = ("filelock", "git", "numpy", "psutil")
+FITS, DOES_NOT_FIT = 0, 1
+
+EXAMPLES = """examples:
+  dsmoe plan 8                                   the artifact's case for 8 GPUs
+  dsmoe plan 64 --suite paper                    the paper's largest case
+  dsmoe plan 128 --model 70B --zero-stage 1      any named size on any number of GPUs
+  dsmoe plan 1 --suite tuned --device-memory 80 --json
+
+"""
+
+
+def make_parser(prog: str) -> OneLineParser:
+    """The options of the command."""
+    parser = OneLineParser(
+        prog=prog,
+        description="Says how much memory a process needs in a training step, by kind, and how "
+        "many bytes it sends.\nThe real model goes through a step without values; nothing is "
+        "started, and no GPU is needed.",
+        epilog=EXAMPLES.replace("dsmoe plan", prog) + exit_code_lines(0, 1, 2, 8, 130),
+    )
+    shared.add_case_options(parser)
+    add_plan_options(parser.add_argument_group("what is planned for"))
+    shared.add_json(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan of every chosen case; DOES_NOT_FIT if one is too large.
+
+    Builds the DeepSpeed checkout if it is missing. Raises DsmoeError.
+    """
+    from dsmoe.benchmark.cases.choice import case_of_model, chosen_cases
+    from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
+    from dsmoe.benchmark.run import patched_deepspeed
+    from dsmoe.benchmark.run.machine import this_machine
+
+    check_kernels(os.environ)
+    machine = this_machine()
+    on_cpu = machine.device == "cpu" and options.model is None
+    on_cpu = on_cpu and options.suite in (None, "smoke")
+    device = "cpu" if on_cpu else "cuda"
+    if options.model is not None:
+        changes = shared.changes_of(options)
+        cases = [case_of_model(options.model, options.gpus, options.global_batch, changes)]
+    elif options.global_batch is not None:
+        raise UsageError("--global-batch goes with --model; leave it out")
+    else:
+        memory = device_memory(options.device_memory, machine.hardware, "cuda", 1)
+        cases = chosen_cases(shared.wanted_of(options), machine.device, memory)
+    checkout = checkout_folder()
+    if options.json:
+        patched_deepspeed.ensure(checkout, say=lambda text: None)
+    else:
+        patched_deepspeed.ensure(checkout)
+    reports: list[dict[str, Any]] = []
+    for case in cases:
+        plan = estimate(case, device, checkout)
+        there = device_memory(
+            options.device_memory, machine.hardware, device, case.parallel.processes
+        )
+        fits, words = verdict(plan["peak"], there, device)
+        reports.append({"case": case.to_dict(), **plan, "fits": fits, "verdict": words})
+        if not options.json:
+            print()
+            print("\n".join(plan_lines(case, plan, there, device)))
+    if options.json:
+        print(json.dumps(reports[0] if len(reports) == 1 else {"plans": reports}, indent=2))
+    return FITS if all(report["fits"] for report in reports) else DOES_NOT_FIT
+
+
+def device_memory(
+    stated: float | None, hardware: dict[str, Any], device: str, processes: int
+) -> int | None:
+    """Bytes for one process: ``stated`` in GiB, the GPU's, or a share of this machine's."""
+    if stated:
+        return int(stated * 2**30)
+    if device == "cuda":
+        known: int | None = hardware.get("device_memory_bytes")
+        return known
+    import psutil
+
+    return int(psutil.virtual_memory().total) // processes

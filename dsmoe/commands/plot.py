@@ -1,0 +1,75 @@
+"""``dsmoe plot``: the paper's MoE figure as PNG and PDF, and its comparison table."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsmoe.commands import options as shared
+from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.errors import ResultsError, exit_code_lines
+
+NEEDS = ("filelock", "psutil", "matplotlib")
+
+EXAMPLES = """examples:
+  dsmoe plot results                      figure.png, figure.pdf and the table
+  dsmoe plot results old.tsv --output paper/moe
+  dsmoe plot results --cpu --output cpu   tokens/s of CPU runs, a figure of its own
+
+"""
+
+
+def make_parser(prog: str) -> OneLineParser:
+    """The options of the command."""
+    parser = OneLineParser(
+        prog=prog,
+        description="Draws throughput against GPUs beside the reference that was published with "
+        "the artifact.\nA point that was not measured is a gap with a word; CPU runs are never "
+        "part of that figure.",
+        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 10, 130),
+    )
+    parser.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULTS",
+        help="The rows come from these results folders, .tsv or .jsonl files.",
+    )
+    shared.add_output(parser, "figure", "The figure is written to PATH.png and PATH.pdf")
+    parser.add_argument(
+        "--cpu", action="store_true", help="The figure shows tokens/s of the CPU runs instead."
+    )
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table, write the figure. Raises ResultsError, EnvironmentProblem."""
+    from dsmoe.benchmark.results.comparison import (
+        compare,
+        load_reference,
+        load_rows,
+        records_file,
+        table_lines,
+    )
+    from dsmoe.benchmark.results.figure import draw_comparison, draw_cpu, save
+    from dsmoe.benchmark.results.store import read_records
+
+    if options.cpu:
+        files = [records_file(path) for path in options.results]
+        records = [r for file in files for r in read_records(file) if r.device == "cpu"]
+        if not records:
+            raise ResultsError("no CPU run in the results; leave --cpu out for the GPU runs")
+        fig = draw_cpu(records)
+    else:
+        rows = load_rows(options.results)
+        reference = load_reference()
+        points = compare(rows, reference)
+        print("\n".join(table_lines(points, reference)))
+        print(f"TFLOPS per GPU, artifact's formula. Reference: {reference.provenance}.")
+        cpu = sum(row.instance == "cpu" for row in rows)
+        if cpu:
+            print(f"{cpu} CPU run(s) are not drawn: they are no points of this figure (--cpu)")
+        fig = draw_comparison(points, reference)
+    for path in save(fig, options.output):
+        print(f"wrote {path}")
+    return 0

@@ -1,0 +1,76 @@
+"""``dsmoe profile``: where one training step spends the GPU's time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from dsmoe.commands import options as shared
+from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.errors import EnvironmentProblem, UsageError, exit_code_lines
+from dsmoe.common.kernel_choice import check_kernels
+from dsmoe.common.places import checkout_folder, work_folder
+
+NEEDS = ("torch", "filelock", "git", "numpy", "psutil", "rich")
+
+EXAMPLES = """examples:
+  dsmoe profile 1 --suite tuned
+  dsmoe profile 1 --micro-batch-size 32 --no-compiled --write profile.json
+  torchrun --nproc_per_node 2 -m dsmoe profile 2 --suite tuned
+
+"""
+
+
+def make_parser(prog: str) -> OneLineParser:
+    """The options of the command."""
+    parser = OneLineParser(
+        prog=prog,
+        description="Profiles one step of a case on a GPU, cut down to four micro-batches, and "
+        "prints its time by\nkind of work, the longest kernels, and what the GPU waited for.",
+        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 25, 130),
+    )
+    shared.add_case_options(parser)
+    shared.add_text_options(parser)
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="The rows are written to this file as JSON."
+    )
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Profile one step. Raises EnvironmentProblem where there is no GPU."""
+    import torch
+
+    from dsmoe.benchmark.cases.choice import chosen_cases
+    from dsmoe.benchmark.run import patched_deepspeed
+    from dsmoe.benchmark.run.request import Text
+    from dsmoe.benchmark.timing.profile import cut, print_tables, profile
+
+    check_kernels(os.environ)
+    given = [name for name in ("all", "steps", "warmup") if getattr(options, name)]
+    if given:
+        words = ", ".join(f"--{name}" for name in given)
+        raise UsageError(f"{words}: one step of one case is profiled; leave it out")
+    if not torch.cuda.is_available():
+        raise EnvironmentProblem("the GPU's time is profiled, and there is no CUDA device here")
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29511")
+    checkout = checkout_folder()
+    if os.environ["RANK"] == "0":
+        patched_deepspeed.ensure(checkout)
+    sys.path.insert(0, str(checkout))
+    memory = torch.cuda.get_device_properties(0).total_memory
+    case = cut(chosen_cases(shared.wanted_of(options), "cuda", memory)[0])
+    text = Text.of(options.data, options.tokenizer)
+    rows = profile(case, text.options(), work_folder() / "text")
+    if os.environ["RANK"] == "0":
+        print_tables(rows)
+        if options.write:
+            options.write.write_text(json.dumps(rows))
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads can abort an orderly end; see train/training.py
