@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from importlib import metadata
@@ -116,6 +117,35 @@ def test_an_installed_package_reads_its_metadata(
         "numpy",
         "torch==2.8.0; python_version < '3.10'",
     ]
+
+
+def imports(folder: Path) -> dict[str, str]:
+    """Top-level name -> a file under ``folder`` that imports it."""
+    found: dict[str, str] = {}
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [str(node.module)]
+            found.update({name.split(".")[0]: str(path) for name in names})
+    return found
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="needs packages_distributions()")
+def test_every_import_is_of_a_listed_package() -> None:
+    """So ``pip install 'dsmoe[run]'``, with the extra that a message names, is all there is."""
+    extras = ("run", "hopper", "tokenizers", "tensorboard", "ray", "completion")
+    listed = {item.name.lower() for item in requirements() + requirements(*extras)}
+    packages = metadata.packages_distributions()
+    # of this project or its overlay; brought by torch; another package of an event-file writer;
+    # modules of the packages for Hopper and of Ray, which are seldom installed
+    known = {"dsmoe", "deepspeed", "triton", "tensorboardX"}
+    known |= {"quack", "flash_attn", "cutlass", "cuda", "ray"}
+    for folder in ("dsmoe", "overlay"):
+        for name, path in imports(ROOT / folder).items():
+            if name not in sys.stdlib_module_names and name not in known:
+                owners = {owner.lower() for owner in packages.get(name, [name])}
+                assert owners & listed, f"{path} imports {name}, which pyproject.toml has not"
 
 
 def test_every_package_of_a_run_has_a_licence_and_a_use() -> None:
