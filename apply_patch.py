@@ -9,4 +9,4 @@ if __name__ == "__main__":
     check_python("apply_patch.py")
     from dsmoe.cli import main
 
-    sys.exit(main(["apply", *sys.argv[1:]], prog="python apply_patch.py"))
+    sys.exit(main(["apply"] + sys.argv[1:], prog="python apply_patch.py"))

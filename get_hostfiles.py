@@ -9,4 +9,4 @@ if __name__ == "__main__":
     check_python("get_hostfiles.py")
     from dsmoe.cli import main
 
-    sys.exit(main(["hosts", *sys.argv[1:]], prog="python get_hostfiles.py"))
+    sys.exit(main(["hosts"] + sys.argv[1:], prog="python get_hostfiles.py"))
