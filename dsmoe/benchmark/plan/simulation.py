@@ -51,19 +51,19 @@ def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     from deepspeed.moe.gshard import experts as stacked_experts
     from deepspeed.moe.lm import MoELM, attention, block, param_groups
     from deepspeed.moe.lm import model as model_module
-    from deepspeed.utils import groups
+    from deepspeed.utils import groups  # type: ignore[attr-defined]
 
     from dsmoe.benchmark.train.training import model_config
 
     if device == "cuda" or not case.dropout:
-        attention.fused_attention = lambda q, k, v, dropout: FlatAttention.apply(q, k, v)
+        attention.fused_attention = lambda q, k, v, dropout: FlatAttention.apply(q, k, v)  # type: ignore
     else:
         # With dropout the CPU has no fused kernel: torch computes the products whole.
         attention.fused_attention = attention.math_attention
     if case.compiled and device == "cuda" and case.precision != "fp32":
         # as in a compiled region: one operator each for a product with GELU, and for the loss
         for module in (stacked_experts, block, model_module):
-            module.fuses = lambda x: True
+            module.fuses = lambda x: True  # type: ignore[attr-defined]
     ledger = Ledger()
     with ledger:
         with ledger.kind(PARAMETERS), torch.device("meta"):
@@ -122,7 +122,7 @@ def _engine(
             masters = [torch.empty(p.shape, dtype=torch.float32, device="meta") for p in params]
         for master in masters:
             master.requires_grad = True
-    return Plain(cut, _optimizer(masters or params, config, ledger, []), masters, ledger)
+    return Plain(cut, _optimizer(masters or [*params], config, ledger, []), masters, ledger)
 
 
 def _optimizer(
@@ -134,19 +134,20 @@ def _optimizer(
     kind, params = config["optimizer"]["type"], dict(config["optimizer"]["params"])
     with ledger.kind(STATE):
         if kind == "Adafactor":
-            optimizer: Any = Adafactor(tensors, **params)
+            adafactor = Adafactor(tensors, **params)
             for group in cut:
                 ids = list(range(len(group.params)))
                 place = group.process_group
                 tag_partition(group.master, group.params, group.rank, group.parts, place, ids)
-            optimizer.init_state()
-            return optimizer
+            adafactor.init_state()
+            return adafactor
+        optimizer: torch.optim.Optimizer
         params.pop("torch_adam", None)
         # A fused kernel has no temporary tensors; the plain one has two, of one tensor's size.
         make: Any = torch.optim.AdamW if kind == "AdamW" else torch.optim.SGD
         if params.pop("fused", False):
             optimizer = make(tensors, foreach=False, **params)
-            optimizer.step = lambda: None
+            optimizer.step = lambda closure=None: None  # type: ignore
         else:
             optimizer = make(tensors, foreach=False, **params)
         if kind == "AdamW":
@@ -172,7 +173,7 @@ def _reductions(zero: Zero | Flat | Plain, case: Case, device: str) -> dict[str,
     return {"reduce": whole * (case.micro_batches if stage == 2 else 1), "all-gather": part}
 
 
-def _dispatch_bytes(model: torch.nn.Module, tokens: int) -> int:
+def _dispatch_bytes(model: Any, tokens: int) -> int:
     """Bytes of the slots of all experts that one process fills in one layer (in or out)."""
     from deepspeed.moe.gshard.layer import GShardLayer
 
@@ -180,8 +181,7 @@ def _dispatch_bytes(model: torch.nn.Module, tokens: int) -> int:
         if isinstance(module, GShardLayer):
             size = min(module.group_size or tokens, tokens)
             rows = -(-tokens // size) * module._capacity(tokens, size)
-            weight = module.gate.wg.weight
-            width = weight.shape[1] * model.embedding.weight.element_size()
+            width: int = module.gate.wg.weight.shape[1] * model.embedding.weight.element_size()
             return module.num_experts * rows * width
     return 0
 
@@ -191,7 +191,7 @@ def main() -> None:
     specs = json.load(sys.stdin)
     parallel = specs[0]["case"]["parallel"]
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel["processes"])
-    from deepspeed.utils import groups
+    from deepspeed.utils import groups  # type: ignore[attr-defined]
 
     groups.initialize(ep_size=parallel["expert_parallel_size"])
     plans = [
