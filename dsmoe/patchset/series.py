@@ -158,7 +158,7 @@ def _parse_file(lines: list[bytes], at: int) -> tuple[int, FileDiff]:
     return at, FileDiff(path, old_id, new_id, old_mode, new_mode, tuple(hunks), renames)
 
 
-def _parse_hunk(lines: list[bytes], at: int, match: re.Match) -> tuple[int, Hunk]:
+def _parse_hunk(lines: list[bytes], at: int, match: re.Match[bytes]) -> tuple[int, Hunk]:
     old_start, new_start = int(match.group(1)), int(match.group(3))
     old = int(match.group(2) or 1)
     new = int(match.group(4) or 1)

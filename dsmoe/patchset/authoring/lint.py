@@ -85,9 +85,9 @@ def lint(base: Base, root: Path | None = None, allow_empty: bool = False) -> lis
         else:
             problems += [f"{name}: {text}" for text in lint_patch(patch, root)]
             owned.update({item.path: name for item in patch.files})
-    for path in overlay_files(base.overlays):
-        if path in owned:
-            problems.append(f"{owned[path]}: {path} is also a file of the overlay")
+    for file in overlay_files(base.overlays):
+        if file in owned:
+            problems.append(f"{owned[file]}: {file} is also a file of the overlay")
     return problems
 
 

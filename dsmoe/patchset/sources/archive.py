@@ -33,7 +33,7 @@ def fetch_archive(base: Base, cache: Path | None = None, say: Say = print) -> Pa
         ArchiveProblem: pip cannot fetch it, or its sha256 is not the pinned one.
     """
     cache = cache or archive_cache()
-    name = base.release["archive"]
+    name: str = base.release["archive"]
     target = cache / name
     if not target.is_file():
         say(f"fetching {name} with pip into {cache}")
