@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsmoe.benchmark.cases.case import (
     ADAFACTOR_MODES,
+    METHODS,
     MOE_IMPLEMENTATIONS,
     OPTIMIZERS,
     PRECISIONS,
@@ -20,6 +21,7 @@ SWITCHES = (
     ("compiled", "The training pass goes through torch.compile."),
     ("flat-gradients", "ZeRO takes the gradients of a micro-batch together."),
     ("cuda-graph", "The kernels of a micro-batch are started by one call."),
+    ("deterministic", "Two runs on one card give the same bits; an iteration takes longer."),
 )
 
 
@@ -36,6 +38,12 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
         "--suite",
         choices=list(SUITES),
         help="The case comes from this suite (default: artifact on GPUs, smoke without).",
+    )
+    case.add_argument(
+        "--method",
+        choices=list(METHODS),
+        help="The case is trained by this project's means (dsmoe, the default), or as the "
+        "artifact's script did (published; suites artifact and paper).",
     )
     case.add_argument(
         "--all", action="store_true", help="Every case of the suite up to NUM_GPUS is taken."
@@ -154,10 +162,11 @@ def changes_of(options: argparse.Namespace) -> Changes:
         iterations=options.steps,
         warmup=options.warmup,
         seed=options.seed,
-        tensorboard=bool(getattr(options, "tensorboard", None)),
+        deterministic=options.deterministic,
+        tensorboard=True if getattr(options, "tensorboard", None) else None,
     )
 
 
 def wanted_of(options: argparse.Namespace) -> Wanted:
     """The cases that the options of :func:`add_case_options` ask for."""
-    return Wanted(options.gpus, options.suite, options.all, changes_of(options))
+    return Wanted(options.gpus, options.suite, options.all, options.method, changes_of(options))

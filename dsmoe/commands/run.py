@@ -16,7 +16,7 @@ from dsmoe.common.arguments import OneLineParser, count, positive
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError, exit_code_lines
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.kernel_choice import check_kernels
-from dsmoe.common.places import checkout_folder, import_root, work_folder
+from dsmoe.common.places import chosen_checkout, import_root, work_folder
 
 if TYPE_CHECKING:  # importing these takes time and packages that --help does not need
     from dsmoe.benchmark.run.machine import Machine
@@ -65,6 +65,14 @@ def make_parser(prog: str) -> OneLineParser:
     )
     before.add_argument(
         "--plan", action="store_true", help="The same as dsmoe plan: nothing is started."
+    )
+    base = parser.add_argument_group("DeepSpeed")
+    base.add_argument(
+        "--deepspeed",
+        type=Path,
+        metavar="PATH",
+        help="The processes import this checkout, which is patched first (default: "
+        "DSMOE_DEEPSPEED, the artifact's DEEPSPEED_PATH, else build/DeepSpeed).",
     )
     hosts = parser.add_argument_group("hosts and processes")
     add = hosts.add_argument
@@ -144,6 +152,7 @@ def request_of(options: argparse.Namespace) -> Request:
     from dsmoe.benchmark.run.layout import lay_out
     from dsmoe.benchmark.run.request import Request, Text, limits
 
+    options.hostfile = options.hostfile or _hostfile_of(options)
     machine = _head(options)
     memory = machine.hardware.get("device_memory_bytes")
     cases = chosen_cases(shared.wanted_of(options), machine.device, memory)
@@ -159,10 +168,12 @@ def request_of(options: argparse.Namespace) -> Request:
         check_port(options.port)
     if options.tensorboard:
         check_tensorboard()
+    checkout, reason = chosen_checkout(options.deepspeed)
     return Request(
         cases=tuple((c, lay_out(options.hostfile, c.parallel.processes)) for c in cases),
         machine=machine,
-        checkout=checkout_folder(),
+        checkout=checkout,
+        checkout_reason=reason,
         text=Text.of(options.data, options.tokenizer),
         cache=work_folder() / "text",
         output=options.output.expanduser(),
@@ -173,6 +184,25 @@ def request_of(options: argparse.Namespace) -> Request:
         hostfile=options.hostfile,
         resume=options.resume,
     )
+
+
+def _hostfile_of(options: argparse.Namespace) -> Path | None:
+    """The host file for NUM_GPUS that dsmoe hosts wrote here, where this machine has too few GPUs.
+
+    As the artifact's script, which takes hostfile_2node for 16 GPUs and hostfile_4node for 32.
+    """
+    from dsmoe.benchmark.run.machine import this_machine
+
+    gpus = this_machine().gpus
+    nodes = -(-options.gpus // gpus) if gpus else 1
+    if nodes < 2 or options.all or options.dry_run:
+        return None
+    for folder in (Path(), Path("deepspeed")):
+        found = folder / f"hostfile_{nodes}node"
+        if found.is_file():
+            print(f"== {options.gpus} GPUs on {nodes} hosts of {gpus}: host file {found}")
+            return found
+    return None
 
 
 def _head(options: argparse.Namespace) -> Machine:
@@ -192,7 +222,8 @@ def _head(options: argparse.Namespace) -> Machine:
     if is_this_machine(head):
         return this_machine()
     print(f"== asking {head}, the head of {options.hostfile}", flush=True)
-    return machine_of(head_facts(head, options.hostfile, import_root(), checkout_folder()))
+    checkout, _ = chosen_checkout(options.deepspeed)
+    return machine_of(head_facts(head, options.hostfile, import_root(), checkout))
 
 
 def print_dry_run(request: Request) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 DEFAULT_BASE = "bd3ebd"
 BASE_VARIABLE = "DSMOE_BASE"
 CHECKOUT_VARIABLE = "DSMOE_DEEPSPEED"
+#: The variable of the artifact's own scripts.
+ARTIFACT_VARIABLE = "DEEPSPEED_PATH"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _DATA = _PACKAGE / "_data"
@@ -54,9 +56,26 @@ def base_name() -> str:
 
 
 def checkout_folder() -> Path:
-    """``$DSMOE_DEEPSPEED``, else ``build/DeepSpeed`` (of base ``$DSMOE_BASE``: ``-NAME``)."""
-    named = os.environ.get(CHECKOUT_VARIABLE)
-    if named:
-        return Path(named).expanduser().absolute()
+    """The DeepSpeed checkout that is used; see :func:`chosen_checkout`."""
+    return chosen_checkout()[0]
+
+
+def chosen_checkout(named: Path | None = None) -> tuple[Path, str]:
+    """The DeepSpeed checkout that is used, and why that one.
+
+    The first of: ``named`` (``--deepspeed``); ``$DSMOE_DEEPSPEED``; ``$DEEPSPEED_PATH``, as the
+    artifact's script has it, where no base is named; ``build/DeepSpeed`` (``-NAME`` for base
+    ``$DSMOE_BASE``).
+    """
+    if named is not None:
+        return named.expanduser().absolute(), "--deepspeed names it"
+    variables = [CHECKOUT_VARIABLE]
+    if not os.environ.get(BASE_VARIABLE):
+        variables.append(ARTIFACT_VARIABLE)
+    for variable in variables:
+        value = os.environ.get(variable)
+        if value:
+            return Path(value).expanduser().absolute(), f"{variable} names it"
     name = base_name()
-    return work_folder() / ("DeepSpeed" if name == DEFAULT_BASE else f"DeepSpeed-{name}")
+    folder = work_folder() / ("DeepSpeed" if name == DEFAULT_BASE else f"DeepSpeed-{name}")
+    return folder, f"the project's own; --deepspeed or {CHECKOUT_VARIABLE} names another"

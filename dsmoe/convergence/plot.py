@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from dsmoe.benchmark.results.figure import _plain, pyplot, save
+from dsmoe.benchmark.results.figure import plain, pyplot, save
 from dsmoe.convergence.arms import ARMS
 from dsmoe.convergence.records import Curve
 
@@ -47,7 +47,7 @@ def draw(summary: dict[str, Any], curves: Sequence[Curve], output: Path) -> list
     for ax in fig.axes:
         ax.set_xlabel(f"tokens trained on ({name})")
         ax.set_xlim(left=0)
-        _plain(ax)
+        plain(ax)
     fig.suptitle(_title(summary, curves), fontsize=10)
     handles, labels = losses.get_legend_handles_labels()
     fig.legend(

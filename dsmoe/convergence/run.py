@@ -68,8 +68,9 @@ class Sums:
 
     def add(self, losses: torch.Tensor, stats: Any) -> None:
         self.losses += losses
-        self.load += stats.expert_load
-        self.dropped += stats.dropped_share
+        # DeepSpeed's own layer counts on the CPU
+        self.load += stats.expert_load.to(self.load.device)
+        self.dropped += stats.dropped_share.to(self.dropped.device)
         self.count += 1
 
     def read(self) -> tuple[list[float], list[list[float]], list[float]]:

@@ -16,8 +16,12 @@ MOE_IMPLEMENTATIONS = ("index", "einsum", "deepspeed")
 SECOND_EXPERT_POLICIES = ("all", "random", "sampling")
 OPTIMIZERS = ("adafactor", "adamw", "sgd")
 ADAFACTOR_MODES = ("sharded", "artifact")
+ATTENTION = ("fused", "math", "megatron")
+# How a case is trained -> what its rows call the method. The paper's figure and the artifact's plot
+# know "deepspeed": the baseline as it was published.
+METHODS = {"dsmoe": "dsmoe", "published": "deepspeed"}
 # The suites whose runs the paper's figure is drawn with.
-PAPER_SUITES = ("artifact", "paper")
+PAPER_SUITES = ("artifact", "paper", "published")
 
 
 def _require(good: bool, what: str) -> None:
@@ -107,8 +111,10 @@ class Case:
     fp16 alone; ``adafactor_mode`` is for AdaFactor alone. ``moe_implementation``: this project's
     layer by index or in the product form, or DeepSpeed's own. ``compiled``: the training pass goes
     through torch.compile; ``flat_gradients``: ZeRO takes the gradients of a micro-batch together;
-    ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``warmup`` steps are run before
-    ``iterations`` steps are measured. ``source`` says where the settings come from.
+    ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``deterministic``: two runs on
+    one card give the same bits, at a cost in time. ``warmup`` steps are run before ``iterations``
+    steps are measured. ``source`` says where the settings come from; ``method`` whether they are
+    this project's or those that were published (published.py).
 
     Raises :class:`UsageError` for settings that do not go together.
     """
@@ -131,6 +137,7 @@ class Case:
     min_capacity: int = 4
     second_expert_policy: str = "sampling"
     moe_implementation: str = "index"
+    attention: str = "fused"
     compiled: bool = False
     flat_gradients: bool = False
     cuda_graph: bool = False
@@ -138,7 +145,9 @@ class Case:
     warmup: int = 1
     iterations: int = 5
     seed: int = 1234
+    deterministic: bool = False
     source: str = ""
+    method: str = "dsmoe"
 
     def __post_init__(self) -> None:
         name, ranks = f"{self.suite} {self.model.name}", self.parallel.processes
@@ -158,6 +167,8 @@ class Case:
             (self.moe_implementation, MOE_IMPLEMENTATIONS),
             (self.optimizer, OPTIMIZERS),
             (self.adafactor_mode, ADAFACTOR_MODES),
+            (self.attention, ATTENTION),
+            (self.method, tuple(METHODS)),
         ):
             _require(value in known, f"{name}: {value!r}, expected one of {', '.join(known)}")
         _require(
@@ -232,6 +243,7 @@ MODEL_SETTINGS = (
     "min_capacity",
     "second_expert_policy",
     "moe_implementation",
+    "attention",
     "aux_loss_coefficient",
     "dropout",
     "remat",

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsmoe.benchmark.cases.case import PAPER_SUITES, Case, ModelCase, Parallel
+from dsmoe.benchmark.cases.published import published, refuse_changes
 from dsmoe.benchmark.cases.suites import MODELS, SUITES, find_case, for_memory
 from dsmoe.common.errors import UsageError
 
-GPU_SUITES = ("artifact", "paper", "tuned")
+GPU_SUITES = ("artifact", "paper", "published", "tuned")
 # Changes with which a case was not measured at the larger micro-batch.
 _OTHER_MEMORY = (
     "num_experts",
@@ -46,16 +47,21 @@ class Changes:
     iterations: int | None = None
     warmup: int | None = None
     seed: int | None = None
-    tensorboard: bool = False
+    deterministic: bool | None = None
+    tensorboard: bool | None = None
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The case of ``suite`` (None: the device's default) for ``gpus``; ``every``: all up to it."""
+    """The case of ``suite`` (None: the device's default) for ``gpus``; ``every``: all up to it.
+
+    ``method``: "published" trains a case of the paper as the artifact did (published.py).
+    """
 
     gpus: int
     suite: str | None = None
     every: bool = False
+    method: str | None = None
     changes: Changes = Changes()
 
 
@@ -73,7 +79,10 @@ def chosen_cases(wanted: Wanted, device: str, memory: int | None = None) -> list
         cases = [find_case(suite, wanted.gpus)]
         if any(getattr(wanted.changes, name) is not None for name in _OTHER_MEMORY):
             memory = None
-    return [changed(for_memory(case, memory), wanted.changes) for case in cases]
+    cases = [for_memory(case, memory) for case in cases]
+    if wanted.method == "published" and suite != "published":
+        cases = [published(case) for case in cases]
+    return [changed(case, wanted.changes) for case in cases]
 
 
 def check_device(cases: list[Case], device: str, available: int | None) -> None:
@@ -90,12 +99,15 @@ def check_device(cases: list[Case], device: str, available: int | None) -> None:
         if available is not None and case.parallel.processes > available:
             raise UsageError(
                 f"{case.parallel.processes} GPUs are asked for and this machine has {available}; "
-                "name at most that many, or several machines with --hostfile (dsmoe hosts)"
+                "name at most that many, or write host files for several machines with dsmoe hosts "
+                "and name one with --hostfile"
             )
 
 
 def changed(case: Case, changes: Changes) -> Case:
     """``case`` with ``changes``. Raises UsageError where they do not fit."""
+    if case.method == "published":
+        refuse_changes(changes)
     if changes.adafactor_mode and (changes.optimizer or case.optimizer) != "adafactor":
         raise UsageError("--adafactor-mode is for --optimizer adafactor alone; leave one out")
     names = {field.name for field in dataclasses.fields(Case)}

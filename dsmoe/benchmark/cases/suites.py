@@ -1,7 +1,8 @@
 """The benchmark's cases as data: model, batch, parallelism, precision, rematerialisation.
 
-Suites: ``artifact`` (the cases of the artifact's script), ``paper`` (the seven points of the
-paper's figure), ``smoke`` (small, for the CPU), ``tuned`` (this project's own settings).
+Suites: ``artifact`` (the cases of the artifact's script), ``published`` (the same, trained as it
+was), ``paper`` (the seven points of the paper's figure), ``smoke`` (small, for the CPU), ``tuned``
+(this project's own settings).
 
 Sources: alpa-projects/alpa, osdi22_artifact/deepspeed/benchmark_moe.py at commit 8350d913 (the
 script as published) and 0f54053e (an earlier state, whose models at 16 and 32 GPUs are those of
@@ -14,6 +15,7 @@ import dataclasses
 from typing import Any
 
 from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
+from dsmoe.benchmark.cases.published import published
 from dsmoe.common.errors import UsageError
 
 # The sizes the artifact names; see parameter_count for how near the names are (docs/results.md).
@@ -154,6 +156,9 @@ SUITES: dict[str, tuple[Case, ...]] = {
         _tuned(8, "2.4B", 16, 2, _NOT_MEASURED),
     ),
 }
+
+
+SUITES["published"] = tuple(published(case, "published") for case in SUITES["artifact"])
 
 
 def find_case(suite: str, gpus: int) -> Case:

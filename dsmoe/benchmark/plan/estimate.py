@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -32,10 +33,16 @@ ORDER = (
 def estimate(case: Case, device: str, checkout: Path) -> dict[str, Any]:
     """The plan of one case on ``device`` (cpu or cuda), by the model of ``checkout``.
 
-    See simulation.simulate for its keys. Raises EnvironmentProblem.
+    See simulation.simulate for its keys, to which ``note`` is added. DeepSpeed's own MoE layer
+    moves its counts to the CPU, which a model without values cannot; the product form, which has
+    the same [S, E, C] tensors, stands for it. Raises EnvironmentProblem.
     """
+    note = ""
+    if case.moe_implementation == "deepspeed":
+        note = "planned with the product form in place of DeepSpeed's own MoE layer"
+        case = dataclasses.replace(case, moe_implementation="einsum")
     spec = {"case": case.to_dict(), "config": deepspeed_config(case, device), "device": device}
-    return simulated([spec], checkout)[0]
+    return {**simulated([spec], checkout)[0], "note": note}
 
 
 def simulated(specs: list[dict[str, Any]], checkout: Path) -> list[dict[str, Any]]:
@@ -85,6 +92,7 @@ def plan_lines(case: Case, plan: dict[str, Any], memory: int | None, where: str)
     sent = {kind: bytes_ for kind, bytes_ in sorted(plan["sent"].items()) if bytes_}
     lines += [f"    {kind:<31}{bytes_ / size:>14.3f}" for kind, bytes_ in sent.items()]
     lines += [] if sent else ["    nothing"]
+    lines += [f"  note: {plan['note']}"] if plan.get("note") else []
     return [*lines, "  " + verdict(plan["peak"], memory, where)[1]]
 
 

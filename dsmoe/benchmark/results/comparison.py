@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Iterable, Sequence
 
 from dsmoe.common.errors import ResultsError
-from dsmoe.benchmark.results.record import METHOD, PAPER_EXPERIMENT, PAPER_MODEL
+from dsmoe.benchmark.cases.case import METHODS
+from dsmoe.benchmark.results.record import PAPER_EXPERIMENT, PAPER_MODEL
+from dsmoe.common.tables import columns
 from dsmoe.benchmark.results.store import RECORDS, ROWS, read_records
 from dsmoe.benchmark.results.rows import Row, read_rows, row_of
 from dsmoe.benchmark.cases.suites import MODELS
@@ -32,33 +34,46 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One number of GPUs. A figure is TFLOPS per GPU, or None with a word that says why.
+class Measured:
+    """The best of the ``runs`` rows of one method on one number of GPUs.
 
-    ``model``: what the reference trained (``-`` where it has no point); ``measured_model``: the
-    named size nearest to the measured row's parameters. ``runs``: measured rows, failed included.
+    ``tflops`` per GPU, or None with a ``word`` that says why. ``model``: the named size nearest to
+    the row's parameters.
+    """
+
+    tflops: float | None = None
+    word: str = NOT_MEASURED
+    model: str = "-"
+    instance: str = "-"
+    runs: int = 0
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of GPUs: the reference, and what was measured by each method.
+
+    ``model``: what the reference trained (``-`` where it has no point).
     """
 
     gpus: int
     model: str
     reference: float | None
     reference_word: str
-    measured: float | None
-    measured_word: str
-    measured_model: str
-    instance: str
-    runs: int
+    published: Measured
+    dsmoe: Measured
 
-    @property
-    def same_model(self) -> bool:
-        return self.model == self.measured_model
+    def same_model(self, measured: Measured) -> bool:
+        """Whether ``measured`` is of the model that the reference trained."""
+        return self.model == measured.model
 
     @property
     def ratio(self) -> float | None:
-        """Measured over reference, where both are of the same model."""
-        if self.measured is None or self.reference is None or not self.same_model:
+        """dsmoe over the published method, both measured here, with the same model and GPU."""
+        ours, theirs = self.dsmoe, self.published
+        same = (ours.model, ours.instance) == (theirs.model, theirs.instance)
+        if ours.tflops is None or theirs.tflops is None or not same:
             return None
-        return self.measured / self.reference
+        return ours.tflops / theirs.tflops
 
 
 def load_reference() -> Reference:
@@ -73,10 +88,16 @@ def load_reference() -> Reference:
 
 
 def load_rows(paths: Sequence[Path]) -> list[Row]:
-    """The rows of result folders, ``.tsv`` and ``.jsonl`` files. Raises ResultsError."""
+    """The rows of result folders, ``.tsv`` and ``.jsonl`` files. Raises ResultsError.
+
+    Of a folder the records are read where it has some: those of an earlier version have the method
+    of the published baseline in their rows, and a record says which one it was.
+    """
     rows: list[Row] = []
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and (path / RECORDS).is_file():
+            rows += map(row_of, read_records(path / RECORDS))
+        elif path.is_dir():
             rows += read_rows(path / ROWS)
         elif path.suffix == ".jsonl":
             rows += map(row_of, read_records(path))
@@ -96,35 +117,42 @@ def records_file(path: Path) -> Path:
 def compare(rows: Iterable[Row], reference: Reference) -> list[Point]:
     """A point for every number of GPUs that the reference or a GPU run of the paper's cases has.
 
-    Of several good rows of one number the best counts, as in the artifact's plot, those of the
-    reference's model first. CPU runs and other suites have other names and are left out.
+    Of several good rows of one number and method the best counts, as in the artifact's plot, those
+    of the reference's model first. CPU runs and other suites have other names and are left out.
     """
-    drawn: dict[int, list[Row]] = {}
+    drawn: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
-        if (row.exp_name, row.model_name, row.method) == (PAPER_EXPERIMENT, PAPER_MODEL, METHOD):
-            drawn.setdefault(row.num_devices, []).append(row)
-    numbers = sorted(set(reference.tflops) | set(drawn))
-    return [_point(gpus, drawn.get(gpus, []), reference) for gpus in numbers]
+        if (row.exp_name, row.model_name) == (PAPER_EXPERIMENT, PAPER_MODEL):
+            drawn.setdefault((row.num_devices, row.method), []).append(row)
+    numbers = sorted(set(reference.tflops) | {gpus for gpus, _ in drawn})
+    return [_point(gpus, drawn, reference) for gpus in numbers]
 
 
-def _point(gpus: int, rows: list[Row], reference: Reference) -> Point:
-    published = reference.tflops.get(gpus)
+def _point(gpus: int, drawn: dict[tuple[int, str], list[Row]], reference: Reference) -> Point:
+    value = reference.tflops.get(gpus)
     model = reference.models.get(gpus, "-")
-    best = max(rows, key=lambda row: _rank(row, model), default=None)
-    measured, word = None, NOT_MEASURED
-    if best is not None and best.value["tflops"] > 0:
-        measured, word = best.value["tflops"], ""
-    elif best is not None:
-        word = failure_word(best)
+    measured = {
+        name: _measured(drawn.get((gpus, method), []), model) for name, method in METHODS.items()
+    }
     return Point(
         gpus,
         model,
-        published if published is not None and published > 0 else None,
-        "" if published and published > 0 else OUT_OF_MEMORY if published else "no reference",
-        measured,
-        word,
-        model_of(best) if best is not None else "-",
-        best.instance if best is not None else "-",
+        value if value is not None and value > 0 else None,
+        "" if value and value > 0 else OUT_OF_MEMORY if value else "no reference",
+        **measured,
+    )
+
+
+def _measured(rows: list[Row], model: str) -> Measured:
+    best = max(rows, key=lambda row: _rank(row, model), default=None)
+    if best is None:
+        return Measured()
+    good = best.value["tflops"] > 0
+    return Measured(
+        best.value["tflops"] if good else None,
+        "" if good else failure_word(best),
+        model_of(best),
+        best.instance,
         len(rows),
     )
 
@@ -151,25 +179,26 @@ def model_of(row: Row) -> str:
 
 
 def table_lines(points: Sequence[Point], reference: Reference) -> list[str]:
-    """The comparison as plain ASCII lines."""
-    head = ("GPUs", "model", f"reference ({reference.hardware})", "measured", "ratio", "on", "runs")
-    lines = [head]
-    for point in points:
-        measured = point.measured_word if point.measured is None else f"{point.measured:.2f}"
-        if point.runs and not point.same_model:
-            measured += f" ({point.measured_model})"
-        lines.append(
-            (
-                str(point.gpus),
-                point.model,
-                point.reference_word if point.reference is None else f"{point.reference:.2f}",
-                measured,
-                "-" if point.ratio is None else f"{point.ratio:.2f}",
-                point.instance,
-                str(point.runs),
-            )
+    """The comparison as plain ASCII lines of at most 80 columns, for usual names of GPUs."""
+    head = ("GPUs", "model", f"reference ({reference.hardware})", "published", "dsmoe", "ratio")
+    lines = [
+        (
+            str(point.gpus),
+            point.model,
+            point.reference_word if point.reference is None else f"{point.reference:.2f}",
+            _cell(point, point.published),
+            _cell(point, point.dsmoe),
+            "-" if point.ratio is None else f"{point.ratio:.2f}",
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines
+        for point in points
     ]
+    hardware = sorted({m.instance for p in points for m in (p.published, p.dsmoe) if m.runs})
+    measured_on = f"measured on {', '.join(hardware)}" if hardware else "nothing was measured"
+    return [*columns([head, *lines]), f"published, dsmoe: {measured_on}; ratio: of these two"]
+
+
+def _cell(point: Point, measured: Measured) -> str:
+    text = measured.word if measured.tflops is None else f"{measured.tflops:.2f}"
+    if measured.runs and not point.same_model(measured):
+        text += f" ({measured.model})"
+    return text

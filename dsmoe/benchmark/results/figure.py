@@ -13,9 +13,9 @@ from dsmoe.common.errors import EnvironmentProblem
 
 # Apart for colour-blind readers too: the reference is light and hatched, the measured one dark.
 REFERENCE_STYLE = {"color": "#c9c9c9", "edgecolor": "#6b6b6b", "hatch": "///"}
-MEASURED_STYLE = {"color": "#1b6ca8", "edgecolor": "#0b3556"}
-OTHER_MODEL_STYLE = {"color": "#f0b24a", "edgecolor": "#7a5200"}
-WIDTH = 0.38
+PUBLISHED_STYLE = {"color": "#f0b24a", "edgecolor": "#7a5200"}
+DSMOE_STYLE = {"color": "#1b6ca8", "edgecolor": "#0b3556"}
+WIDTH = 0.29
 
 
 def pyplot() -> Any:
@@ -35,7 +35,10 @@ def pyplot() -> Any:
 
 
 def draw_comparison(points: Sequence[Point], reference: Reference) -> Any:
-    """TFLOPS per GPU against the number of GPUs: a pair of bars a point, a word for a gap."""
+    """TFLOPS per GPU against the number of GPUs: three bars a point, a word for a gap.
+
+    The reference as it was published, the published method measured here, and dsmoe.
+    """
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(8.4, 4.2))
     top = max(_values(points), default=1.0)
@@ -43,22 +46,26 @@ def draw_comparison(points: Sequence[Point], reference: Reference) -> Any:
     for place, point in enumerate(points):
         if point.reference is not None:
             name = f"reference: published with the artifact, {reference.hardware}"
-            _bar(ax, place - WIDTH / 2, point.reference, REFERENCE_STYLE, name, seen)
+            _bar(ax, place - WIDTH, point.reference, REFERENCE_STYLE, name, seen)
         else:
-            _word(ax, place - WIDTH / 2, f"reference: {point.reference_word}", "#6b6b6b", top)
-        if point.measured is None:
-            word = f"here: {point.measured_word}" if point.runs else point.measured_word
-            _word(ax, place + WIDTH / 2, word, "#0b3556", top)
-        elif point.same_model:
-            name = "measured: this project"
-            _bar(ax, place + WIDTH / 2, point.measured, MEASURED_STYLE, name, seen)
-        else:
-            name = "measured: this project, another model than the reference's"
-            _bar(ax, place + WIDTH / 2, point.measured, OTHER_MODEL_STYLE, name, seen)
+            _word(ax, place - WIDTH, f"reference: {point.reference_word}", "#6b6b6b", top)
+        for at, measured, words, style in (
+            (place, point.published, "published method, measured here", PUBLISHED_STYLE),
+            (place + WIDTH, point.dsmoe, "dsmoe, measured here", DSMOE_STYLE),
+        ):
+            if measured.tflops is None:
+                _word(ax, at, f"{words.split(',')[0]}: {measured.word}", "#0b3556", top)
+            elif point.same_model(measured):
+                _bar(ax, at, measured.tflops, style, words, seen)
+            else:
+                other = {**style, "hatch": "..."}
+                name = f"{words}, another model than the reference's"
+                _bar(ax, at, measured.tflops, other, name, seen)
     ax.set_xticks(range(len(points)), [_tick(point) for point in points])
     ax.set_xlabel("GPUs, and the parameters of the model")
     ax.set_ylabel("TFLOPS per GPU (artifact's formula)")
-    hardware = sorted({point.instance for point in points if point.measured is not None})
+    ran = [m for point in points for m in (point.published, point.dsmoe)]
+    hardware = sorted({measured.instance for measured in ran if measured.tflops is not None})
     ax.set_title(
         "DeepSpeed on MoE: " + (f"measured on {', '.join(hardware)}" if hardware else "no GPU run")
     )
@@ -66,7 +73,7 @@ def draw_comparison(points: Sequence[Point], reference: Reference) -> Any:
     ax.set_xlim(-0.7, len(points) - 0.3)
     if seen:
         ax.legend(loc="upper right", frameon=False)
-    _plain(ax)
+    plain(ax)
     fig.tight_layout()
     return fig
 
@@ -93,7 +100,7 @@ def draw_cpu(records: Sequence[RunRecord]) -> Any:
     ax.set_ylabel("tokens/s, all processes")
     ax.set_title("CPU runs (not comparable with the paper's figure)")
     ax.margins(y=0.15)
-    _plain(ax)
+    plain(ax)
     fig.tight_layout()
     return fig
 
@@ -130,13 +137,13 @@ def _word(ax: Any, place: float, word: str, color: str, top: float) -> None:
 
 
 def _tick(point: Point) -> str:
-    other = point.runs and not point.same_model
-    return f"{point.gpus}\n{point.model}" + (f"\n(here {point.measured_model})" if other else "")
+    others = {m.model for m in (point.published, point.dsmoe) if m.runs} - {point.model}
+    return f"{point.gpus}\n{point.model}" + "".join(f"\n(here {name})" for name in sorted(others))
 
 
 def _values(points: Sequence[Point]) -> list[float]:
-    pairs = [(point.reference, point.measured) for point in points]
-    return [value for pair in pairs for value in pair if value is not None]
+    values = [v for p in points for v in (p.reference, p.published.tflops, p.dsmoe.tflops)]
+    return [value for value in values if value is not None]
 
 
 def _case_name(record: RunRecord) -> str:
@@ -147,7 +154,8 @@ def _speed(record: RunRecord) -> float:
     return record.tokens_per_second or -1.0
 
 
-def _plain(ax: Any) -> None:
+def plain(ax: Any) -> None:
+    """Without the upper and right side of the frame, with faint lines at the values."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     ax.grid(axis="y", linewidth=0.4, alpha=0.5)

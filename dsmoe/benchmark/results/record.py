@@ -11,12 +11,11 @@ from typing import Any, Callable, Sequence
 
 from dsmoe.common.errors import ResultsError
 from dsmoe.benchmark.cases.flops import tflops
-from dsmoe.benchmark.cases.case import PAPER_SUITES, Case, complete
+from dsmoe.benchmark.cases.case import METHODS, PAPER_SUITES, Case, complete
 
 SCHEMA = 2
 PAPER_EXPERIMENT = "e2e"
 PAPER_MODEL = "moe"
-METHOD = "deepspeed"
 REASON_LENGTH = 500
 
 
@@ -45,7 +44,7 @@ class RunRecord:
     # Tree ids of the pinned DeepSpeed and of the patched one: folder -> id.
     base_tree: dict[str, str] = field(default_factory=dict)
     result_tree: dict[str, str] = field(default_factory=dict)
-    method: str = METHOD
+    method: str = "dsmoe"
     time_stamp: float = field(default_factory=time.time)
     schema: int = SCHEMA
     # "ok" or "failed"; a failed run has a reason and no figures.
@@ -79,6 +78,8 @@ class RunRecord:
     # Mean training loss of each step, warm-up included; null where it was not finite.
     losses: list[float | None] = field(default_factory=list)
     held_out_loss: float | None = None
+    # Why a run whose iterations finished did not end well: what was to be taken after them failed.
+    evaluation_error: str | None = None
     # For each mixture layer: each expert's share of the routed tokens (sums to 1), last step.
     expert_load: list[list[float]] = field(default_factory=list)
 
@@ -99,7 +100,8 @@ class RunRecord:
         if not isinstance(values, dict):
             raise ResultsError(f"a JSON {type(values).__name__}, expected a record")
         if values.get("schema") == 1 and isinstance(values.get("case"), dict):
-            values.update(schema=SCHEMA, case=complete(values["case"]))
+            # until then every run had the published baseline's name
+            values.update(schema=SCHEMA, case=complete(values["case"]), method="dsmoe")
         if values.get("schema") != SCHEMA:
             raise ResultsError(
                 f"schema {values.get('schema')!r}, this version reads 1 and {SCHEMA}"
@@ -119,20 +121,19 @@ def _no_constant(name: str) -> float:
 
 
 def labels(case: Case, device: str, instance: str) -> dict[str, str]:
-    """exp_name, instance and model_name of a run of ``case``.
+    """exp_name, instance, model_name and method of a run of ``case``.
 
-    Only the suites artifact and paper on GPUs get the names (e2e, moe) that the artifact's plot
+    Only the suites of the paper on GPUs get the names (e2e, moe) that the artifact's plot
     draws. A CPU run is ``smoke-cpu``, ``cpu``, ``moe-smoke`` whatever its case.
     """
     if device == "cpu":
-        return {"exp_name": "smoke-cpu", "instance": "cpu", "model_name": "moe-smoke"}
+        names = {"exp_name": "smoke-cpu", "instance": "cpu", "model_name": "moe-smoke"}
+        return {**names, "method": METHODS[case.method]}
     if case.suite in PAPER_SUITES:
-        return {"exp_name": PAPER_EXPERIMENT, "instance": instance, "model_name": PAPER_MODEL}
-    return {
-        "exp_name": f"{case.suite}-gpu",
-        "instance": instance,
-        "model_name": f"{PAPER_MODEL}-{case.suite}",
-    }
+        names = {"exp_name": PAPER_EXPERIMENT, "model_name": PAPER_MODEL}
+    else:
+        names = {"exp_name": f"{case.suite}-gpu", "model_name": f"{PAPER_MODEL}-{case.suite}"}
+    return {**names, "instance": instance, "method": METHODS[case.method]}
 
 
 def finite_or_none(values: Sequence[float]) -> list[float | None]:

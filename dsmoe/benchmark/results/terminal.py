@@ -36,6 +36,8 @@ def report_lines(record: RunRecord) -> list[tuple[str, str]]:
         lines += [("first loss", _loss(record.losses[0])), ("last loss", _loss(record.losses[-1]))]
     if record.held_out_loss is not None:
         lines.append(("held-out loss", _loss(record.held_out_loss)))
+    if record.evaluation_error is not None:
+        lines.append(("evaluation failed", record.evaluation_error))
     if record.skipped_steps:
         lines.append(("skipped steps", str(record.skipped_steps)))
     if record.peak_memory_bytes is not None:

@@ -25,7 +25,7 @@ FINISHED, RUN_FAILED = 0, 1
 def run_cases(request: Request, stop: StopSignals) -> int:
     """Run every case; RUN_FAILED if one failed. Raises DsmoeError before anything is started."""
     local.quick(request.output)
-    step(f"DeepSpeed checkout {request.checkout}")
+    step(f"DeepSpeed checkout {request.checkout} ({request.checkout_reason})")
     patched_deepspeed.ensure(request.checkout)
     trees = patched_deepspeed.trees(request.checkout)
     layouts = [layout for _, layout in request.cases]

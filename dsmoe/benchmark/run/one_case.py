@@ -117,13 +117,14 @@ def prepare_folder(run_dir: Path, case: Case, request: Request) -> dict[str, Any
 
 
 def _record(
-    case: Case, common: dict[str, Any], run_dir: Path, outcome: LauncherEnd, losses: list[float]
+    case: Case, common: dict[str, Any], run_dir: Path, ended: LauncherEnd, losses: list[float]
 ) -> RunRecord:
-    reason = outcome.reason
-    if reason is None and not (run_dir / OUTCOME).is_file():
-        reason = f"the launcher reported success, but {run_dir / OUTCOME} is missing"
-    if reason is None:
-        return RunRecord(**common, **_figures(case, read_json(run_dir / OUTCOME)))
+    """The record of a run; one whose iterations finished keeps their figures, however it ended."""
+    outcome = run_dir / OUTCOME
+    if outcome.is_file():
+        figures = _figures(case, read_json(outcome))
+        return RunRecord(**common, **figures, evaluation_error=ended.reason)
+    reason = ended.reason or f"the launcher reported success, but {outcome} is missing"
     return RunRecord(
         **common,
         **failed(case, reason),
@@ -137,10 +138,11 @@ def _figures(case: Case, outcome: dict[str, Any]) -> dict[str, Any]:
         **measured(case, outcome["step_seconds"]),
         "warmup_seconds": outcome["warmup_seconds"],
         "losses": finite_or_none(outcome["losses"]),
-        "held_out_loss": outcome["held_out_loss"],
-        "expert_load": outcome["expert_load"],
         "kernels": outcome["kernels"],
-        "peak_memory_bytes": outcome["peak_memory_bytes"],
         "skipped_steps": outcome["skipped_steps"],
         "parameter_count": outcome["parameter_count"],
+        # these are taken after the last iteration, and may be missing
+        "peak_memory_bytes": outcome.get("peak_memory_bytes"),
+        "expert_load": outcome.get("expert_load", []),
+        "held_out_loss": outcome.get("held_out_loss"),
     }

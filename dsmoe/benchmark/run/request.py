@@ -46,14 +46,16 @@ class Request:
     """The cases with the hosts of each, and everything that they share.
 
     ``machine``: where the processes run (the head of the host file). ``checkout``: the DeepSpeed
-    that they import. ``cache``: where prepared text is kept. ``output``: the results folder; with
-    several hosts, both are in a folder that all of them share. ``port`` None: a free one.
-    ``master``: the first host's address, where it is not the launcher's to find out.
+    that they import, and ``checkout_reason`` why that one. ``cache``: where prepared text is kept.
+    ``output``: the results folder; with several hosts, both are in a folder that all of them
+    share. ``port`` None: a free one. ``master``: the first host's address, where it is not the
+    launcher's to find out.
     """
 
     cases: tuple[tuple[Case, Layout], ...]
     machine: Machine
     checkout: Path
+    checkout_reason: str
     text: Text
     cache: Path
     output: Path

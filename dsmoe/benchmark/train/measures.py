@@ -21,10 +21,11 @@ from dsmoe.benchmark.data.corpus import Corpus
 EVALUATION_BATCHES = 8
 
 
-def expert_load(model: MoELM) -> list[list[float]]:
+def expert_load(model: MoELM, device: torch.device) -> list[list[float]]:
     """Each MoE layer's share of first choices by expert, over all processes' last micro-batch."""
     assert model.last_stats is not None  # a micro-batch went before
-    load = model.last_stats.expert_load.double()
+    # DeepSpeed's own layer counts on the CPU, where NCCL cannot add
+    load = model.last_stats.expert_load.to(device).double()
     dist.all_reduce(load)
     return (load / load.sum(dim=-1, keepdim=True).clamp(min=1)).tolist()
 

@@ -78,12 +78,17 @@ class Run:
 def train_whole(folder: Path, stage: Stage) -> None:
     """Everything from joining the process group to ``outcome.json``; does not return.
 
-    Raises whatever goes wrong, with ``stage`` saying where.
+    What was measured is on disk before anything else runs: ``outcome.json`` is written after the
+    last iteration, and again with each figure that is taken after it. Raises whatever goes wrong,
+    with ``stage`` saying where.
     """
     run = start(folder, stage)
     outcome = train(run, lambda line: _append(folder / ITERATIONS, line, run.rank))
-    if run.rank == 0:
-        write_json(folder / OUTCOME, outcome)
+    _write(folder / OUTCOME, outcome, run.rank)
+    for name, measure in AFTERWARDS.items():
+        run.stage.enter(f"after the last iteration, in {name}", run.seconds)
+        outcome[name] = measure(run)
+        _write(folder / OUTCOME, outcome, run.rank)
     stop(run)
 
 
@@ -96,6 +101,8 @@ def start(folder: Path, stage: Stage) -> Run:
     cuda = torch.cuda.is_available()
     if cuda and case.compiled:
         find_ahead()
+    if case.deterministic:
+        be_deterministic()
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
@@ -118,6 +125,17 @@ def start(folder: Path, stage: Stage) -> Run:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     passes = micro_batch_of(engine, case)
     return Run(folder, case, engine, text, device, stage, limits["later"], passes)
+
+
+def be_deterministic() -> None:
+    """Let torch take the operations that give the same bits in every run, or fail.
+
+    Call it before CUDA is used: cuBLAS reads its variable when it starts.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    if hasattr(torch.utils, "deterministic"):  # torch 2.2: uninitialised memory may stay so
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def kernel_names(case: Case) -> dict[str, str]:
@@ -226,22 +244,25 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         )
         if step == 0:
             say_notes(run)  # some things show when they are used
-    run.stage.enter("after the last iteration", run.seconds)
-    load = expert_load(run.engine.module)
-    peak = peak_memory(run.device)  # of training: the evaluation below is eager and has its own
     warmup = case.warmup
     return {
         "warmup_seconds": seconds[:warmup],
         "step_seconds": seconds[warmup:],
         "losses": losses,
-        "held_out_loss": held_out_loss(run.engine, case, run.text, run.device),
-        "expert_load": load,
-        "peak_memory_bytes": peak,
         "skipped_steps": run.engine.skipped_steps,
         "parameter_count": parameter_count(run.engine.module),
         "kernels": kernel_names(case),
         "text": vars(run.text.info),
     }
+
+
+# Figures that are taken after the last iteration, in this order. Each may fail by itself, and the
+# evaluation needs memory of its own: so the peak comes before it.
+AFTERWARDS: dict[str, Callable[[Run], Any]] = {
+    "peak_memory_bytes": lambda run: peak_memory(run.device),
+    "expert_load": lambda run: expert_load(run.engine.module, run.device),
+    "held_out_loss": lambda run: held_out_loss(run.engine, run.case, run.text, run.device),
+}
 
 
 def step_tokens(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
@@ -287,6 +308,11 @@ def stop(run: Run) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _write(path: Path, outcome: dict[str, Any], rank: int) -> None:
+    if rank == 0:
+        write_json(path, outcome)
 
 
 def _append(path: Path, line: dict[str, Any], rank: int) -> None:

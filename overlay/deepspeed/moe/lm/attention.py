@@ -32,6 +32,19 @@ def math_attention(q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, dropout: floa
     return torch.matmul(F.dropout(share_BNSS, dropout, training=dropout > 0), v_BNSD)
 
 
+def megatron_attention(q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, dropout: float) -> Tensor:
+    """The same as Megatron-LM v1.1.5 has it without its fused kernels, which the Alpa artifact left
+    out: scores, mask (-10000) and softmax in the precision of the input. Returns [B, N, S, D]."""
+    length = q_BNSD.shape[-2]
+    scores_BNSS = torch.matmul(q_BNSD, k_BNSD.transpose(-1, -2)) / math.sqrt(q_BNSD.shape[-1])
+    future_SS = torch.ones(length, length, dtype=torch.bool, device=q_BNSD.device).triu(1)
+    share_BNSS = torch.softmax(scores_BNSS.masked_fill(future_SS, -10000.0), dim=-1)
+    return torch.matmul(F.dropout(share_BNSS, dropout, training=dropout > 0), v_BNSD)
+
+
+WRITTEN_OUT = {"math": math_attention, "megatron": megatron_attention}
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a position sees itself and those before it.
 
@@ -39,7 +52,8 @@ class CausalSelfAttention(nn.Module):
         hidden_size: model width M.
         num_heads: heads N; M is a multiple of N.
         dropout: probability, applied to the attention weights in training.
-        attention: "fused" or "math"; "fused" falls back to "math" where torch has no fused one.
+        attention: "fused", "math" or "megatron"; "fused" falls back to "math" where torch has no
+            fused one.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float, attention: str) -> None:
@@ -47,6 +61,7 @@ class CausalSelfAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.fused = attention == "fused" and HAS_FUSED
+        self.written_out = WRITTEN_OUT.get(attention, math_attention)
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
 
@@ -61,7 +76,7 @@ class CausalSelfAttention(nn.Module):
             y_BSND = causal_attention(qkv_BS3ND)
         else:
             q_BNSD, k_BNSD, v_BNSD = qkv_BS3ND.permute(2, 0, 3, 1, 4).unbind(0)
-            attend = fused_attention if self.fused else math_attention
+            attend = fused_attention if self.fused else self.written_out
             y_BSND = attend(q_BNSD, k_BNSD, v_BNSD, dropout).transpose(1, 2)
         y_BSM = y_BSND.reshape(batch, length, width)
         return linear(self.out, y_BSM)

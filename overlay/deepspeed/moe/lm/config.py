@@ -8,7 +8,7 @@ from typing import Any, Iterable
 _POLICIES = ("all", "random", "sampling")
 _RENORMALISE = ("kept", "chosen")
 _IMPLEMENTATIONS = ("index", "einsum", "deepspeed")
-_ATTENTION = ("fused", "math")
+_ATTENTION = ("fused", "math", "megatron")
 _NOISE = (None, "Jitter", "RSample")
 _WHOLE_NUMBERS = (
     "hidden_size",
@@ -72,7 +72,8 @@ class MoELMConfig:
     moe_implementation: str = "index"
     """"index" (gathers), "einsum" (the product form) or "deepspeed" (bd3ebd's own layer)."""
     attention: str = "fused"
-    """"fused" (torch's scaled_dot_product_attention where there is one) or "math"."""
+    """"fused" (torch's scaled_dot_product_attention where there is one), "math" (written out, the
+    softmax in fp32) or "megatron" (written out in the model's precision, as the artifact had it)."""
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
