@@ -3,7 +3,7 @@ PYTHON = $$(scripts/setup.sh dev)
 # What make test runs on the other base; make test-all runs everything on both.
 SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py \
 	tests/engine/test_flat_gradients.py
-.PHONY: test test-unit test-all test-matrix test-ray bench bench-gpu lint coverage dist series
+.PHONY: test test-unit test-all test-matrix test-ray bench bench-gpu docs lint coverage dist series
 
 test: lint
 	@python=$(PYTHON) && "$$python" -m pytest -m "not slow" && \
@@ -19,7 +19,7 @@ test-matrix:
 test-ray:
 	@python=$(PYTHON) && scripts/test-ray.sh "$$python"
 
-# The fast path against the reference path, on this machine; the GPU cases (docs/performance.md).
+# The fast path against the reference path on this machine; the GPU cases (docs/guide/fast-path.md).
 bench:
 	@python=$(PYTHON) && PYTHONPATH="$(CURDIR)" "$$python" -m dsmoe bench
 
@@ -44,7 +44,15 @@ coverage:
 dist:
 	@python=$(PYTHON) && "$$python" -m pip wheel -q --no-deps -w dist .
 
-# After patch/ or overlay/ changed: both locks, and the series of 0.5.4 carried over (docs/bases.md).
+# The site, in build/site: pages made from the code, their links and words checked, then mkdocs.
+docs:
+	@python=$$(scripts/setup.sh docs) && "$$python" scripts/make_reference.py && \
+	"$$python" scripts/check_docs.py && \
+	NO_MKDOCS_2_WARNING=1 "$$python" -m mkdocs build --strict --quiet && \
+	echo "wrote build/site/index.html"
+
+# After a change of patch/ or overlay/: renew both locks and carry the series over to 0.5.4
+# (docs/reference/bases.md).
 series:
 	@python=$(PYTHON) && cd "$(CURDIR)" && \
 	{ test -e build/DeepSpeed || "$$python" apply_patch.py build/DeepSpeed --from-release --no-apply; } && \

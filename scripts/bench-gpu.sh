@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Times this project's GPU cases on the GPUs that are here, one after another, and prints the table
-# of docs/performance.md, then where a step goes. Results are kept in the folder named (default:
+# of docs/lab/performance.md, then where a step goes. Results are kept in the folder named (default:
 # results/bench-gpu).
 #   scripts/bench-gpu.sh PYTHON [FOLDER]
 set -euo pipefail

@@ -6,7 +6,7 @@
     make test-matrix                       the first form
 
 Environments are kept in build/matrix/. A Python is looked for as python3.X on PATH and among
-pyenv's versions. The table goes to docs/compatibility.md, between its two marks.
+pyenv's versions. The table goes to docs/reference/compatibility.md, between its two marks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from dsmoe.common.dependencies import requirements  # noqa: E402
 
 PLACE = ROOT / "build" / "matrix"
-TABLE = ROOT / "docs" / "compatibility.md"
+TABLE = ROOT / "docs" / "reference" / "compatibility.md"
 MARKS = ("<!-- matrix -->\n", "<!-- end of matrix -->\n")
 #: What cannot work with the oldest torch: a test id a line, then "#" and the reason.
 OLDEST_LEFT_OUT = ROOT / "tests" / "oldest.txt"

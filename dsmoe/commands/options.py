@@ -16,6 +16,7 @@ from dsmoe.benchmark.cases.choice import Changes, Wanted
 from dsmoe.benchmark.cases.suites import SUITES
 from dsmoe.common.arguments import count, seed, whole
 
+ARTIFACT_IDS = "artifact-ids"
 SWITCHES = (
     ("remat", "Each layer's activations are computed again in the backward pass."),
     ("compiled", "The training pass goes through torch.compile."),
@@ -120,11 +121,17 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="The model is trained on these files, folders and globs.",
+        help="The model is trained on these files, folders and globs; artifact-ids stands for the "
+        "default text with ids 0 and 1, as the artifact's script trained on.",
     )
     text.add_argument(
         "--tokenizer", metavar="FILE", help="A tokenizers JSON file makes the tokens."
     )
+
+
+def text_paths(options: argparse.Namespace) -> list[str]:
+    """The paths of ``--data``; none for the default text, as it is or with the artifact's ids."""
+    return [] if options.data == [ARTIFACT_IDS] else list(options.data)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -163,6 +170,7 @@ def changes_of(options: argparse.Namespace) -> Changes:
         warmup=options.warmup,
         seed=options.seed,
         deterministic=options.deterministic,
+        artifact_ids=True if getattr(options, "data", None) == [ARTIFACT_IDS] else None,
         tensorboard=True if getattr(options, "tensorboard", None) else None,
     )
 

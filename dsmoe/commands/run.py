@@ -174,7 +174,7 @@ def request_of(options: argparse.Namespace) -> Request:
         machine=machine,
         checkout=checkout,
         checkout_reason=reason,
-        text=Text.of(options.data, options.tokenizer),
+        text=Text.of(shared.text_paths(options), options.tokenizer),
         cache=work_folder() / "text",
         output=options.output.expanduser(),
         limits=limits(options.time_out),

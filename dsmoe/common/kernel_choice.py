@@ -1,18 +1,18 @@
-"""Which kernels a training process may use: the variable, and its choices."""
+"""Which kernels a training process may use: the choice in the environment, checked early."""
 
 from __future__ import annotations
 
 from typing import Mapping
 
 from dsmoe.common.errors import UsageError
+from dsmoe.common.overlay import kernel_choices
 
-# As in deepspeed/moe/kernels/policy.py, which needs torch; a test compares the two.
-VARIABLE = "DSMOE_KERNELS"
-CHOICES = ("all", "nccl", "cublas", "torch")
+VARIABLE = str(kernel_choices().VARIABLE)
 
 
 def check_kernels(environment: Mapping[str, str]) -> None:
     """Raises UsageError for a choice that the training processes would refuse."""
-    choice = environment.get(VARIABLE) or CHOICES[0]
-    if choice not in CHOICES:
-        raise UsageError(f"{VARIABLE}={choice!a}; expected one of {', '.join(CHOICES)}")
+    try:
+        kernel_choices().chosen(environment)
+    except ValueError as error:
+        raise UsageError(str(error)) from None

@@ -1,1 +1,1 @@
-"""Does the model learn? The MoE model against a dense one of equal FLOPs; docs/convergence.md."""
+"""The MoE model against a dense one of equal FLOPs a token; docs/guide/convergence.md."""

@@ -1,4 +1,4 @@
-"""One test a defect of the base (docs/defects.md); each fails when its patch is left out.
+"""One test a defect of the base (docs/reference/defects.md); each fails when its patch is left out.
 
 test_patches_are_needed.py takes the patches out one by one and sees the failures.
 """

@@ -13,9 +13,8 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.moe.gshard import experts as stacked_experts
-from deepspeed.moe.lm import MoELM, MoELMConfig, block, param_groups
-from deepspeed.moe.lm import model as lm_model
+from deepspeed.moe.kernels import policy
+from deepspeed.moe.lm import MoELM, MoELMConfig, param_groups
 from deepspeed.moe.utils import is_moe_param
 from deepspeed.ops.adafactor import Adafactor
 from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, plain_micro_batch
@@ -39,7 +38,6 @@ DEFAULTS: dict[str, Any] = {
     "config": {},
     "model": {},
 }
-FUSES = {module: module.fuses for module in (stacked_experts, block, lm_model)}
 MODEL = {
     "hidden_size": 16,
     "num_layers": 2,
@@ -63,6 +61,19 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
+OF_THIS_MACHINE = policy.kernels()
+
+
+class FusedFormulas(policy.KernelPolicy):
+    """Compiled regions have the operators of a GPU; without one these compute by formulas."""
+
+    def fuses_gelu(self, x: torch.Tensor) -> bool:
+        return torch.compiler.is_compiling()
+
+    def fuses_loss(self, x: torch.Tensor) -> bool:
+        return torch.compiler.is_compiling()
+
+
 def full(scenario: dict[str, Any]) -> dict[str, Any]:
     return {**DEFAULTS, **scenario}
 
@@ -84,8 +95,7 @@ def build(scenario: dict[str, Any]) -> MoELM:
     if scenario["compile"] is not None:
         torch.compiler.reset()  # a process of the pool compiles more models than one may
         model.compile_training(**scenario["compile"])
-    for module, on_gpus in FUSES.items():
-        module.fuses = (lambda x: torch.compiler.is_compiling()) if scenario["fused"] else on_gpus
+    policy.use(FusedFormulas(policy.Libraries()) if scenario["fused"] else OF_THIS_MACHINE)
     return model
 
 

@@ -10,7 +10,10 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Mapping
 
 from dsmoe.common.errors import UsageError
+from dsmoe.common.overlay import model_sizes
 
+# Fields of a model on which the number of its parameters does not depend.
+UNCOUNTED = ("name", "num_heads", "top_k")
 PRECISIONS = ("fp32", "fp16", "bf16")
 MOE_IMPLEMENTATIONS = ("index", "einsum", "deepspeed")
 SECOND_EXPERT_POLICIES = ("all", "random", "sampling")
@@ -42,11 +45,11 @@ class ModelCase:
     hidden_size: int
     num_layers: int
     num_experts: int
-    num_heads: int = 16
-    sequence_length: int = 1024
-    vocab_size: int = 32000
-    ffn_multiplier: int = 8
-    top_k: int = 2
+    num_heads: int = model_sizes().NUM_HEADS
+    sequence_length: int = model_sizes().SEQUENCE_LENGTH
+    vocab_size: int = model_sizes().VOCAB_SIZE
+    ffn_multiplier: int = model_sizes().FFN_MULTIPLIER
+    top_k: int = model_sizes().TOP_K
 
     def __post_init__(self) -> None:
         sizes = asdict(self)
@@ -64,19 +67,13 @@ class ModelCase:
 
     @property
     def parameter_count(self) -> int:
-        """Parameters, by closed formula.
-
-        Tied embedding V·H (no output bias), learned positions S·H, final layer norm 2H. A layer
-        has two layer norms 4H and attention 4H²+4H (query, key, value, output, with biases). A
-        feed-forward block has 2fH² + fH + H (two matrices, two biases). A dense layer has one of
-        them, a mixture layer E of them and a gate E·H without bias; half of the layers each.
-        """
-        h, f, e = self.hidden_size, self.ffn_multiplier, self.num_experts
-        ffn = 2 * f * h * h + f * h + h
-        shared = 4 * h * h + 4 * h + 4 * h
-        half = self.num_layers // 2
-        layers = half * (shared + ffn) + half * (shared + e * ffn + e * h)
-        return self.vocab_size * h + self.sequence_length * h + layers + 2 * h
+        """Parameters of the whole model, by the closed formula of deepspeed/moe/lm/sizes.py."""
+        sizes = asdict(self)
+        return int(
+            model_sizes().count_parameters(
+                **{name: sizes[name] for name in sizes if name not in UNCOUNTED}
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,8 @@ class Case:
     through torch.compile; ``flat_gradients``: ZeRO takes the gradients of a micro-batch together;
     ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``deterministic``: two runs on
     one card give the same bits, at a cost in time. ``warmup`` steps are run before ``iterations``
-    steps are measured. ``source`` says where the settings come from; ``method`` whether they are
+    steps are measured. ``artifact_ids``: every token becomes 0 or 1, as
+    in the artifact. ``source`` says where the settings come from; ``method`` whether they are
     this project's or those that were published (published.py).
 
     Raises :class:`UsageError` for settings that do not go together.
@@ -146,6 +144,7 @@ class Case:
     iterations: int = 5
     seed: int = 1234
     deterministic: bool = False
+    artifact_ids: bool = False
     source: str = ""
     method: str = "dsmoe"
 

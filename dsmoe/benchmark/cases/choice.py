@@ -48,6 +48,7 @@ class Changes:
     warmup: int | None = None
     seed: int | None = None
     deterministic: bool | None = None
+    artifact_ids: bool | None = None
     tensorboard: bool | None = None
 
 

@@ -58,7 +58,9 @@ def _optimizer(case: Case, device: str) -> dict[str, Any]:
     if case.optimizer == "adafactor":
         artifact = case.adafactor_mode == "artifact"
         # The artifact's optimizer was left at relative_step=True, which ignores lr.
-        own = {"relative_step": artifact, "mode": case.adafactor_mode}
+        own: dict[str, Any] = {"relative_step": artifact, "mode": case.adafactor_mode}
+        if case.method == "published":
+            own["beta1"] = 0.9  # Megatron's default for Adam, which the script hands on
         return {"type": "Adafactor", "params": {**rate, **decay, **own}}
     if case.optimizer == "adamw":
         # torch's own: DeepSpeed's fused Adam is a CUDA extension that needs a compiler.

@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 # What a user may change without its being another method.
-FREE = ("iterations", "warmup", "seed", "tensorboard", "deterministic")
+FREE = ("iterations", "warmup", "seed", "tensorboard", "deterministic", "artifact_ids")
 
 
 def published(case: Case, suite: str | None = None) -> Case:

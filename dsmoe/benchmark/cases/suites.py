@@ -17,25 +17,16 @@ from typing import Any
 from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
 from dsmoe.benchmark.cases.published import published
 from dsmoe.common.errors import UsageError
+from dsmoe.common.overlay import model_sizes
 
-# The sizes the artifact names; see parameter_count for how near the names are (docs/results.md).
+# The sizes the artifact names; docs/reference/results.md says how near the names are.
 MODELS = {
-    model.name: model
-    for model in (
-        ModelCase("380M", 768, 8, 8),
-        ModelCase("690M", 768, 8, 16),
-        ModelCase("1.3B", 768, 16, 16),
-        ModelCase("2.4B", 1024, 16, 16),
-        ModelCase("4.5B", 1024, 16, 32),
-        ModelCase("10B", 1536, 16, 32),
-        ModelCase("27B", 2048, 16, 48),
-        ModelCase("70B", 2048, 32, 64),
-        ModelCase("140B", 2048, 32, 128),
-    )
+    name: ModelCase(name, size.hidden_size, size.num_layers, size.num_experts)
+    for name, size in model_sizes().SIZES.items()
 }
 
 
-# The artifact's script dropped the balance loss; that is mended here: see docs/benchmark.md.
+# The artifact's script dropped the balance loss (docs/tutorial/from-the-artifact.md).
 ARTIFACT_AUXILIARY = 0.01
 # How this project trains on GPUs, whatever the model and the batch.
 FAST: dict[str, Any] = {"compiled": True, "flat_gradients": True, "cuda_graph": True}
@@ -86,7 +77,7 @@ def _tuned(gpus: int, model: str, size: int, expert_parallel_size: int, source: 
     )
 
 
-# Micro-batches of 128 take 64 GiB (docs/performance.md), and the evaluation after them 16 more.
+# Micro-batches of 128 take 64 GiB (docs/lab/performance.md), the evaluation after them 16 more.
 _LARGE_MEMORY = 100 * 2**30
 
 
@@ -100,7 +91,7 @@ def for_memory(case: Case, memory: int | None) -> Case:
     return dataclasses.replace(case, micro_batches=case.micro_batches // 2)
 
 
-_MEASURED = "chosen here by measurement (docs/performance.md)"
+_MEASURED = "chosen here by measurement (docs/lab/performance.md)"
 _NOT_MEASURED = "chosen here after the cases of one and two GPUs; not measured"
 _EARLIER = "artifact script, earlier commit 0f54053e"
 _NOT_GIVEN = (

@@ -20,6 +20,8 @@ import numpy as np
 from dsmoe.benchmark.data.tokenizer import check_vocabulary
 from dsmoe.common.errors import DataError
 
+GPT2_VOCABULARY = 50257
+
 
 class WindowSampler:
     """Global batches of ``global_batch`` windows of ``sequence`` + 1 tokens from ``tokens`` [N].
@@ -110,6 +112,17 @@ def evaluation_batches(
     sampler = WindowSampler(tokens, sequence, size, vocab_size=vocab_size, shuffle=False)
     for step in range(count):
         yield sampler.read(sampler.global_windows(step))
+
+
+def artifact_ids(tokens: np.ndarray, largest_id: int, vocab_size: int) -> np.ndarray:
+    """Ids 0 and 1, as the artifact's script makes them of GPT-2's 50,257.
+
+    It divides every id by the model's vocabulary size and drops the fraction. Ids up to
+    ``largest_id`` are spread over GPT-2's first, so that a small vocabulary has both.
+    """
+    spread = tokens * GPT2_VOCABULARY // (largest_id + 1)
+    ids: np.ndarray = np.minimum(spread // vocab_size, 1).astype(np.int64)
+    return ids
 
 
 def as_torch(batch: np.ndarray | Any, device: str = "cpu") -> tuple[Any, Any]:

@@ -39,6 +39,33 @@ class FlatAttention(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
+def planned_kernels(fuses: bool, flat_attention: bool) -> Any:
+    """The policy of a planned step: eager operations on meta tensors stand for the real kernels.
+
+    ``fuses``: products with GELU and the loss are the operators of a compiled region;
+    ``flat_attention``: attention keeps what a fused kernel keeps, else what its formula keeps.
+    """
+    from deepspeed.moe.kernels.policy import KernelPolicy, Libraries
+    from deepspeed.moe.lm.attention import math_attention
+
+    class PlannedKernels(KernelPolicy):
+        def fuses_gelu(self, x: torch.Tensor) -> bool:
+            return fuses
+
+        def fuses_loss(self, x: torch.Tensor) -> bool:
+            return fuses
+
+        def attend(
+            self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float
+        ) -> torch.Tensor:
+            if flat_attention:
+                out: torch.Tensor = FlatAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
+                return out
+            return math_attention(q, k, v, dropout)
+
+    return PlannedKernels(Libraries())
+
+
 def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     """Bytes at the peak of a step of ``case`` on one process by kind, and bytes sent by kind.
 
@@ -48,24 +75,18 @@ def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     ``config`` is the DeepSpeed configuration. Needs a process group (fake or real) and
     DeepSpeed's groups.
     """
-    from deepspeed.moe.gshard import experts as stacked_experts
-    from deepspeed.moe.lm import MoELM, attention, block, param_groups
-    from deepspeed.moe.lm import model as model_module
+    from deepspeed.moe.kernels.policy import using
+    from deepspeed.moe.lm import MoELM, param_groups
     from deepspeed.utils import groups  # type: ignore[attr-defined]
 
     from dsmoe.benchmark.train.training import model_config
 
-    if device == "cuda" or not case.dropout:
-        attention.fused_attention = lambda q, k, v, dropout: FlatAttention.apply(q, k, v)  # type: ignore
-    else:
-        # With dropout the CPU has no fused kernel: torch computes the products whole.
-        attention.fused_attention = attention.math_attention
-    if case.compiled and device == "cuda" and case.precision != "fp32":
-        # as in a compiled region: one operator each for a product with GELU, and for the loss
-        for module in (stacked_experts, block, model_module):
-            module.fuses = lambda x: True  # type: ignore[attr-defined]
+    # In a compiled region products with GELU, and the loss, are one operator each.
+    fuses = case.compiled and device == "cuda" and case.precision != "fp32"
+    # With dropout the CPU has no fused kernel: torch computes the products whole.
+    flat_attention = device == "cuda" or not case.dropout
     ledger = Ledger()
-    with ledger:
+    with using(planned_kernels(fuses, flat_attention)), ledger:
         with ledger.kind(PARAMETERS), torch.device("meta"):
             model = MoELM(model_config(case)).to(DTYPES[case.precision])
         made = param_groups(model)
@@ -180,7 +201,7 @@ def _dispatch_bytes(model: Any, tokens: int) -> int:
     for module in model.modules():
         if isinstance(module, GShardLayer):
             size = min(module.group_size or tokens, tokens)
-            rows = -(-tokens // size) * module._capacity(tokens, size)
+            rows = -(-tokens // size) * module.capacity(tokens, size)
             width: int = module.gate.wg.weight.shape[1] * model.embedding.weight.element_size()
             return module.num_experts * rows * width
     return 0

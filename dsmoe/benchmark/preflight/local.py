@@ -19,7 +19,7 @@ from dsmoe.common.requires import torch_problem
 from dsmoe.hosts.hostfile import read_hostfile
 from dsmoe.patchset.checkout import state
 
-PYTHONS = ((3, 8), (3, 13))  # 3.8: with torch 1.10, see scripts/matrix.py
+PYTHONS = ((3, 8), (3, 13))  # 3.8: the stack of 2021, docs/reference/compatibility.md
 # A run writes a few megabytes; below this something else is about to fail.
 DISK_BYTES = 1 << 30
 

@@ -15,7 +15,7 @@ from deepspeed.moe.lm import MoELM
 from deepspeed.utils import groups  # type: ignore[attr-defined]
 
 from dsmoe.benchmark.cases.case import Case
-from dsmoe.benchmark.data.batches import as_torch, evaluation_batches
+from dsmoe.benchmark.data.batches import artifact_ids, as_torch, evaluation_batches
 from dsmoe.benchmark.data.corpus import Corpus
 
 EVALUATION_BATCHES = 8
@@ -44,6 +44,8 @@ def held_out_loss(engine: Any, case: Case, text: Corpus, device: torch.device) -
         EVALUATION_BATCHES,
         vocab_size=case.model.vocab_size,
     ):
+        if case.artifact_ids:
+            batch = artifact_ids(batch, text.info.largest_id, case.model.vocab_size)
         tokens, labels = as_torch(batch, str(device))
         engine(tokens, labels)
         losses.append(float(engine.module.last_stats.cross_entropy))

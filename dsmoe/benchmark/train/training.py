@@ -30,7 +30,7 @@ from deepspeed.utils.neutral import backend
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.data import corpus
-from dsmoe.benchmark.data.batches import WindowSampler, as_torch
+from dsmoe.benchmark.data.batches import WindowSampler, artifact_ids, as_torch
 from dsmoe.benchmark.run import marks
 from dsmoe.benchmark.run.folder import CASE, DEEPSPEED, ITERATIONS, OUTCOME, read_json, write_json
 from dsmoe.benchmark.run.layout import INTERFACE, gloo_interface
@@ -146,7 +146,7 @@ def kernel_names(case: Case) -> dict[str, str]:
     exchange = {}
     if case.parallel.expert_parallel_size > 1:
         name = group_name(groups.get_expert_parallel_group())
-        exchange["exchange"] = "copy engines" if copy_engines.serves(name) else backend()
+        exchange["exchange"] = "copy engines" if copy_engines.connected(name) else backend()
     if case.precision == "fp32":
         return {**dict.fromkeys(("products", "attention"), "torch"), **exchange}
     # with dropout attention is torch's (deepspeed/moe/lm/attention.py)
@@ -160,7 +160,7 @@ def compile_training(model: MoELM) -> None:
     if problem:
         raise TrainingFailed(f"{problem}; or run without: --no-compiled")
     try:
-        kernels()
+        kernels().libraries()
     except ValueError as error:
         raise TrainingFailed(str(error)) from error
     model.compile_training()
@@ -272,7 +272,11 @@ def step_tokens(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
         sampler.micro_batch(step, accumulation, run.rank, dist.get_world_size(), size)
         for accumulation in range(run.case.micro_batches)
     ]
-    tokens = torch.from_numpy(np.stack(batches))
+    stacked = np.stack(batches)
+    if run.case.artifact_ids:
+        largest, vocabulary = run.text.info.largest_id, run.case.model.vocab_size
+        stacked = artifact_ids(stacked, largest, vocabulary)
+    tokens = torch.from_numpy(stacked)
     return tokens.pin_memory() if run.device.type == "cuda" else tokens
 
 

@@ -241,8 +241,8 @@ def _refuse_shared(items: Sequence[Item], path: Path) -> None:
     if changed:
         raise ExportRefused(
             f"{len(changed)} patches are shared with the base whose folder they are in; edit its "
-            "checkout and carry the series over (docs/bases.md), or give the edit a patch of its "
-            f"own: python apply_patch.py {path} --export --to NAME.patch",
+            "checkout and carry the series over (docs/reference/bases.md), or give the edit a "
+            f"patch of its own: python apply_patch.py {path} --export --to NAME.patch",
             changed,
         )
 

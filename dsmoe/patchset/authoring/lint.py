@@ -1,7 +1,8 @@
 """The lint of a series: headers, names, tests named, and the form of the diffs.
 
 Headers follow DEP-3: ``Description``, ``Origin`` or ``Bug``, ``Forwarded``; besides them
-``X-Test`` names the tests that fail without the patch, ``Defect`` a number in docs/defects.md.
+``X-Test`` names the tests that fail without the patch, ``Defect`` a number in
+docs/reference/defects.md.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ def _lint_header(patch: Patch, root: Path) -> list[str]:
         problems.append("header: TODO left in it")
     defect = fields.get("Defect")
     if defect is not None and not re.fullmatch(r"\d+(, *\d+)*", defect):
-        problems.append(f"header: Defect is {defect!r}, expected numbers in docs/defects.md")
+        problems.append(
+            f"header: Defect is {defect!r}, expected numbers in docs/reference/defects.md"
+        )
     for test in fields.get("X-Test", "").split():
         problems += _lint_test(test, root)
     return problems

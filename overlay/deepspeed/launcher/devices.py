@@ -1,4 +1,4 @@
-"""Which devices the slots of a host are."""
+"""The devices that belong to the slots of a host."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from .errors import LaunchError
 from .hostfile import MAX_SLOTS
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-# How many GPUs this machine has, from whoever starts the launcher and has counted them.
+# The number of GPUs of this machine, set by a program that has counted them already.
 COUNTED = "DSMOE_DEVICES"
 
 
 def count() -> int:
-    """GPUs of this machine: ``DSMOE_DEVICES``, else as torch sees them, which takes seconds to
-    import. Raises LaunchError where the variable is no number, or above MAX_SLOTS."""
+    """GPUs of this machine: ``DSMOE_DEVICES``, else counted by torch, whose import takes seconds.
+
+    Raises LaunchError if the variable is not a number up to MAX_SLOTS.
+    """
     said = os.environ.get(COUNTED)
     if said is None:
         import torch
@@ -30,11 +32,11 @@ def count() -> int:
 
 
 def visible(slots: Sequence[int], environ: Mapping[str, str]) -> str:
-    """``CUDA_VISIBLE_DEVICES`` of a host's processes: its slots, numbered among those it shows.
+    """``CUDA_VISIBLE_DEVICES`` of a host's processes, from its slots and the variable there.
 
-    Unset, slot i is device i. Set, slot i is its entry i; CUDA ignores all from the first ``-1``
-    on, and where nothing is left the variable stays as it is: the user hid the devices. Raises
-    LaunchError for a slot that has no entry.
+    If the variable is not set, slot i is device i. If it is set, slot i is its entry i; CUDA
+    ignores all entries from the first ``-1`` on. If no entry remains, the user hid the devices, and
+    the variable stays as it is. Raises LaunchError for a slot that has no entry.
     """
     if VARIABLE not in environ:
         return ",".join(map(str, slots))

@@ -1,4 +1,4 @@
-"""Expected failures of the launcher: one line, no traceback."""
+"""Expected failures of the launcher: one line without a traceback."""
 
 from __future__ import annotations
 

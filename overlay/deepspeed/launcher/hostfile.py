@@ -1,8 +1,8 @@
-"""The host file, read strictly, and the slots of it that a run takes.
+"""Reads the host file strictly, and selects the slots of a run.
 
 One ``NAME slots=N`` a line; blank lines and CRLF are fine. Comments, a byte-order mark, ``lots=8``,
-counts that are not from 1 to MAX_SLOTS, a host twice, an empty file and names that ssh, pdsh or
-``--include`` could take for something else are refused with file and line.
+counts outside 1 to MAX_SLOTS, repeated hosts, an empty file and names with another meaning to ssh,
+pdsh or ``--include`` are errors that name file and line.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class HostPool(collections.OrderedDict):
 
 
 def usable_name(name: str) -> bool:
-    """Whether ``name`` is a host name or IPv4 address that means nothing else to ssh and pdsh."""
+    """Whether ``name`` is a host name or IPv4 address without another meaning to ssh and pdsh."""
     if len(name) > 253 or not _NAME.fullmatch(name):
         return False
     return bool(_IPV4.fullmatch(name)) or not re.fullmatch(r"[0-9.]+", name)
 
 
 def read(path: str) -> HostPool | None:
-    """The hosts in ``path``; None where there is no such file. Raises LaunchError."""
+    """The hosts in ``path``; None if there is no such file. Raises LaunchError."""
     if path == os.devnull:
         return None
     if not Path(path).exists():
@@ -97,7 +97,7 @@ def _add_line(pool: HostPool, seen: dict[str, str], line: str, where: str) -> No
 def check_named(path: str | None, default: str) -> str:
     """The host file to read: ``default``, or ``path``, which must exist if it was named.
 
-    /dev/null stands for none: this machine alone, whatever is at ``default``.
+    /dev/null means no host file: this machine alone, even if ``default`` exists.
     """
     if path is None:
         return default
@@ -107,7 +107,7 @@ def check_named(path: str | None, default: str) -> str:
 
 
 def local_slots(devices: int, wanted: int) -> int:
-    """Processes of this machine with ``devices`` GPUs, ``wanted`` of them (-1: not said)."""
+    """Processes on this machine with ``devices`` GPUs; ``wanted`` is --num_gpus (-1: not given)."""
     if devices == 0:
         devices = max(wanted, 1)
         logger.warning(f"no GPU here: starting {devices} process(es) on the CPU")
@@ -119,7 +119,7 @@ def local_slots(devices: int, wanted: int) -> int:
 def chosen(args: Any, pool: Any, parse: Callable[..., Any]) -> dict[str, list[int]]:
     """Host -> slot numbers of this run: ``pool`` after --include, --exclude and --num_*.
 
-    ``parse`` is runner.parse_inclusion_exclusion. Raises LaunchError for what is not there.
+    ``parse`` is runner.parse_inclusion_exclusion. Raises LaunchError for an unknown host or slot.
     """
     try:
         active = parse(pool, args.include, args.exclude)
@@ -142,7 +142,7 @@ def chosen(args: Any, pool: Any, parse: Callable[..., Any]) -> dict[str, list[in
                 where = getattr(pool, "where", {}).get(host, host)
                 raise LaunchError(
                     f"{where}: {host} has slots={len(slots)}, fewer than --num_gpus "
-                    f"{args.num_gpus}; lower it, or leave the host out with --exclude {host}"
+                    f"{args.num_gpus}; lower it, or exclude the host with --exclude {host}"
                 )
             active[host] = slots[: args.num_gpus]
     if not active:

@@ -1,9 +1,9 @@
-"""Runs the launcher without the rest of DeepSpeed, and so without torch: seconds at every start.
+"""Runs the launcher without the rest of DeepSpeed and without torch, which saves seconds.
 
 ``python lean.py runner ARGUMENTS`` is ``ds ARGUMENTS``, ``python lean.py ARGUMENTS`` is ``python -m
 deepspeed.launcher.launch ARGUMENTS``. runner.py finds the hosts and starts launch.py there, which
-starts a process for each GPU and waits for them; of DeepSpeed they need the files beside them and a
-logger. Only where nobody has counted the GPUs (devices.py) does runner.py import torch.
+starts a process for each GPU and waits for them. They use only the files of this folder and a
+logger of DeepSpeed. runner.py imports torch only if DSMOE_DEVICES is not set (devices.py).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import types
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# As deepspeed/utils/logging.py has it.
+# The format of deepspeed/utils/logging.py.
 FORMAT = "[%(asctime)s] [%(levelname)s] [%(filename)s:%(lineno)d:%(funcName)s] %(message)s"
 
 
 def _package(name: str, place: Path) -> types.ModuleType:
-    """A package whose modules can be imported, but whose __init__.py is not run."""
+    """A package whose modules can be imported without running its __init__.py."""
     module = types.ModuleType(name)
     module.__path__ = [str(place)]
     sys.modules[name] = module

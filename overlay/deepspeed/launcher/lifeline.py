@@ -1,9 +1,9 @@
-"""How processes notice that the one who started them is gone: killed, or cut off.
+"""Lets processes detect that the runner which started them was killed or is unreachable.
 
 The runner listens on a port (:class:`Lifeline`); ``deepspeed.launcher.launch`` on every host
-connects to it, at the address that its ssh connection came from (:func:`watch`). Nothing is sent
-but a greeting: the kernel's keep-alive tells a host within KEEPALIVE seconds that the other is
-unreachable, and at once that the runner has ended. A stopped runner (Ctrl-Z) still answers.
+connects to it, at the address that its ssh connection came from (:func:`watch`). Only a greeting is
+sent. The kernel reports at once that the runner has ended, and by keep-alive within KEEPALIVE
+seconds that the other host is unreachable. A stopped runner (Ctrl-Z) still answers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Lifeline:
-    """A port that stays open, with all connections to it, as long as this process lives."""
+    """A port that stays open, with all connections to it, until this process ends."""
 
     def __init__(self) -> None:
         self._listener = _listener()
@@ -77,7 +77,7 @@ def _listener() -> socket.socket:
             return found
         except OSError:
             continue
-    raise OSError("no port can be listened on")
+    raise OSError("cannot listen on any port")
 
 
 def _still_open(connection: socket.socket) -> bool:
@@ -90,7 +90,7 @@ def _still_open(connection: socket.socket) -> bool:
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """Let the kernel probe a silent connection: an unreachable peer is an error in KEEPALIVE s."""
+    """Enable keep-alive: an unreachable peer becomes an error within KEEPALIVE seconds."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", IDLE),
@@ -102,9 +102,9 @@ def keep_alive(connection: socket.socket) -> None:
 
 
 def watch(port: int | None) -> None:
-    """End this process by SIGTERM when its parent or the runner at ``port`` is gone.
+    """End this process by SIGTERM when its parent, or the runner at ``port``, has ended.
 
-    ``port`` None: no watch (launched by hand). 0: the parent alone. Returns at once.
+    ``port`` None: watch nothing (launched by hand). 0: watch the parent alone. Returns at once.
     """
     if port is None:
         return
@@ -141,7 +141,7 @@ def _watch_runner(address: str, port: int) -> None:
 def _connect(address: str, port: int) -> socket.socket | None:
     try:
         connection = socket.create_connection((address, port), timeout=CONNECT_SECONDS)
-        # Behind a jump host the port may be somebody else's.
+        # Behind a jump host the port may belong to another program.
         if connection.recv(len(GREETING)) != GREETING:
             return None
         connection.settimeout(None)
@@ -159,7 +159,7 @@ def _end(why: str) -> None:
 
 
 def dies_with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
-    """A ``preexec_fn`` by which the kernel sends ``number`` when the parent is gone (Linux)."""
+    """A ``preexec_fn``: the kernel sends signal ``number`` when the parent has ended (Linux)."""
 
     def prepare() -> None:
         if _libc is not None:

@@ -1,4 +1,4 @@
-"""What goes to other hosts: words for their shells, and the variables of ``.deepspeed_env``."""
+"""Text sent to other hosts: a command for their shells, the variables of ``.deepspeed_env``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def remote_command(
 ) -> str:
     """One line for the login shell of every host, in which only ``%n`` of ``words`` is special.
 
-    pdsh replaces ``%n`` by the host's number; a ``%`` of anything else is doubled for it. ``exec``
-    makes sshd the parent of the process, by which it sees the connection end (lifeline.py).
+    pdsh replaces ``%n`` by the host's number; every other ``%`` is doubled. ``exec`` makes sshd the
+    parent of the process, so that the process detects the end of the connection (lifeline.py).
     """
     variables = [f"{key}={value}" for key, value in exports.items()]
     before = [_word(word) for word in ["exec", "env", *variables]]
@@ -45,8 +45,8 @@ def environment_files(folders: Sequence[str], name: str) -> Iterator[tuple[str, 
 def read_environment_file(path: Path) -> dict[str, str]:
     """``KEY=VALUE`` a line; blank lines and lines that start with ``#`` are skipped.
 
-    The value is all that follows the first ``=``, as it stands, without the blanks around it and
-    without one pair of quotes around the whole. Raises LaunchError with file and line.
+    The value is everything after the first ``=``, without surrounding blanks and without one pair
+    of quotes around the whole. Raises LaunchError with file and line.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as stream:
         lines = stream.read().splitlines()

@@ -1,4 +1,4 @@
-"""Which hosts are this machine, whether the others let us in, and the address of the head."""
+"""Which hosts are this machine, which accept a login, and the address of the first host."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _MARK = "deepspeed-reached"
 
 
 def ssh_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` for pdsh: over ssh, which asks nothing and notices a host that is cut off.
+    """``environ`` for pdsh: ssh without questions, and with keep-alive to detect a lost host.
 
-    The user's PDSH_SSH_ARGS_APPEND goes first, and the first word on an option counts for ssh.
+    The user's PDSH_SSH_ARGS_APPEND comes first: ssh uses the first value of an option.
     """
     own = environ.get("PDSH_SSH_ARGS_APPEND", "")
     words = f"{own} {SSH_OPTIONS}".strip()
@@ -48,7 +48,7 @@ def _addresses(name: str) -> list[str]:
 
 
 def _is_own(address: str) -> bool:
-    # Towards an address of its own, a machine's source address is that address.
+    # The source address towards one of the machine's own addresses is that address.
     return _is_loopback(address) or _source_towards(address) == address
 
 
@@ -60,12 +60,12 @@ def elsewhere(args: Any, hosts: Sequence[str]) -> bool:
 def master_address(args: Any, hosts: Sequence[str], remote: bool) -> str:
     """The address at which all processes find the first of ``hosts``: --master_addr if given.
 
-    Else, for one host, the loopback; for several, the address at which ssh reached the head,
-    unless that is a loopback. With pdsh every host is reached first, without a password. Raises
-    LaunchError with one line for each host that cannot be, or where no address is found.
+    Else, for one host, the loopback address; for several, the address at which ssh reached the
+    first, unless that is a loopback address. With pdsh this logs in to every host, without a
+    password. Raises LaunchError with a line for each host that refuses, or without an address.
     """
     given = args.master_addr
-    # A colon: an IPv6 address, with the zone perhaps.
+    # A colon: an IPv6 address, possibly with a zone.
     if given and not (usable_name(given) or re.fullmatch(r"[0-9A-Fa-f:.]+(%\w+)?", given)):
         raise LaunchError(
             f"--master_addr {given[:60]!a}: expected a host name or an address of {hosts[0]}"
@@ -95,7 +95,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _source_towards(host: str) -> str:
-    """This machine's address on the way to ``host``; "" if there is no way. Sends nothing."""
+    """This machine's source address towards ``host``; "" if there is no route. Sends nothing."""
     for address in _addresses(host):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -110,7 +110,7 @@ def _source_towards(host: str) -> str:
 def reach(hosts: Sequence[str]) -> dict[str, str]:
     """Log in to every host once, through pdsh; host -> the address at which it was reached.
 
-    Raises LaunchError, one line a host, for those that cannot be logged in to without a password.
+    Raises LaunchError with one line for each host that refuses a login without a password.
     """
     command = ["pdsh", "-S", "-b", "-f", str(len(hosts)), "-w", ",".join(hosts)]
     try:
@@ -144,9 +144,9 @@ def _why(host: str, stderr: str) -> str:
     lines = [line[len(host) + 2 :] for line in stderr.splitlines() if line.startswith(f"{host}: ")]
     reason = lines[-1].strip() if lines else "no answer"
     if "Permission denied" in reason:
-        mend = f"expected a login without a password: ssh-copy-id {host}"
+        fix = f"expected a login without a password: ssh-copy-id {host}"
     elif "Host key verification failed" in reason:
-        mend = f"its key is not known here, or has changed: ssh {host} once by hand"
+        fix = f"its key is not known here, or has changed: ssh {host} once by hand"
     else:
-        mend = f"try: ssh -o BatchMode=yes {host} true"
-    return f"host {host} cannot be logged in to ({reason}); {mend}"
+        fix = f"try: ssh -o BatchMode=yes {host} true"
+    return f"host {host} cannot be logged in to ({reason}); {fix}"

@@ -1,4 +1,4 @@
-"""Run the launch command to its end, and end all that it started when one part fails."""
+"""Runs the launch command, and ends all its processes when one host fails."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(command: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
-    """Run ``command``; the returncode is 128 + the signal where one ended it, or ended us.
+    """Run ``command``; the return code is 128 + the signal that ended it or this process.
 
-    pdsh leaves the other hosts running when one fails, and returns 0 when an ssh was killed; so
-    its messages are read, the first failed host ends all, and its status is the run's.
+    pdsh keeps the other hosts running when one fails, and returns 0 when an ssh was killed. This
+    function reads its messages instead: the first failed host ends all, and gives the return code.
     """
     state = _State()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -68,8 +68,8 @@ class _State:
 
 def _run(command: list[str], env: dict[str, str], state: _State) -> int:
     pdsh = Path(command[0]).name == "pdsh"
-    # pdsh gets no Ctrl-C of the terminal: it is ended here, by the one signal on which it ends
-    # its ssh processes (each is in a session of its own).
+    # pdsh does not get Ctrl-C from the terminal: it is ended here, by SIGINT, the one signal on
+    # which it ends its ssh processes (each is in a session of its own).
     process = subprocess.Popen(
         command,
         env=env,

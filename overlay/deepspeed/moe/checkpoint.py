@@ -1,8 +1,10 @@
-"""Experts in a checkpoint: one file an expert, whatever the expert parallel size or the layer.
+"""Body of expert-layout-of-checkpoints.patch: one file an expert in every checkpoint.
 
-DeepSpeed's own layer names its experts' parameters one by one. A layer that keeps the experts of
-a process stacked in one parameter, [E_local, ...], is saved the same way: its slices go to the
-files of the experts by their global numbers, and are stacked again on loading.
+(stacked-experts-in-checkpoints.patch calls it too.) DeepSpeed's own layer names the parameters of
+its experts one by one. A layer that stacks the experts of a process in one parameter,
+[E_local, ...], is saved the same way: each slice goes to the file of its expert, by the expert's
+global number, and loading stacks the slices again. The files do not depend on the expert parallel
+size.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Any
 
 import torch
 
-#: Part of the name of a parameter whose first dimension is the local experts.
+#: Part of the name of each parameter whose first dimension counts local experts.
 STACKED = ".deepspeed_moe.experts.stacked."
 
 
@@ -20,8 +22,8 @@ def split_stacked_experts(
 ) -> None:
     """Move the stacked parameters of ``state`` into ``by_expert``, a slice an expert.
 
-    ``by_expert`` is keyed by the global expert number as text, as the engine has it. The slices
-    are copies: a view would take the whole flat buffer of ZeRO into every file.
+    The keys of ``by_expert`` are global expert numbers as text, as the engine's. The slices are
+    copies: a view would write ZeRO's whole flat buffer to every file.
     """
     for key in [key for key in state if STACKED in key]:
         for local, value in enumerate(state.pop(key)):
@@ -31,7 +33,7 @@ def split_stacked_experts(
 def stack_expert(saved: dict[str, Any], state: dict[str, Any]) -> None:
     """Append the stacked parameters of one expert, ``saved``, to those in ``state``.
 
-    Called for the local experts in order; other keys of ``saved`` are left for the caller.
+    Call it for the local experts in order. Other keys of ``saved`` stay there.
     """
     for key in [key for key in saved if STACKED in key]:
         value = saved.pop(key).unsqueeze(0)
@@ -41,9 +43,11 @@ def stack_expert(saved: dict[str, Any], state: dict[str, Any]) -> None:
 def check_layout(zero: Any, saved: list[dict[str, Any]]) -> None:
     """Refuse ZeRO states that were saved at another expert parallel size.
 
-    A partition of expert parameters then holds parts of other experts. Raises RuntimeError that
-    names both sizes and the way to load the weights alone. Another number of data parallel
-    processes is no hindrance.
+    A partition of expert parameters would then hold parts of other experts. Another number of data
+    parallel processes is allowed.
+
+    Raises:
+        RuntimeError: naming both sizes and how to load the weights alone.
     """
     if not zero.has_moe_layers:
         return
@@ -52,8 +56,8 @@ def check_layout(zero: Any, saved: list[dict[str, Any]]) -> None:
     if here != there:
         raise RuntimeError(
             f"the checkpoint's optimizer state was saved with expert parallel size {there}, "
-            f"expected {here} as here: resume with {there}, or load the weights alone with "
-            "load_module_only=True"
+            f"expected {here}, that of this run: resume with {there}, or load the weights alone "
+            "with load_module_only=True"
         )
 
 

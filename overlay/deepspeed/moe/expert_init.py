@@ -1,10 +1,10 @@
-"""Initial weights of experts: different for each expert, the same for every expert parallel size.
+"""Body of experts-differ.patch: initial weights that differ between experts.
 
-Commit bd3ebd makes its local experts with ``copy.deepcopy``, so that they start out identical and,
-when two of them receive the same tokens, stay so. Here every expert is drawn from a random stream
-of its own, chosen by a seed of the layer and the expert's *global* number. Which process holds an
-expert therefore does not matter, and the default generator moves on by the same amount everywhere,
-so the dense weights drawn after it do not depend on the expert parallel size either.
+Commit bd3ebd makes its local experts with ``copy.deepcopy``: they start identical and stay so as
+long as they receive the same tokens. Here every expert has a random stream of its own, seeded by
+the layer's seed and the expert's *global* number. The weights therefore do not depend on the
+process that holds the expert. The default generator advances by the same amount on every process,
+so that the dense weights drawn later do not depend on the expert parallel size either.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ def draw_seed() -> int:
 
 
 def derive_seed(seed: int, name: str) -> int:
-    """A seed for the thing called ``name``, independent of the order in which things are made."""
+    """A seed for the parameter ``name``, independent of the order of construction."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
 
 
 def expert_seed(layer_seed: int, global_expert: int) -> int:
-    """The seed of one expert; distinct for the experts of a layer, as a hash would not promise."""
+    """The seed of one expert; a sum, since hashes of two experts of a layer could be equal."""
     return (layer_seed + global_expert) % _SEEDS
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run the body with the default generators at ``seed`` and put them back afterwards.
+    """Run the body with the default generators seeded by ``seed``; restore their states afterwards.
 
-    ``torch.manual_seed`` is not used: before CUDA has started it would queue this seed for later,
-    and so change the stream that the program meant to have there.
+    ``torch.manual_seed`` is not used: before CUDA is initialised it stores the seed and applies it
+    later, which would change the program's own stream on the GPU.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
@@ -51,7 +51,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _reset(expert: nn.Module) -> None:
-    """Call ``reset_parameters`` of ``expert``, or where it has none, of the modules inside it."""
+    """Call ``reset_parameters`` of ``expert``; if it has none, of the modules inside it."""
     own = getattr(expert, "reset_parameters", None)
     if callable(own):
         own()
@@ -63,15 +63,15 @@ def _reset(expert: nn.Module) -> None:
 def initialise_experts(
     experts: Sequence[nn.Module], first_global_expert: int, seed: int | None = None
 ) -> None:
-    """Draw the weights of a layer's local experts anew, each from its own stream.
+    """Draw the weights of a layer's local experts again, each from its own stream.
 
     Args:
         experts: the local experts, in the order of their global numbers.
         first_global_expert: the global number of ``experts[0]``.
         seed: the layer's seed; by default drawn from the default generator, once for the layer.
 
-    An expert's own ``reset_parameters()`` is called if it has one, else those of its submodules;
-    parameters that no such method covers keep their values.
+    This calls the expert's ``reset_parameters()`` if it has one, else those of its submodules;
+    parameters that no such method sets keep their values.
     """
     layer_seed = draw_seed() if seed is None else seed
     for local, expert in enumerate(experts):

@@ -1,9 +1,9 @@
-"""The norm of a gradient whose experts are spread over the expert parallel group.
+"""Body of clip-norm-with-experts.patch, unfused-norm-with-experts.patch: the gradient norm.
 
-Dense gradients are the same on every process; each process of an expert parallel group holds the
-gradients of other experts. The p-norm of the whole gradient therefore adds the p-th powers of
-every process's experts to the dense ones, once, and is not an average of the processes' norms
-(defects 8 and 9, docs/defects.md).
+Dense gradients are the same on every process, but each process of an expert parallel group holds
+the gradients of other experts. The p-norm of the whole gradient therefore sums the p-th powers of
+the dense gradients once and of every process's experts; the average of the processes' norms is
+wrong (defects 8 and 9, docs/reference/defects.md).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def with_experts_of_other_ranks(
         parameters: the parameters with their ``.grad``; experts carry ``allreduce = False``.
         norm_type: p; ``inf`` for the maximum norm.
 
-    Every process of the expert parallel group must call it, in the same order. Without experts
-    nothing is communicated and ``norm`` comes back as it is.
+    Every process of the expert parallel group must call it, in the same order. Without experts it
+    communicates nothing and returns ``norm``.
     """
     experts = [p for p in parameters if is_moe_param(p)]
     if not experts or groups.get_expert_parallel_world_size() == 1:

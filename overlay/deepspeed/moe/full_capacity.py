@@ -1,4 +1,4 @@
-"""The capacity at which no token is dropped."""
+"""Body of top2-honours-arguments.patch: the capacity at which no token is dropped."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch.distributed as dist
 def full_capacity(mask: torch.Tensor) -> int:
     """Slots an expert needs so that every choice in ``mask`` [S, E] finds one, on any process.
 
-    The same number on all processes, because the all-to-all exchanges equal shares; it waits for
-    the device once, as the base's top-1 gating does.
+    All processes get the same number, because the all-to-all exchanges equal shares. It waits for
+    the device once, as DeepSpeed's own top-1 gating does.
     """
     needed = mask.sum(dim=0).max()
     dist.all_reduce(needed, op=dist.ReduceOp.MAX, group=dist.group.WORLD)

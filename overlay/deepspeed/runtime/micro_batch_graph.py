@@ -1,9 +1,9 @@
 """Forward and backward pass of a micro-batch as one CUDA graph.
 
-A step of many small micro-batches is bound by the host: some 700 kernels have to be started for
-each. Shapes are the same in all of them, nothing waits for the device in between, and with
-``flat_gradients`` the sums have fixed places, so that the whole pass can be recorded once and
-started by one call. The random generator's state is part of the graph: every replay draws anew.
+A step of many small micro-batches is bound by the host, which launches some 700 kernels for each.
+All have the same shapes, nothing waits for the device in between, and with ``flat_gradients`` the
+sums have fixed addresses, so that the whole pass can be recorded once and launched by one call. The
+random generator's state is part of the graph: every replay draws other numbers.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def graph_problem(engine: Any) -> str | None:
         return "a CUDA graph of a micro-batch needs zero_optimization.flat_gradients"
     if engine.optimizer.dynamic_loss_scale:
         return "a CUDA graph keeps one loss scale; expected a static one, or bf16"
-    # each looks at, or gives something to, the model in every pass
+    # each reads from, or passes something to, the model in every pass
     names = ("tensorboard_enabled", "wall_clock_breakdown", "flops_profiler_enabled")
     for name in (*names, "pld_enabled", "curriculum_enabled"):
         if getattr(engine, name)():
-            return f"a CUDA graph cannot look between forward and backward pass as {name} asks"
+            return f"a CUDA graph is one call for forward and backward pass; switch {name} off"
     return None
 
 
@@ -48,12 +48,12 @@ def plain_micro_batch(engine: Any) -> Callable[..., Tensor]:
 class MicroBatchGraph:
     """``loss = micro_batch(*inputs)``, then ``engine.step()``, as with :func:`plain_micro_batch`.
 
-    Inputs keep their shapes and dtypes; others are refused. The loss, and what the model keeps of
-    the pass (``last_stats``), are tensors that the next call overwrites.
+    All calls have inputs of the same shapes and dtypes. The next call overwrites the returned loss
+    and the model's ``last_stats``.
 
     Raises:
-        ValueError: where :func:`graph_problem` has a reason; by a call, for other inputs than those
-            recorded.
+        ValueError: where :func:`graph_problem` has a reason; by a call, for inputs of other
+            shapes or dtypes than those recorded.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -80,7 +80,7 @@ class MicroBatchGraph:
         self.engine.optimizer.new_sums()
         assert self.graph is not None
         self.graph.replay()
-        # An evaluation in between has put its own there.
+        # An evaluation in between replaced them.
         self.engine.module.last_stats = self.stats
         return self.loss
 
@@ -90,7 +90,7 @@ class MicroBatchGraph:
         engine.optimizer.settle()
         self.inputs = tuple(given.clone() for given in inputs)
         graph = torch.cuda.CUDAGraph()
-        # Other threads (NCCL's watchdog) may talk to the device meanwhile.
+        # Other threads (NCCL's watchdog) may call CUDA meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             loss = engine.module(*self.inputs)
             scaled = loss.float() / engine.gradient_accumulation_steps()

@@ -1,8 +1,8 @@
-"""Read a checkpoint file as data, running no code in it; write one whole or not at all.
+"""Read a checkpoint file as data, without running code in it; write a file completely or not.
 
-torch reads pickles, and a pickle can call anything. Where torch offers ``weights_only`` a file is
-read with it, allowing beside tensors and plain containers just the classes that DeepSpeed stores.
-Where torch is older than that (before 1.13) a file is read as the base reads it.
+torch reads pickles, and a pickle can call any function. Where torch has ``weights_only`` and a list
+of allowed classes (2.5), only tensors, plain containers and the classes that DeepSpeed stores are
+read. Older releases of torch read a file as DeepSpeed's own code does.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _CAN_ALLOW = hasattr(getattr(torch, "serialization", None), "safe_globals")
 
 
 def stored_classes() -> list[Any]:
-    """The classes, beside tensors and plain containers, that DeepSpeed's checkpoints contain."""
+    """The classes that DeepSpeed's checkpoints contain besides tensors and plain containers."""
     return [LossScaler, DynamicLossScaler, set, torch.Size]
 
 
 def load(path: Any, map_location: Any = None) -> Any:
-    """``torch.load(path, map_location)`` that refuses code.
+    """``torch.load(path, map_location)`` without running code of the file.
 
-    Raises RuntimeError naming the file where it is cut short, damaged, or holds anything that
+    Raises RuntimeError naming the file if it is cut short, damaged, or contains anything that
     DeepSpeed does not store.
     """
-    # torch 1.13 to 2.4 know weights_only but not how to allow a class: there the loss scaler of a
-    # ZeRO checkpoint could not be read at all, so they read as the base does.
+    # torch 1.13 to 2.4 have weights_only but cannot allow a class: the loss scaler of a ZeRO
+    # checkpoint could not be read at all, so weights_only is off there.
     strict = _HAS_WEIGHTS_ONLY and _CAN_ALLOW
     allowed = torch.serialization.safe_globals(stored_classes()) if strict else None
     kwargs = {"weights_only": True} if strict else {}
@@ -55,12 +55,12 @@ def load(path: Any, map_location: Any = None) -> Any:
         reason = str(error).split("\n")[0][:300]
         raise RuntimeError(
             f"checkpoint file {path} cannot be read ({reason}); it is cut short or damaged: load "
-            "the checkpoint before it"
+            "an earlier checkpoint"
         ) from error
 
 
 def save(state: Any, path: Any) -> None:
-    """``torch.save(state, path)`` that leaves a whole file or the former one, also when killed."""
+    """``torch.save(state, path)``; if it is killed the former file remains."""
     beside = Path(f"{path}.tmp")
     with beside.open("wb") as file:
         torch.save(state, file)
@@ -70,7 +70,7 @@ def save(state: Any, path: Any) -> None:
 
 
 def write_latest(folder: Any, tag: str) -> None:
-    """Name ``tag`` in the file ``latest`` of ``folder``, whole or not at all."""
+    """Write ``tag`` to the file ``latest`` of ``folder``, completely or not at all."""
     beside = Path(folder) / "latest.tmp"
     with beside.open("w") as file:
         file.write(tag)
@@ -80,7 +80,7 @@ def write_latest(folder: Any, tag: str) -> None:
 
 
 def state_value(saved: Any, parameter: torch.Tensor, group: dict[str, Any]) -> Any:
-    """``saved``, an entry of an optimizer's state, as the optimizer expects it on loading.
+    """``saved``, an entry of an optimizer's state, in the form that loading expects.
 
     Tensors go to the parameter's device. Only a 0-dim one (the step) stays on the CPU, where
     torch's optimizers keep it unless the group says ``fused`` or ``capturable``.

@@ -1,10 +1,10 @@
 """``torch`` for the files of DeepSpeed that say ``torch.cuda`` throughout.
 
-With a CUDA device, ``torch`` here *is* torch, so nothing changes there. Without one it is a view
-of torch in which ``torch.cuda`` is a small stand-in that works on the CPU: streams and events do
-nothing (the CPU runs in order), memory statistics are 0, ``current_device()`` is the CPU. A file
-becomes neutral by importing its ``torch`` from here, which keeps the patch to one line a file and
-leaves the ``torch`` of the user's own program untouched.
+With a CUDA device, ``torch`` here is torch itself. Without one it is a view of torch in which
+``torch.cuda`` is a small replacement for the CPU: streams and events do nothing (the CPU runs in
+order), memory statistics are 0, ``current_device()`` is the CPU. A file becomes device-neutral by
+importing ``torch`` from here: the patch is one line a file, and the user's own ``torch`` does not
+change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch as _torch
 
 
 class _Stream:
-    """A stream of work on the CPU, which has only one: every wait is already over."""
+    """A stream on the CPU, which has only one: every wait returns at once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -34,7 +34,7 @@ class _Stream:
 
 
 class _Event(_Stream):
-    """A point in a stream; on the CPU it has been reached as soon as it is recorded."""
+    """A point in a stream; on the CPU it is reached as soon as it is recorded."""
 
     def record(self, stream: Any = None) -> None:
         pass
@@ -111,10 +111,10 @@ torch: Any = _torch if _torch.cuda.is_available() else _TorchOnCpu("torch")
 
 
 def local_types(types_of_tensors: list[str]) -> list[str]:
-    """The names in ``types_of_tensors`` as tensors of this machine's device have them.
+    """The names in ``types_of_tensors`` for tensors of this machine's device.
 
-    DeepSpeed sorts gradients by ``tensor.type()`` against a list of ``torch.cuda.*Tensor`` names;
-    a name that is missing there is not reduced at all. Other names pass unchanged.
+    DeepSpeed sorts gradients by ``tensor.type()`` and a list of ``torch.cuda.*Tensor`` names; it
+    never reduces a gradient whose type is not in the list. Other names are returned unchanged.
     """
     if _torch.cuda.is_available():
         return types_of_tensors

@@ -1,7 +1,7 @@
 """The ``SummaryWriter`` that DeepSpeed's ``tensorboard`` section asks for.
 
-The base imports tensorboardX at start whether or not a run wants TensorBoard. Here the writer is
-looked for when it is made: TensorBoard's own through torch first, tensorboardX second.
+DeepSpeed's own code imports tensorboardX at start, even if a run does not use TensorBoard. Here the
+import happens when a writer is made: TensorBoard's own through torch, else tensorboardX.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 
-def SummaryWriter(*args: Any, **kwargs: Any) -> Any:  # the name the base calls
+def SummaryWriter(*args: Any, **kwargs: Any) -> Any:  # the name that DeepSpeed calls
     """Make a summary writer; the arguments are those of ``torch.utils.tensorboard``.
 
-    Raises ImportError, with the command that mends it, where neither package is installed.
+    Raises ImportError, with the command that fixes it, if neither package is installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter as Writer

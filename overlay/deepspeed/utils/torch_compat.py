@@ -1,4 +1,4 @@
-"""Names that torch has moved since the base was written; each works from torch 1.10 on."""
+"""Names that torch has moved since this DeepSpeed was released; each works from torch 1.10 on."""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
-"""Messages by copy engines: their flags on the CPU, threads in the GPUs' place; on two GPUs all."""
+"""Messages by copy engines: on the CPU their flags, with threads as GPUs; on two GPUs all of it."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import random
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Iterator
@@ -26,13 +28,12 @@ def anew() -> Iterator[None]:
     copy_engines.forget()
     yield
     copy_engines.forget()
-    copy_engines._recorded.clear()
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *of_all: list[Any]) -> None:
     """What the processes say to each question, in turn."""
     given = iter(of_all)
-    monkeypatch.setattr(copy_engines, "_gather", lambda group, answer: next(given))
+    monkeypatch.setattr(copy_engines, "gather_answers", lambda group, answer: next(given))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: True)
@@ -50,25 +51,25 @@ def answers(monkeypatch: pytest.MonkeyPatch, *of_all: list[Any]) -> None:
         ([[GOOD, ("host", "boot", 1, None)], [2, 2], [True, True]], None),
     ],
 )
-def test_where_they_serve(
+def test_copy_engines_need_one_host_and_peer_access(
     of_all: list[Any], reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers(monkeypatch, *of_all)
-    found = copy_engines._problem(None)
+    found = copy_engines.problem(None)
     assert found is None if reason is None else reason in (found or "")
 
 
-def test_a_reason_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_for_nccl_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
-    monkeypatch.setattr(copy_engines, "_problem", lambda group: "they are far apart")
+    monkeypatch.setattr(copy_engines, "problem", lambda group: "they are far apart")
     group = Group()
     with pytest.warns(UserWarning, match="exchanged by NCCL: they are far apart"):
         assert copy_engines.inbox_for("group", group, 8) is None
-    monkeypatch.setattr(copy_engines, "_problem", lambda group: pytest.fail("asked again"))
+    monkeypatch.setattr(copy_engines, "problem", lambda group: pytest.fail("asked again"))
     assert copy_engines.inbox_for("group", group, 16) is None
-    assert not copy_engines.serves("group")
+    assert not copy_engines.connected("group")
 
 
 class Trial:
@@ -93,10 +94,10 @@ class Trial:
 
 @pytest.mark.parametrize("fails_at", ["made", "joined", "tried", None])
 @pytest.mark.parametrize("here", [True, False])
-def test_what_fails_on_one_is_left_by_all(
+def test_a_failure_on_one_process_stops_all_before_the_next_step(
     fails_at: str | None, here: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the next act begins, in which a process would wait for the others."""
+    """In the next step a process would wait for the others for ever."""
     acts = ["made", "joined", "tried"]
     asked = iter(acts)
 
@@ -104,7 +105,7 @@ def test_what_fails_on_one_is_left_by_all(
         act = next(asked)
         return [reason, f"RuntimeError: not {act}" if act == fails_at and not here else None]
 
-    monkeypatch.setattr(copy_engines, "_gather", gather)
+    monkeypatch.setattr(copy_engines, "gather_answers", gather)
     trial: list[Trial] = []
 
     def make(group: Any, size: int) -> Trial:
@@ -112,7 +113,7 @@ def test_what_fails_on_one_is_left_by_all(
         return trial[0]
 
     monkeypatch.setattr(copy_engines, "Inbox", make)
-    inbox, reason = copy_engines._tried(None, 8)
+    inbox, reason = copy_engines.connect(None, 8)
     if fails_at is None:
         assert (inbox, reason) == (trial[0], None)
         assert trial[0].done == acts
@@ -125,25 +126,44 @@ class Group:
     """A group as far as it is told from another one."""
 
 
-def stand_in(size: int, recorded: bool = False) -> SimpleNamespace:
-    return SimpleNamespace(size=size, recorded=recorded)
+class Stub:
+    """An inbox as far as it is kept or replaced."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.recorded = size, False
 
 
-def test_larger_messages_and_other_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that reach each other's memory."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(copy_engines, "_problem", lambda group: None)
-    monkeypatch.setattr(copy_engines, "_tried", lambda group, size: (stand_in(size), None))
+    monkeypatch.setattr(copy_engines, "problem", lambda group: None)
+    monkeypatch.setattr(copy_engines, "connect", lambda group, size: (Stub(size), None))
+
+
+def test_larger_messages_and_new_groups_get_new_inboxes(connecting: None) -> None:
     group = Group()
     first = copy_engines.inbox_for("0", group, 8)
     assert copy_engines.inbox_for("0", group, 4) is first
-    assert copy_engines.serves("0")
-    first.recorded = True
+    assert copy_engines.connected("0")
     larger = copy_engines.inbox_for("0", group, 16)
     assert larger.size == 16
-    assert copy_engines._recorded == [first]  # a CUDA graph goes on using it
     # torch gives a name again after the end of the group that had it
     assert copy_engines.inbox_for("0", Group(), 8) is not larger
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_replaced_inbox_lives_on_if_a_cuda_graph_uses_it(
+    recorded: bool, connecting: None
+) -> None:
+    group = Group()
+    first = copy_engines.inbox_for("0", group, 8)
+    first.recorded, lives = recorded, weakref.ref(first)
+    del first
+    copy_engines.inbox_for("0", group, 16)
+    gc.collect()
+    assert (lives() is not None) == recorded
 
 
 class Machine:
@@ -162,8 +182,8 @@ class Machine:
         for module, name, stand_in in (
             (symmetric, "empty", lambda n, dtype, device: torch.full((n,), 7, dtype=dtype)),
             (symmetric, "rendezvous", self.rendezvous),
-            (copy_engines, "_device", lambda: torch.device("cpu")),
-            (copy_engines, "_wait_value", lambda: self.wait_value),
+            (copy_engines, "inbox_device", lambda: torch.device("cpu")),
+            (copy_engines, "stream_wait_value", lambda: self.wait_value),
             (torch.distributed, "get_rank", lambda group: group.rank),
             (torch.distributed, "get_world_size", lambda group: count),
             (torch.cuda, "Stream", lambda device: stream),
@@ -235,8 +255,8 @@ def test_no_message_is_lost_or_written_over(count: int, monkeypatch: pytest.Monk
     assert machine.run(work) == [59] * count
     # as at the start, so that a CUDA graph can be replayed
     for memory in machine.memory.values():
-        flags = memory[: 2 * count * copy_engines._FLAG_BYTES].view(torch.int32)
-        every = copy_engines._FLAG_BYTES // 4
+        flags = memory[: 2 * count * copy_engines.FLAG_BYTES].view(torch.int32)
+        every = copy_engines.FLAG_BYTES // 4
         assert flags[::every].view(-1, 2).tolist() == [[0, 1]] * count
 
 
@@ -244,8 +264,8 @@ def test_a_message_that_never_comes_ends_the_run(monkeypatch: pytest.MonkeyPatch
     machine = Machine(1, monkeypatch)
     [inbox] = machine.run(lambda inbox: inbox)
     inbox.stream.record_event = lambda: SimpleNamespace(query=lambda: False)
-    monkeypatch.setattr(copy_engines, "_TRIAL_SECONDS", 0.01)
-    with pytest.raises(RuntimeError, match=r"did not come within .* DSMOE_KERNELS=nccl"):
+    monkeypatch.setattr(copy_engines, "TRIAL_SECONDS", 0.01)
+    with pytest.raises(RuntimeError, match=r"did not arrive within .* DSMOE_KERNELS=nccl"):
         inbox.try_it()
 
 
@@ -262,13 +282,14 @@ def on_a_gpu(rank: int, folder: str) -> None:
     name = dist.group.WORLD.group_name
 
     def both() -> list[torch.Tensor]:
-        y, *kept = exchanged_experts._forward(*inputs, name)
-        return [y, *exchanged_experts._backward(gradient, *kept, inputs[1], inputs[3], name)]
+        y, *kept = exchanged_experts.forward(*inputs, name)
+        return [y, *exchanged_experts.backward(gradient, *kept, inputs[1], inputs[3], name)]
 
-    found = policy.kernels()
-    policy._found = found._replace(copy_engines=False)
+    found = policy.kernels().libraries()
+    by_nccl = policy.KernelPolicy(found._replace(copy_engines=False))
+    policy.use(by_nccl)
     expected = both()
-    policy._found = found._replace(copy_engines=True)
+    policy.use(policy.KernelPolicy(found._replace(copy_engines=True)))
     equal = []
     for _ in range(20):
         equal.append(all(torch.equal(a, b) for a, b in zip(both(), expected)))
@@ -281,14 +302,14 @@ def on_a_gpu(rank: int, folder: str) -> None:
         equal.append(all(torch.equal(a, b) for a, b in zip(recorded, expected)))
         equal.append(all(torch.equal(a, b) for a, b in zip(both(), expected)))
     larger = torch.randn(8, 2000, 64, device="cuda", dtype=torch.bfloat16) / 8
-    y = exchanged_experts._forward(larger, *inputs[1:], name)[0]
-    policy._found = found._replace(copy_engines=False)
-    equal.append(torch.equal(y, exchanged_experts._forward(larger, *inputs[1:], name)[0]))
+    y = exchanged_experts.forward(larger, *inputs[1:], name)[0]
+    policy.use(by_nccl)
+    equal.append(torch.equal(y, exchanged_experts.forward(larger, *inputs[1:], name)[0]))
     for tensor in recorded:
         tensor.zero_()
     graph.replay()  # it has the smaller inbox, which is there still
     equal.append(all(torch.equal(a, b) for a, b in zip(recorded, expected)))
-    torch.save((copy_engines.serves(name), equal), f"{folder}/{rank}.pt")
+    torch.save((copy_engines.connected(name), equal), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -299,7 +320,7 @@ def test_equal_to_nccl_on_two_gpus(tmp_path: Path) -> None:
         pytest.skip(f"needs two CUDA devices, {torch.cuda.device_count()} here")
     mp.spawn(on_a_gpu, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
-        serves, equal = torch.load(tmp_path / f"{rank}.pt")
-        assert serves
+        connected, equal = torch.load(tmp_path / f"{rank}.pt")
+        assert connected
         assert len(equal) == 32
         assert all(equal)

@@ -56,7 +56,7 @@ def test_capacity_1_keeps_the_first_token_of_each_expert() -> None:
     assert float(routing.dropped_share) == 0.5
 
 
-def test_fewer_tokens_than_experts() -> None:
+def test_fewer_tokens_than_experts_are_all_kept() -> None:
     x = torch.randn(2, M, dtype=torch.float64)
     torch.testing.assert_close(both_forms(7, x, min_capacity=4), x)
 
@@ -74,17 +74,17 @@ def test_group_larger_than_the_micro_batch_keeps_its_capacity() -> None:
     assert both_forms(2, x, k=1, group_size=8).any(1).tolist() == [True] * 3
 
 
-def test_one_expert() -> None:
+def test_one_expert_gets_every_token() -> None:
     x = torch.randn(5, M, dtype=torch.float64)
     torch.testing.assert_close(both_forms(1, x, k=1), x)
 
 
-def test_one_token() -> None:
+def test_a_single_token_is_routed() -> None:
     x = torch.randn(1, M, dtype=torch.float64)
     torch.testing.assert_close(both_forms(4, x), x)
 
 
-def test_empty_micro_batch() -> None:
+def test_an_empty_micro_batch_has_zero_gradients() -> None:
     """No output, balance loss 0, and gradients that exist and are 0."""
     moe = GShardMoE(M, 4, 8).double()
     x = torch.zeros(0, 3, M, dtype=torch.float64, requires_grad=True)
@@ -96,7 +96,7 @@ def test_empty_micro_batch() -> None:
         assert parameter.grad is not None and not parameter.grad.any()
 
 
-def test_empty_micro_batch_of_the_model() -> None:
+def test_an_empty_micro_batch_of_the_model_has_loss_0() -> None:
     tokens = torch.zeros(0, 8, dtype=torch.int64)
     loss = model()(tokens, tokens)
     loss.backward()

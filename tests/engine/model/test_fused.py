@@ -7,22 +7,22 @@ by hand and their way through torch.compile; the kernels are tested on a GPU.
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import Any, Callable, Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
-from deepspeed.moe.gshard.router import _MixedProduct
-from deepspeed.moe.kernels import cublaslt, gelu_product, verify
+from deepspeed.moe.gshard.router import MixedProduct
+from deepspeed.moe.kernels import choices, cublaslt, policy
 from deepspeed.moe.kernels.causal_attention import causal_attention
 from deepspeed.moe.kernels.feed_forward import feed_forward
 from deepspeed.moe.kernels.linear import own_linear
 from deepspeed.moe.kernels.output_loss import output_loss
-from deepspeed.moe.kernels.policy import CHOICES, VARIABLE, forget, kernels
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(
-    not gelu_product.HAS_OPERATORS, reason="torch has no custom operators before 2.4"
+    not policy.HAS_OPERATORS, reason="torch has no custom operators before 2.4"
 )
 # Relative, of norms. 16 bit rounds inputs, results and one tensor in between.
 TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -55,7 +55,7 @@ def written_out(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, transposed: bool)
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("sizes", [(3, 7, 5, 11), (1, 1, 1, 1), (2, 0, 3, 4)])
-def test_feed_forward(sizes: tuple[int, ...], transposed: bool) -> None:
+def test_feed_forward_equals_the_formula(sizes: tuple[int, ...], transposed: bool) -> None:
     torch.manual_seed(0)
     inputs = ffn_inputs(sizes, transposed, dtype=torch.float64)
     expected = written_out(*inputs, transposed)
@@ -69,7 +69,7 @@ def test_feed_forward(sizes: tuple[int, ...], transposed: bool) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(7, 5, 11), (1, 1, 1), (0, 3, 4)])
-def test_linear(sizes: tuple[int, int, int]) -> None:
+def test_linear_equals_torch(sizes: tuple[int, int, int]) -> None:
     torch.manual_seed(9)
     rows, inner, outer = sizes
     shapes = ((rows, inner), (outer, inner), (outer,))
@@ -91,7 +91,7 @@ def attention_written_out(qkv_BS3ND: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("sizes", [(2, 9, 3, 4), (1, 1, 1, 1)])
-def test_causal_attention(sizes: tuple[int, ...]) -> None:
+def test_causal_attention_equals_torch(sizes: tuple[int, ...]) -> None:
     """For B, S, N, D."""
     torch.manual_seed(10)
     batch, length, heads, width = sizes
@@ -121,7 +121,7 @@ def loss_written_out(x: Tensor, w: Tensor, labels: Tensor, shares: Tensor) -> Te
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 13])
-def test_output_loss(tokens: int) -> None:
+def test_output_loss_equals_torch(tokens: int) -> None:
     torch.manual_seed(1)
     x, w, labels, shares = loss_inputs(tokens, 17, 5, dtype=torch.float64)
     if tokens == 1:
@@ -136,7 +136,7 @@ def test_output_loss(tokens: int) -> None:
             torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
-def test_a_batch_in_which_nothing_counts() -> None:
+def test_a_batch_in_which_nothing_counts_has_no_loss_and_no_gradient() -> None:
     x, w, labels, shares = loss_inputs(4, 9, 3, dtype=torch.float64)
     loss = output_loss(x, w, labels, torch.zeros_like(shares))
     assert loss.item() == 0
@@ -166,7 +166,7 @@ def test_the_routers_product_keeps_small_gradients(size: float, dtype: torch.dty
     torch.manual_seed(7)
     x, w = ((torch.randn(n, 16) + 1).to(dtype).requires_grad_() for n in (4096, 8))
     seed = (torch.randn(4096, 8) + 1) * size  # with means, that the sum over tokens is large
-    found = _MixedProduct.apply(x, w)
+    found = MixedProduct.apply(x, w)
     assert found.dtype == torch.float32
     exact = [t.detach().double().requires_grad_() for t in (x, w)]
     expected = exact[0] @ exact[1].t()
@@ -186,18 +186,16 @@ def need_a_gpu() -> None:
         pytest.skip("needs a CUDA device, and there is none")
 
 
-@pytest.fixture(params=CHOICES[:2])
+@pytest.fixture(params=["all", "cublas"])
 def libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """All libraries of this GPU, and cuBLASLt alone."""
     need_a_gpu()
-    monkeypatch.setenv(VARIABLE, request.param)
-    monkeypatch.setattr(verify, "LEFT", {})
-    forget()
-    if request.param == "all" and not (kernels().hopper and kernels().attention):
-        forget()
-        pytest.skip(f"needs requirements-hopper.txt on a Hopper GPU: {kernels().notes}")
-    yield request.param
-    forget()
+    monkeypatch.setenv(choices.VARIABLE, request.param)
+    with policy.using(policy.KernelPolicy()) as new:
+        found = new.libraries()
+        if request.param == "all" and not (found.hopper and found.attention):
+            pytest.skip(f"needs requirements-hopper.txt on a Hopper GPU: {found.notes}")
+        yield request.param
 
 
 @pytest.mark.gpu
@@ -246,7 +244,7 @@ def test_linear_on_a_gpu(sizes: Any, dtype: torch.dtype, libraries: str) -> None
     "sizes", [(2, 1024, 16, 48), (3, 320, 4, 64), (1, 77, 2, 128), (2, 9, 3, 8)]
 )
 def test_causal_attention_on_a_gpu(sizes: Any, dtype: torch.dtype, libraries: str) -> None:
-    """For B, S, N, D; a head size of 48 is where flash-attn-4 has a defect that is mended."""
+    """For B, S, N, D; for a head size of 48 hopper_attention.py corrects flash-attn-4."""
     torch.manual_seed(12)
     batch, length, heads, width = sizes
     qkv = torch.randn(batch, length, 3, heads, width, dtype=dtype, device="cuda").requires_grad_()
@@ -282,53 +280,57 @@ def stand_in(
     return True
 
 
+def with_product(product: Callable[..., bool]) -> policy.KernelPolicy:
+    """A policy whose one library is cuBLASLt, with another ``product``."""
+    supports = cublaslt.supports_operands if torch.cuda.is_available() else lambda *tensors: True
+    library: Any = SimpleNamespace(supports_operands=supports, product=product)
+    return policy.KernelPolicy(policy.Libraries(cublaslt=library))
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("which", ["nothing", "the result", "what GELU was given", "the second"])
-def test_a_wrong_result_of_the_library_is_seen(
+def test_a_wrong_result_of_the_library_is_an_error(
     which: str, transposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library's results are compared with the formula; on a GPU those of the real one."""
     torch.manual_seed(8)
-    monkeypatch.setenv(VARIABLE, "cublas")
-    forget()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs = ffn_inputs((2, 40, 16, 48), transposed, dtype=torch.bfloat16, device=device)
     if device == "cpu":
-        monkeypatch.setattr(gelu_product, "_by_cublaslt", lambda *tensors: True)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(verify, "LEFT", {})
     real = stand_in if device == "cpu" else cublaslt.product
+    calls = []
 
     def wrong(kind: Any, x: Tensor, w: Tensor, out: Tensor, aux: Tensor, bias: Any) -> bool:
         done = real(kind, x, w, out, aux, bias)
+        calls.append(kind)
         places = {"the result": out, "what GELU was given": aux, "the second": out[1]}
         if which in places:
             places[which].mul_(1.5)
         return done
 
-    monkeypatch.setattr(cublaslt, "product", wrong)
-    if which == "nothing":
-        found = feed_forward(*inputs, transposed)
-        gradients(found, inputs, torch.randn_like(found))
-        assert set(verify.LEFT.values()) == {0} and len(verify.LEFT) == 2
-    else:
-        with pytest.raises(RuntimeError, match="away from torch's"):
-            feed_forward(*inputs, transposed)
+    with policy.using(with_product(wrong)) as used:
+        if which == "nothing":
+            found = feed_forward(*inputs, transposed)
+            gradients(found, inputs, torch.randn_like(found))
+            # the library computed both products, and both were compared
+            assert {kind.epilogue for kind in calls} == {cublaslt.GELU_AUX_BIAS, cublaslt.DGELU}
+            assert not any(used.first_results.due(kind) for kind in calls)
+        else:
+            with pytest.raises(RuntimeError, match="away from torch's"):
+                feed_forward(*inputs, transposed)
 
 
-@pytest.mark.gpu
-def test_a_shape_without_a_kernel_falls_back(
-    monkeypatch: pytest.MonkeyPatch, libraries: str
-) -> None:
-    if libraries != "cublas":
-        pytest.skip("quack has a kernel for every shape that it is asked for")
+def test_a_shape_without_a_kernel_falls_back_to_the_formula() -> None:
     torch.manual_seed(4)
-    inputs = ffn_inputs((2, 32, 16, 64), False, dtype=torch.bfloat16, device="cuda")
-    expected = feed_forward(*inputs)
-    monkeypatch.setattr(cublaslt, "product", lambda *_: False)
-    with pytest.warns(UserWarning, match="no kernel"):
-        found = feed_forward(*inputs)
-    assert relative(found, expected.double()) < TOLERANCES[torch.bfloat16]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs = ffn_inputs((2, 32, 16, 64), False, dtype=torch.bfloat16, device=device)
+    exact = [t.detach().double() for t in inputs]
+    with policy.using(with_product(lambda *_: False)) as used:
+        with pytest.warns(UserWarning, match="no kernel"):
+            found = feed_forward(*inputs)
+        assert relative(found, written_out(*exact, False)) < TOLERANCES[torch.bfloat16]
+        assert any("GELU runs as a separate kernel" in note for note in used.notes())
 
 
 @pytest.mark.gpu
@@ -348,7 +350,7 @@ def test_cross_entropy_on_a_gpu(vocabulary: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-def test_a_label_that_is_no_class_is_seen_on_a_gpu() -> None:
+def test_a_label_that_is_no_class_makes_the_loss_nan_on_a_gpu() -> None:
     need_a_gpu()
     x, w, labels, shares = loss_inputs(8, 50, 16, dtype=torch.bfloat16, device="cuda")
     labels[2] = 50
@@ -356,7 +358,7 @@ def test_a_label_that_is_no_class_is_seen_on_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-def test_infinite_logits_are_seen_on_a_gpu() -> None:
+def test_infinite_logits_make_the_loss_not_finite_on_a_gpu() -> None:
     need_a_gpu()
     x, w, labels, shares = loss_inputs(8, 50, 16, dtype=torch.bfloat16, device="cuda")
     with torch.no_grad():

@@ -51,7 +51,7 @@ def by_loops(moe: GShardMoE, x: torch.Tensor, parts: list[dict]) -> tuple[np.nda
     product_form=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_equals_the_loops(
+def test_the_layer_equals_the_oracles_loops(
     tokens: int,
     group_size: int | None,
     top_k: int,

@@ -176,8 +176,8 @@ def test_learns_a_batch_by_heart(implementation: str) -> None:
     assert float(lm.last_stats.cross_entropy) < 1
 
 
-def test_seeds() -> None:
-    """One seed, one model; without one the default generator decides, and moves on by one draw."""
+def test_one_seed_gives_one_model() -> None:
+    """Without a seed the default generator gives one, by a single draw."""
 
     def same(one: MoELM, other: MoELM) -> bool:
         pairs = zip(one.parameters(), other.parameters())
@@ -214,7 +214,7 @@ def test_initial_weights_have_the_stated_deviations() -> None:
     assert float(torch.corrcoef(torch.stack(flat)).triu(1).abs().max()) < 0.03
 
 
-def test_param_groups() -> None:
+def test_param_groups_separate_experts_and_weight_decay() -> None:
     for implementation in ("index", "deepspeed"):
         lm = model(moe_implementation=implementation, second_expert_policy="sampling")
         dense, experts = param_groups(lm)
@@ -246,7 +246,7 @@ def test_a_step_does_not_wait_for_the_device(policy: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiles_whole(backend: str) -> None:
+def test_the_model_compiles_as_one_graph(backend: str) -> None:
     """One graph, no breaks, forwards and backwards; equal to the plain model to 1e-5 in fp32."""
     if not hasattr(torch, "compile"):
         pytest.skip("this torch has no torch.compile")

@@ -8,10 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from deepspeed.moe.gshard.product_form import product_form
 from deepspeed.moe.gshard.routing import (
     RoutingRule,
     expert_capacity,
-    product_form,
     route,
     running_count,
 )
@@ -41,7 +41,7 @@ def cases(draw: st.DrawFn) -> dict:
 
 @settings(deadline=None, max_examples=150)
 @given(cases())
-def test_equals_the_loops(case: dict) -> None:
+def test_routing_equals_the_oracles_loops(case: dict) -> None:
     random = np.random.default_rng(case["seed"])
     groups, size, experts = case["shape"]
     logits = random.normal(size=case["shape"]) * 2

@@ -175,7 +175,7 @@ def test_every_exit_code_is_documented() -> None:
     from dsmoe.benchmark.run import patched_deepspeed
     from dsmoe.common.errors import DsmoeError, EnvironmentProblem
 
-    lines = (ROOT / "docs" / "exit-codes.md").read_text().splitlines()
+    lines = (ROOT / "docs" / "reference" / "exit-codes.md").read_text().splitlines()
     rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines if "|" in line}
     known = (DsmoeError, UsageError, EnvironmentProblem, errors.DataError, errors.ResultsError)
     for kind in (*known, patched_deepspeed.CheckoutFailed):

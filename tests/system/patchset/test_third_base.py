@@ -1,4 +1,4 @@
-"""Adding a base is a folder, no code: docs/bases.md's steps, by hand, on a release of our making.
+"""Adding a base is a folder, no code: the steps of docs/reference/bases.md on a made-up release.
 
 The third release is bd3ebd's archive with edits of its own; its ids are read by plain git.
 """

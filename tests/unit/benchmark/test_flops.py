@@ -43,7 +43,7 @@ def test_one_380m_iteration() -> None:
     assert useful_flop(MODELS["380M"], 1024) / 1e12 == pytest.approx(1065.0, abs=0.05)
     case = find_case("artifact", 1)
     assert FORMULAS["useful"](case) == useful_flop(MODELS["380M"], 1024)
-    # 8 sequences of 1024 tokens a micro-batch: by hand 2,213.66 TFLOP, as in docs/results.md.
+    # 8 sequences of 1024 tokens a micro-batch: by hand 2,213.66 TFLOP (docs/reference/results.md).
     assert FORMULAS["artifact"](case) / 1e12 == pytest.approx(2213.66, abs=0.005)
     four = find_case("artifact", 4)
     assert tflops(four, 2.0)["useful"] == FORMULAS["useful"](four) / 2.0 / 4 / 1e12

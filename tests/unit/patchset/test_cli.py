@@ -31,7 +31,7 @@ def test_every_failure_has_a_documented_code() -> None:
 
 def test_help_and_manual_list_the_codes() -> None:
     text = make_parser().format_help()
-    manual = (ROOT / "docs/applying.md").read_text(encoding="utf-8")
+    manual = (ROOT / "docs/reference/applying.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| (\d+) \| (.*?) \|$", manual, re.MULTILINE))
     assert rows == {str(code): words for code, words in errors.EXIT_CODES.items()}
     for code, words in errors.EXIT_CODES:

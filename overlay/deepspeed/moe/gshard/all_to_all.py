@@ -1,8 +1,10 @@
-"""Exchange of tokens between the processes of an expert parallel group.
+"""All-to-all: exchange of tokens between the processes of an expert parallel group.
 
 DeepSpeed's ``_AllToAll`` is an autograd function around an in-place collective. torch.compile of
-torch 2.11 traces into it and loses the gradient behind it: the experts are then not trained, and
-nothing says so. As an operator of its own the exchange is opaque to the compiler.
+torch 2.11 traces into it and loses the gradient behind it, without an error: the experts are then
+not trained. As an operator of our own the exchange is opaque to the compiler.
+
+Shape suffixes: see the head of the package.
 """
 
 from __future__ import annotations
@@ -11,16 +13,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.moe.kernels.policy import HAS_OPERATORS
 from deepspeed.moe.sharded_moe import _AllToAll
 from deepspeed.utils import groups
 from torch import Tensor
 
-_HAS_OPERATORS = hasattr(getattr(torch, "library", None), "custom_op")  # torch 2.4
-
 
 def group_name(group: Any) -> str | None:
-    """The name by which an operator finds ``group``; None where this torch has no such thing."""
-    return getattr(group, "group_name", None) if _HAS_OPERATORS else None
+    """The name by which an operator finds ``group``; None where torch has no custom operators."""
+    return getattr(group, "group_name", None) if HAS_OPERATORS else None
 
 
 def all_to_all(x: Tensor, name: str | None) -> Tensor:
@@ -35,8 +36,22 @@ def all_to_all(x: Tensor, name: str | None) -> Tensor:
     return _exchange(x.contiguous(), name)
 
 
-if _HAS_OPERATORS:
-    # The annotations are read when the operator is made, so they cannot be words.
+def send_to_experts(x_ERM: Tensor, num_local_experts: int, name: str | None) -> Tensor:
+    """This process's rows to the processes of their experts; [E, R, M] to [D, P R, M]."""
+    rows, width = x_ERM.shape[1:]
+    x_PDRM = all_to_all(x_ERM, name).reshape(-1, num_local_experts, rows, width)
+    return x_PDRM.transpose(0, 1).reshape(num_local_experts, -1, width)
+
+
+def return_from_experts(y_DPRM: Tensor, rows: int, name: str | None) -> Tensor:
+    """The inverse of :func:`send_to_experts`; [D, P R, M] to [E, R, M]."""
+    local, _, width = y_DPRM.shape
+    y_DPRM = y_DPRM.reshape(local, -1, rows, width)
+    return all_to_all(y_DPRM.transpose(0, 1).reshape(-1, rows, width), name)
+
+
+if HAS_OPERATORS:
+    # torch reads the annotations when the operator is made, so they cannot be strings.
     def _exchange_now(x, name):  # type: ignore[no-untyped-def]
         out = torch.empty_like(x)
         group = dist.distributed_c10d._resolve_process_group(name)

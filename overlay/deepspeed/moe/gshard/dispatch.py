@@ -1,11 +1,10 @@
 """Moving tokens to the experts' slots and back by index, forwards and backwards.
 
 Each slot holds at most one choice and each choice has at most one slot, so that the gradient of a
-gather is a gather by the inverse index. Left to autograd it would be a scatter with atomic
-additions, which costs more than all the rest of the layer.
+gather is a gather by the inverse index. Autograd would make it a scatter with atomic additions,
+which takes longer than all the rest of the layer.
 
-Shape suffixes: N tokens, K choices of a token, E experts, G groups, C capacity, R = G C rows of an
-expert, M model width.
+Shape suffixes: see the head of the package.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from torch import Tensor
 from .routing import Routing
 
 
-class Plan(NamedTuple):
-    """A routing and its inverse, as flat indices."""
+class SlotIndices(NamedTuple):
+    """Flat indices of a routing, and their inverse."""
 
     slot_KN: Tensor
     """Row (of E R) of each choice, 0 where it is not kept."""
@@ -30,7 +29,7 @@ class Plan(NamedTuple):
     num_experts: int
 
 
-def make_plan(routing: Routing) -> Plan:
+def slot_indices(routing: Routing) -> SlotIndices:
     """Flat indices of a routing; expert e has rows e R to (e + 1) R, group after group."""
     choices, groups, size = routing.expert_KGS.shape
     group_G1 = torch.arange(groups, device=routing.expert_KGS.device)[:, None]
@@ -43,7 +42,7 @@ def make_plan(routing: Routing) -> Plan:
     choice_R = torch.full((rows + 1,), -1, dtype=torch.int64, device=target.device)
     number = torch.arange(target.numel(), device=target.device)
     choice_R = choice_R.scatter(0, target, number)[:rows]
-    return Plan(
+    return SlotIndices(
         slot_KN=torch.where(kept_KN, slot_KN, torch.zeros_like(slot_KN)),
         kept_KN=kept_KN,
         choice_R=choice_R.clamp_min(0),
@@ -53,7 +52,7 @@ def make_plan(routing: Routing) -> Plan:
 
 
 def _masked(rows: Tensor, mask: Tensor) -> Tensor:
-    """``rows`` [..., M] where ``mask`` [...], else 0; selects, so that what is left out is out."""
+    """``rows`` [..., M] where ``mask`` [...], else 0; selects, so that NaN outside is dropped."""
     return torch.where(mask[..., None], rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
 
 
@@ -99,19 +98,21 @@ class _Combine(torch.autograd.Function):
         return grad_RM, (y_KNM * exact_NM).sum(-1), None, None, None, None
 
 
-def dispatch(x_NM: Tensor, plan: Plan) -> Tensor:
+def dispatch(x_NM: Tensor, slots: SlotIndices) -> Tensor:
     """Copy each token to the slots of its kept choices: [N, M] to [E, R, M], empty rows 0.
 
     N is at least 1.
     """
-    rows = _Dispatch.apply(x_NM, plan.slot_KN, plan.kept_KN, plan.choice_R, plan.filled_R)
-    return rows.reshape(plan.num_experts, -1, x_NM.shape[-1])
+    rows = _Dispatch.apply(x_NM, slots.slot_KN, slots.kept_KN, slots.choice_R, slots.filled_R)
+    return rows.reshape(slots.num_experts, -1, x_NM.shape[-1])
 
 
-def combine(y_ERM: Tensor, weight_KN: Tensor, plan: Plan) -> Tensor:
+def combine(y_ERM: Tensor, weight_KN: Tensor, slots: SlotIndices) -> Tensor:
     """Each token's weighted sum of its kept choices' outputs: [E, R, M] to [N, M].
 
     Products and sums are in the dtype of ``weight_KN`` (fp32), the result in that of ``y_ERM``.
     """
     rows = y_ERM.reshape(-1, y_ERM.shape[-1])
-    return _Combine.apply(rows, weight_KN, plan.slot_KN, plan.kept_KN, plan.choice_R, plan.filled_R)
+    return _Combine.apply(
+        rows, weight_KN, slots.slot_KN, slots.kept_KN, slots.choice_R, slots.filled_R
+    )

@@ -1,6 +1,6 @@
 """The experts of one process as two batched products.
 
-Shape suffixes: E experts of this process, R rows of an expert, M model width, H hidden width.
+Shape suffixes: see the head of the package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from deepspeed.moe.expert_init import expert_seed
-from deepspeed.moe.kernels.feed_forward import feed_forward, fuses
+from deepspeed.moe.kernels.feed_forward import feed_forward
+from deepspeed.moe.kernels.policy import kernels
 from torch import Tensor, nn
 
 from .activation import gelu
@@ -21,15 +22,15 @@ class StackedExperts(nn.Module):
     """Feed-forward experts, their weights stacked: gelu(x W1 + b1) W2 + b2 for each.
 
     The parameters carry ``allreduce = False``, by which DeepSpeed knows experts, and
-    ``adafactor_batch_dims = 1``: the first dimension counts experts, and an optimizer that looks
-    at whole matrices is to look at each expert by itself.
+    ``adafactor_batch_dims = 1``: the first dimension counts experts, and AdaFactor factors the
+    matrix of each expert by itself.
 
     Args:
-        num_local_experts: E.
+        num_local_experts: D.
         hidden_size, ffn_size: M and H.
         init_std, output_std: standard deviations of W1 and W2 at the start.
 
-    The weights are unset until :meth:`initialise`.
+    The weights have no values until :meth:`initialise`.
     """
 
     def __init__(
@@ -55,8 +56,8 @@ class StackedExperts(nn.Module):
             parameter.adafactor_batch_dims = 1
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Copying and unpickling drop a parameter's attributes; unmarked experts would be averaged
-        over all processes, so they are marked again."""
+        """Mark the parameters again: copying and unpickling drop their attributes, and DeepSpeed
+        averages unmarked experts over all processes."""
         super().__setstate__(state)
         self._mark()
 
@@ -79,17 +80,29 @@ class StackedExperts(nn.Module):
                 drawn = torch.empty(weight.t().shape, device="cpu")
                 weight.copy_(drawn.normal_(std=std, generator=generator).t())
 
-        # torch draws on one thread; a stream of its own lets every expert have one
+        # torch draws on one thread; with separate streams every expert can have its own thread
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(draw, range(self.w1.shape[0])))
         with torch.no_grad():
             self.b1.zero_()
             self.b2.zero_()
 
-    def forward(self, x_ERM: Tensor) -> Tensor:
-        """Each expert on its own rows; [E, R, M] to [E, R, M]."""
-        if fuses(x_ERM):
-            return feed_forward(x_ERM, self.w1, self.b1, self.w2) + self.b2[:, None]
-        # the biases are added outside of the products: baddbmm keeps them from fusing with GELU
-        hidden_ERH = gelu(torch.bmm(x_ERM, self.w1) + self.b1[:, None])
-        return torch.bmm(hidden_ERH, self.w2) + self.b2[:, None]
+    def forward(self, x_DRM: Tensor) -> Tensor:
+        """Each expert on its own rows; [D, rows, M] to [D, rows, M]."""
+        if kernels().fuses_gelu(x_DRM):
+            return feed_forward(x_DRM, self.w1, self.b1, self.w2) + self.b2[:, None]
+        # biases are added outside of the products: the compiler does not fuse baddbmm with GELU
+        hidden_DRH = gelu(torch.bmm(x_DRM, self.w1) + self.b1[:, None])
+        return torch.bmm(hidden_DRH, self.w2) + self.b2[:, None]
+
+
+class LocalExperts(nn.Module):
+    """Holds the experts of this process under the name that checkpoints know."""
+
+    def __init__(self, stacked: nn.Module) -> None:
+        super().__init__()
+        self.stacked = stacked
+
+    def forward(self, x_DRM: Tensor) -> Tensor:
+        """[D, rows, M] to [D, rows, M]."""
+        return self.stacked(x_DRM)

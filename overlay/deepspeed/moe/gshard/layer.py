@@ -1,8 +1,6 @@
-"""GShard's MoE layer in place of DeepSpeed's: local groups, named policies, index dispatch.
+"""GShard's MoE layer for DeepSpeed: router, routing, dispatch, experts, combine.
 
-Shape suffixes: N tokens, G groups, S tokens of a group, K choices, E experts of all processes,
-C capacity, R = G C rows of an expert, P processes of the expert parallel group, D = E / P experts
-of this process, M model width.
+Shape suffixes: see the head of the package.
 """
 
 from __future__ import annotations
@@ -12,20 +10,22 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from deepspeed.moe.expert_init import draw_seed
-from deepspeed.moe.kernels.exchanged_experts import exchanged_experts, fuses
+from deepspeed.moe.kernels.exchanged_experts import exchanged_experts
+from deepspeed.moe.kernels.policy import kernels
 from deepspeed.moe.layer import MoE
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
-from .all_to_all import all_to_all, group_name
-from .dispatch import combine, dispatch, make_plan
-from .experts import StackedExperts
-from .router import Gate
-from .routing import Routing, RoutingRule, expert_capacity, product_form, route
+from .all_to_all import group_name, return_from_experts, send_to_experts
+from .dispatch import combine, dispatch, slot_indices
+from .experts import LocalExperts, StackedExperts
+from .product_form import combine_by_product, dispatch_by_product, product_form
+from .router import Router
+from .routing import RoutingRule, expert_capacity, route
 
 
 class LayerStats(NamedTuple):
-    """What the loss and the reports need of one layer; see :class:`~.gating.Routing`."""
+    """What the loss and the reports need of one layer; see :class:`~.routing.Routing`."""
 
     aux_loss: Tensor
     z_loss: Tensor
@@ -33,24 +33,12 @@ class LayerStats(NamedTuple):
     dropped_share: Tensor
 
 
-class LocalExperts(nn.Module):
-    """Holds the experts of this process under the name that checkpoints know."""
-
-    def __init__(self, stacked: nn.Module) -> None:
-        super().__init__()
-        self.stacked = stacked
-
-    def forward(self, x_DRM: Tensor) -> Tensor:
-        """[D, rows, M] to [D, rows, M]."""
-        return self.stacked(x_DRM)
-
-
 class GShardLayer(nn.Module):
-    """Gate, dispatch, experts, combine; made by :class:`GShardMoE`, which documents it."""
+    """Router, dispatch, experts, combine; :class:`GShardMoE` makes it and documents the choices."""
 
     def __init__(
         self,
-        gate: Gate,
+        router: Router,
         experts: LocalExperts,
         num_local_experts: int,
         rule: RoutingRule,
@@ -61,10 +49,10 @@ class GShardLayer(nn.Module):
         product_form: bool,
     ) -> None:
         super().__init__()
-        self.gate = gate
+        self.gate = router  # checkpoints know the router by this name
         self.experts = experts
         self.num_local_experts = num_local_experts
-        self.num_experts = gate.wg.out_features
+        self.num_experts = router.wg.out_features
         self.group_name = group_name(groups.get_expert_parallel_group())
         self.rule = rule
         # evaluation draws nothing: the best experts, always
@@ -78,7 +66,10 @@ class GShardLayer(nn.Module):
     def forward(
         self, hidden: Tensor, used_token: Tensor | None = None
     ) -> tuple[Tensor, LayerStats]:
-        """[..., M] to [..., M] and the layer's stats; ``used_token`` is [...] without M."""
+        """[..., M] to [..., M], and the layer's figures; ``used_token`` is [...] without M.
+
+        The last group is padded with tokens that are not used.
+        """
         width = hidden.shape[-1]
         x_NM = hidden.reshape(-1, width)
         tokens = x_NM.shape[0]
@@ -93,17 +84,23 @@ class GShardLayer(nn.Module):
         logits_GSE = self.gate(x_NM).reshape(-1, size, self.num_experts)
         used_GS = None if used_N is None else used_N.reshape(-1, size)
         rule = self.rule if self.training else self.eval_rule
-        routing = route(logits_GSE, self._capacity(tokens, size), rule, used_GS)
-        out_NM = (
-            self._by_products(x_NM, routing) if self.product_form else self._by_index(x_NM, routing)
-        )
+        routing = route(logits_GSE, self.capacity(tokens, size), rule, used_GS)
+        if self.product_form:
+            combine_GSEC, mask_GSEC = product_form(routing)
+            y_ERM = self._compute_experts(dispatch_by_product(x_NM, mask_GSEC))
+            out_NM = combine_by_product(y_ERM, combine_GSEC)
+        else:
+            slots = slot_indices(routing)
+            y_ERM = self._compute_experts(dispatch(x_NM, slots))
+            weight_KN = routing.weight_KGS.reshape(routing.weight_KGS.shape[0], -1)
+            out_NM = combine(y_ERM, weight_KN, slots)
         stats = LayerStats(
             routing.aux_loss, routing.z_loss, routing.expert_load_E, routing.dropped_share
         )
         return out_NM[:tokens].reshape(hidden.shape), stats
 
-    def _capacity(self, tokens: int, size: int) -> int:
-        """C; that of a whole group also where the tokens do not fill one."""
+    def capacity(self, tokens: int, size: int) -> int:
+        """C for ``tokens`` in groups of ``size``; a group that is not full has a full one's."""
         if not self.drop_tokens:
             return size
         factor = self.capacity_factors[0] if self.training else self.capacity_factors[1]
@@ -113,45 +110,25 @@ class GShardLayer(nn.Module):
         )
         return min(wanted, size)
 
-    def _by_index(self, x_NM: Tensor, routing: Routing) -> Tensor:
-        plan = make_plan(routing)
-        y_ERM = self._run_experts(dispatch(x_NM, plan))
-        weight_KN = routing.weight_KGS.reshape(routing.weight_KGS.shape[0], -1)
-        return combine(y_ERM, weight_KN, plan)
-
-    def _by_products(self, x_NM: Tensor, routing: Routing) -> Tensor:
-        """The paper's einsum form (its section 3.2): the readable reference."""
-        combine_GSEC, mask_GSEC = product_form(routing)
-        groups_, size, experts, capacity = combine_GSEC.shape
-        x_GSM = x_NM.reshape(groups_, size, -1)
-        x_EGCM = torch.einsum("gsec,gsm->egcm", mask_GSEC.to(x_NM.dtype), x_GSM)
-        y_ERM = self._run_experts(x_EGCM.reshape(experts, groups_ * capacity, -1))
-        y_EGCM = y_ERM.reshape(experts, groups_, capacity, -1).to(combine_GSEC.dtype)
-        out_GSM = torch.einsum("gsec,egcm->gsm", combine_GSEC, y_EGCM)
-        return out_GSM.reshape(x_NM.shape).to(x_NM.dtype)
-
-    def _run_experts(self, x_ERM: Tensor) -> Tensor:
-        """Every expert on its rows; across the expert parallel group where there is one."""
-        local = self.num_local_experts
-        if local == self.num_experts:
+    def _compute_experts(self, x_ERM: Tensor) -> Tensor:
+        """Every expert on its rows, wherever it is; [E, R, M] to [E, R, M]."""
+        if self.num_local_experts == self.num_experts:
             return self.experts(x_ERM)
         stacked = getattr(self.experts, "stacked", None)
-        if isinstance(stacked, StackedExperts) and fuses(x_ERM, self.group_name):
+        overlaps = kernels().overlaps_exchange(x_ERM, self.group_name)
+        if isinstance(stacked, StackedExperts) and overlaps:
             weights = (stacked.w1, stacked.b1, stacked.w2, stacked.b2)
             return exchanged_experts(x_ERM, *weights, self.group_name)
-        rows, width = x_ERM.shape[1:]
-        x_PDRM = all_to_all(x_ERM, self.group_name).reshape(-1, local, rows, width)
-        x_DPRM = x_PDRM.transpose(0, 1).reshape(local, -1, width)
-        y_DPRM = self.experts(x_DPRM).reshape(local, -1, rows, width)
-        return all_to_all(y_DPRM.transpose(0, 1).reshape(-1, rows, width), self.group_name)
+        x_DRM = send_to_experts(x_ERM, self.num_local_experts, self.group_name)
+        return return_from_experts(self.experts(x_DRM), x_ERM.shape[1], self.group_name)
 
 
 class GShardMoE(MoE):
     """A mixture-of-experts layer by GShard's Algorithm 1, for DeepSpeed's engine and ZeRO.
 
-    A ``deepspeed.moe.layer.MoE`` to ``isinstance``, with that layer's parameter names
-    (``deepspeed_moe.gate.wg.weight``, ``deepspeed_moe.experts.…``) and results, but nothing of its
-    construction.
+    A subclass of ``deepspeed.moe.layer.MoE`` with that layer's parameter names
+    (``deepspeed_moe.gate.wg.weight``, ``deepspeed_moe.experts.…``) and results; it shares none of
+    the construction.
 
     Args:
         hidden_size: model width M.
@@ -161,17 +138,17 @@ class GShardMoE(MoE):
             "RSample" needs k = 1.
         group_size: tokens of a local group; None: all of this process. If it does not divide the
             tokens, the last group is shorter and keeps the capacity of a whole one.
-        second_expert_policy, renormalize: see :class:`~.gating.RoutingRule`. In evaluation the
+        second_expert_policy, renormalize: see :class:`~.routing.RoutingRule`. In evaluation the
             second expert is the second best ("all").
-        drop_tokens: False gives every expert room for a whole group, E/k times the usual rows,
-            rather than wait for the device to say how many it needs.
+        drop_tokens: False gives every expert slots for a whole group, E/k times the usual rows;
+            counting the slots that are needed would wait for the device.
         product_form: dispatch and combine by einsum over [G, S, E, C].
         init_std, output_std: standard deviations of the experts' two weights.
         initialise: draw the experts' weights now, from a seed of the default generator.
         experts: a module to use for this process's experts, [D, rows, M] to the same; its
             parameters are marked as experts'. By default :class:`StackedExperts`.
 
-    Every process of the expert parallel group must bring equally many tokens.
+    Every process of the expert parallel group must have the same number of tokens.
 
     Raises:
         ValueError: for a number of experts that cannot be shared out, or k above it.
@@ -210,7 +187,7 @@ class GShardMoE(MoE):
         for parameter in experts.parameters():
             parameter.allreduce = False
         self.deepspeed_moe = GShardLayer(
-            Gate(hidden_size, num_experts, jitter=noisy_gate_policy == "Jitter"),
+            Router(hidden_size, num_experts, jitter=noisy_gate_policy == "Jitter"),
             LocalExperts(experts),
             num_local_experts,
             RoutingRule(k, second_expert_policy, renormalize, noisy_gate_policy == "RSample"),

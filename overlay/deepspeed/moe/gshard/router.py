@@ -1,6 +1,6 @@
-"""The router's linear map.
+"""The router: one logit an expert for each token.
 
-Shape suffixes: N tokens, M model width, E experts.
+Shape suffixes: see the head of the package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_JITTER = 1e-2  # DeepSpeed's: inputs of the gate times a uniform draw from 0.99 to 1.01
+_JITTER = 1e-2  # DeepSpeed's: inputs of the router times a uniform draw from 0.99 to 1.01
 _HAS_OUT_DTYPE = "out_dtype" in (torch.mm.__doc__ or "")  # torch 2.8, CUDA alone
 
 
@@ -22,12 +22,12 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left.float(), right.float())
 
 
-class _MixedProduct(torch.autograd.Function):
+class MixedProduct(torch.autograd.Function):
     """x W^T of 16-bit operands with the sums, and the result, in fp32.
 
-    What is multiplied is what casting both to fp32 would multiply, without the two copies.
-    Backwards the logits' gradient is rounded to 16 bit, as that of every other product, but in
-    units of its largest element: the balance loss's alone is below what fp16 can hold.
+    The result is that of casting both operands to fp32, without the two copies. In the backward
+    pass the logits' gradient is rounded to 16 bit, as in every other product, but first divided by
+    its largest element: the balance loss's gradient alone is below the range of fp16.
     """
 
     @staticmethod
@@ -45,7 +45,7 @@ class _MixedProduct(torch.autograd.Function):
         return dx_NM.to(x_NM.dtype), dw_EM.to(weight_EM.dtype)
 
 
-class Gate(nn.Module):
+class Router(nn.Module):
     """The router's linear map, [N, M] to [N, E] logits, in fp32 (fp64 for fp64 input)."""
 
     def __init__(self, hidden_size: int, num_experts: int, jitter: bool) -> None:
@@ -54,12 +54,12 @@ class Gate(nn.Module):
         self.wg = nn.Linear(hidden_size, num_experts, bias=False)
 
     def forward(self, x_NM: Tensor) -> Tensor:
-        """See the class. The weight is cast, never replaced: ZeRO keeps hold of the parameter."""
+        """See the class. The weight is cast, never replaced, since ZeRO refers to the parameter."""
         exact = torch.promote_types(x_NM.dtype, torch.float32)
         jitter = self.jitter and self.training
         mixed = _HAS_OUT_DTYPE and x_NM.is_cuda and not torch.version.hip
         if mixed and x_NM.dtype == self.wg.weight.dtype != exact and not jitter:
-            return _MixedProduct.apply(x_NM, self.wg.weight)
+            return MixedProduct.apply(x_NM, self.wg.weight)
         x_NM = x_NM.to(exact)
         if jitter:
             x_NM = x_NM * (1 - _JITTER + 2 * _JITTER * torch.rand_like(x_NM))

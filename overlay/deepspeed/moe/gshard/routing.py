@@ -1,12 +1,12 @@
-"""GShard's Algorithm 1 (arXiv 2006.16668) over groups of tokens, as indices instead of products.
+"""GShard's Algorithm 1 (arXiv 2006.16668): experts, slots and weights of each token, as indices.
 
-Vectorised torch throughout, with shapes known beforehand: nothing waits for the device.
+Every shape is known beforehand, so that nothing waits for the device.
 
-Shape suffixes: G groups, S tokens of a group, E experts, C capacity (slots of an expert in one
-group), K choices of a token (1 or 2), T = K S.
+A token with a logit that is NaN or infinite has weights of NaN, also where it found no slot, and
+makes the balance loss NaN: the training loss shows the error.
 
-Non-finite logits are not routed away in silence: such a token's weights and the balance loss are
-NaN, also where the token found no slot, so the loss tells.
+Shape suffixes: see the head of the package.
+Here T = K S.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def route(
     used_GS: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> Routing:
-    """Algorithm 1: choose experts, give out slots in token order, weigh.
+    """Algorithm 1: choose experts, assign slots in token order, compute weights.
 
     All second choices of a group come after all its first ones; a second choice that is not tried
     takes no slot. Of equal logits the lowest expert number wins, as in ``argmax``.
@@ -105,7 +105,7 @@ def route(
         rule: the named choices.
         used_GS: bool; a token that is not used takes no slot, has no weight and does not count in
             the losses and figures. None: all are used.
-        noise: what ``rule.noise(logits)`` returns; by default drawn anew.
+        noise: what ``rule.noise(logits)`` returns; by default new draws.
 
     The balance loss of a group is (1/E) sum_e (c_e / S)(m_e) E^2, with c_e the first choices and
     m_e the mean gate of expert e and S the group's used tokens; groups are weighted by their used
@@ -116,7 +116,7 @@ def route(
     expert_KGS, tried_KGS = _choose(logits_GSE.detach(), gates_GSE.detach(), rule, noise)
     if used_GS is not None:
         tried_KGS = tried_KGS & used_GS.to(torch.bool)
-    slot_KGS, first_GE = _give_slots(expert_KGS, tried_KGS, logits_GSE.shape[-1])
+    slot_KGS, first_GE = _assign_slots(expert_KGS, tried_KGS, logits_GSE.shape[-1])
     kept_KGS = tried_KGS & (slot_KGS < capacity)
     tried, kept = tried_KGS.sum(), kept_KGS.sum()
     aux_loss, z_loss = _losses(logits_GSE, gates_GSE, first_GE, used_GS)
@@ -124,7 +124,7 @@ def route(
         expert_KGS=expert_KGS,
         slot_KGS=torch.where(kept_KGS, slot_KGS, torch.zeros_like(slot_KGS)),
         kept_KGS=kept_KGS,
-        weight_KGS=_weigh(gates_GSE, expert_KGS, kept_KGS, rule),
+        weight_KGS=_weights(gates_GSE, expert_KGS, kept_KGS, rule),
         capacity=capacity,
         num_experts=logits_GSE.shape[-1],
         aux_loss=aux_loss,
@@ -132,17 +132,6 @@ def route(
         expert_load_E=first_GE.sum(0),
         dropped_share=(tried - kept).to(logits_GSE.dtype) / tried.clamp(min=1),
     )
-
-
-def product_form(routing: Routing) -> tuple[Tensor, Tensor]:
-    """The paper's dense tensors of a routing: combine weights and dispatch mask, [G, S, E, C]."""
-    experts_E = torch.arange(routing.num_experts, device=routing.expert_KGS.device)
-    slots_C = torch.arange(routing.capacity, device=routing.expert_KGS.device)
-    at_KGSE = routing.expert_KGS[..., None] == experts_E
-    in_KGSC = routing.slot_KGS[..., None] == slots_C
-    placed_KGSEC = at_KGSE[..., None] & in_KGSC[..., None, :] & routing.kept_KGS[..., None, None]
-    combine_GSEC = (routing.weight_KGS[..., None, None] * placed_KGSEC).sum(0)
-    return combine_GSEC, placed_KGSEC.any(0)
 
 
 def _gumbel(logits: Tensor) -> Tensor:
@@ -177,8 +166,8 @@ def _choose(
     )
 
 
-def _give_slots(expert_KGS: Tensor, tried_KGS: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """How many earlier choices of its group went to the same expert [K, G, S]; first ones [G, E].
+def _assign_slots(expert_KGS: Tensor, tried_KGS: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Earlier choices of the same expert in the group [K, G, S]; first choices of each [G, E].
 
     The slot of a choice that was not tried has no meaning.
     """
@@ -204,7 +193,7 @@ def running_count(x: Tensor) -> Tensor:
     return (inner + before[..., None]).reshape(x.shape)
 
 
-def _weigh(gates_GSE: Tensor, expert_KGS: Tensor, kept_KGS: Tensor, rule: RoutingRule) -> Tensor:
+def _weights(gates_GSE: Tensor, expert_KGS: Tensor, kept_KGS: Tensor, rule: RoutingRule) -> Tensor:
     """Weights [K, G, S]. Dropping is a product with 0, not a selection: NaN gates stay NaN."""
     gate_KGS = gates_GSE.gather(-1, expert_KGS.permute(1, 2, 0)).permute(2, 0, 1)
     kept_KGS = kept_KGS.to(gate_KGS.dtype)

@@ -1,8 +1,8 @@
-"""Causal attention whose backward pass is flash-attn's, for a compiled training pass.
+"""Causal attention with flash-attn's backward pass, for a compiled training pass.
 
-Forward it is the fused attention that torch has, cuDNN's; backward the kernel of
-hopper_attention.py, which writes the gradients of query, key and value as the one tensor that the
-projection's backward pass reads. Elsewhere the operators are the formula written out.
+The forward pass is cuDNN's fused attention, called through torch. The backward pass is the kernel
+of hopper_attention.py, which writes the gradients of query, key and value into one tensor, as the
+projection's backward pass reads them. Without that library both operators compute the formula.
 
 Shape suffixes: B sequences, S positions, 3 for query, key and value, N heads, D width of a head.
 """
@@ -15,21 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gelu_product import HAS_OPERATORS, serves
-from .policy import kernels
-from .verify import check
+from .policy import HAS_OPERATORS, kernels
 
 OPERATOR = "causal_attention"
 
 
-def fuses(qkv_BS3ND: Tensor) -> bool:
-    """Whether :func:`causal_attention` is for this, in a region being compiled."""
-    attention = kernels().attention
-    return serves(qkv_BS3ND) and attention is not None and attention.serves(qkv_BS3ND)
-
-
 def _scores(qkv_BS3ND: Tensor) -> tuple[Tensor, ...]:
-    """q k^T / sqrt(D) [B, N, S, S] at least in fp32, -inf for what comes later; and q, k, v."""
+    """q k^T / sqrt(D) [B, N, S, S] at least in fp32, -inf for later positions; and q, k, v."""
     exact = torch.promote_types(qkv_BS3ND.dtype, torch.float32)
     q_BNSD, k_BNSD, v_BNSD = qkv_BS3ND.to(exact).permute(2, 0, 3, 1, 4)
     scores_BNSS = torch.matmul(q_BNSD, k_BNSD.transpose(-1, -2)) / math.sqrt(q_BNSD.shape[-1])
@@ -65,8 +57,8 @@ def _backward_formula(
 
 
 def _forward(qkv_BS3ND: Tensor) -> tuple[Tensor, Tensor]:
-    attention = kernels().attention
-    if attention is None or not attention.serves(qkv_BS3ND):
+    attention = kernels().libraries().attention
+    if attention is None or not attention.supports_heads(qkv_BS3ND):
         return _formula(qkv_BS3ND)
     q_BNSD, k_BNSD, v_BNSD = qkv_BS3ND.permute(2, 0, 3, 1, 4)
     y_BNSD, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
@@ -76,12 +68,12 @@ def _forward(qkv_BS3ND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward(dy_BSND: Tensor, qkv_BS3ND: Tensor, y_BSND: Tensor, lse_BNS: Tensor) -> Tensor:
-    attention = kernels().attention
-    if attention is None or not attention.serves(qkv_BS3ND):
+    attention = kernels().libraries().attention
+    if attention is None or not attention.supports_heads(qkv_BS3ND):
         return _backward_formula(dy_BSND, qkv_BS3ND, y_BSND, lse_BNS)
     dy_BSND = dy_BSND.contiguous()
     dqkv_BS3ND = attention.backward(dy_BSND, qkv_BS3ND, y_BSND, lse_BNS)
-    check(
+    kernels().first_results.check(
         "flash-attn",
         ("attention'", *qkv_BS3ND.shape, qkv_BS3ND.dtype),
         qkv_BS3ND.dtype,
@@ -135,10 +127,11 @@ class _CausalAttention(torch.autograd.Function):
 
 
 def causal_attention(qkv_BS3ND: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over a position and those before it; [B, S, 3, N, D] to
-    [B, S, N, D].
+    """softmax(q k^T / sqrt(D)) v over each position and those before it.
+
+    [B, S, 3, N, D] to [B, S, N, D].
 
     Raises:
-        RuntimeError: in the backward pass, if the library's first result is not the formula's.
+        RuntimeError: in the backward pass, if the library's first result is wrong.
     """
     return _CausalAttention.apply(qkv_BS3ND)

@@ -1,6 +1,6 @@
 """Cross-entropy and its gradient by logits, in one Triton kernel and in place.
 
-Imported only where Triton and a GPU are.
+Imported only where Triton and a GPU are available.
 
 Shape suffixes: N tokens, V vocabulary.
 """
@@ -26,7 +26,7 @@ def _row(logits, labels, losses, vocabulary, scale, BLOCK: tl.constexpr):
     label = tl.load(labels + token)
     counts = label != -100
     known = (label >= 0) & (label < vocabulary)
-    # a label that is none makes the loss NaN
+    # a label that is not a class makes the loss NaN
     wanted = tl.load(row + label, mask=known, other=float("nan")).to(tl.float32)
     highest = float("-inf")
     total = 0.0
@@ -34,7 +34,7 @@ def _row(logits, labels, losses, vocabulary, scale, BLOCK: tl.constexpr):
         places = first + tl.arange(0, BLOCK)
         x = tl.load(row + places, mask=places < vocabulary, other=float("-inf")).to(tl.float32)
         higher = tl.maximum(highest, tl.max(x, 0))
-        # where nothing finite was seen yet, the sum is 0 and stays so
+        # until the first finite logit the sum stays 0
         level = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(highest - level) + tl.sum(tl.exp(x - level), 0)
         highest = higher
@@ -43,7 +43,7 @@ def _row(logits, labels, losses, vocabulary, scale, BLOCK: tl.constexpr):
     for first in range(0, vocabulary, BLOCK):
         places = first + tl.arange(0, BLOCK)
         inside = places < vocabulary
-        # read for the last time, and not written to be read soon: no use keeping it in the L2
+        # this is the last read, and the result is not read soon: the L2 need not keep it
         x = tl.load(row + places, inside, float("-inf"), eviction_policy="evict_first")
         x = x.to(tl.float32)
         gradient = tl.where(counts, tl.exp(x - highest) * (share / total), 0.0)
@@ -53,7 +53,7 @@ def _row(logits, labels, losses, vocabulary, scale, BLOCK: tl.constexpr):
             inside,
             eviction_policy="evict_first",
         )
-    tl.debug_barrier()  # the label's own is written after the others, by whichever thread
+    tl.debug_barrier()  # another thread may have written the label's place: wait, then correct it
     own = share * (tl.exp(wanted - highest) / total - 1.0)
     tl.store(row + label, own.to(logits.dtype.element_ty), mask=known & counts)
 
@@ -61,7 +61,7 @@ def _row(logits, labels, losses, vocabulary, scale, BLOCK: tl.constexpr):
 def cross_entropy_(logits_NV: Tensor, labels_N: Tensor, scale: float) -> Tensor:
     """Losses [N] in fp32; ``logits_NV`` becomes ``scale`` times their gradient by the logits.
 
-    Rows whose label is -100 count 0 in both; another label that is no class gives NaN.
+    Rows with label -100 have loss and gradient 0; any other label that is not a class gives NaN.
     """
     tokens, vocabulary = logits_NV.shape
     losses_N = logits_NV.new_empty(tokens, dtype=torch.float32)

@@ -1,10 +1,10 @@
 """Matrix products with a GELU in their epilogue, by cuBLASLt's C interface.
 
-torch has no call for them: its products leave the GELU, and the second reading of what they wrote,
-to another kernel. The library is the one that torch itself has loaded; nothing is compiled.
+torch has no call for them: it computes GELU in another kernel, which reads the product's result
+again. The library is the one that torch itself has loaded; nothing is compiled.
 
-cuBLAS counts columns first, so a row-major [R, M] tensor is an M by R matrix to it, and a product
-of row-major tensors is asked for with the operands exchanged: out^T = weight^T x^T.
+cuBLAS is column-major: a row-major [R, M] tensor is an M by R matrix to it. A product of row-major
+tensors is therefore requested with exchanged operands: out^T = weight^T x^T.
 
 Source: NVIDIA, cuBLAS documentation, "Using the cuBLASLt API"; the numbers are its enumerations.
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 GELU_AUX_BIAS = 32 | 128 | 4
-"""out = gelu(x w + bias), and what GELU was given to ``aux``."""
+"""out = gelu(x w + bias); the input of GELU goes to ``aux``."""
 DGELU = 64 | 128
 """out = (x w) * gelu'(aux)."""
 
@@ -31,17 +31,17 @@ _TRANSPOSE_A, _EPILOGUE, _BIAS, _BIAS_STRIDE = 3, 7, 8, 10
 _AUX, _AUX_LEADING, _AUX_STRIDE, _BIAS_TYPE = 11, 12, 13, 26
 _BATCH_COUNT, _BATCH_STRIDE = 5, 6
 _MAX_WORKSPACE = 1
-_WORKSPACE = 32 * 2**20  # what NVIDIA advises for Hopper
+_WORKSPACE = 32 * 2**20  # bytes, as NVIDIA recommends for Hopper
 _CANDIDATES = 4
 _TRIALS = 3
 
 
 class LtError(RuntimeError):
-    """cuBLASLt refused; the message has the call and its status."""
+    """A call of cuBLASLt failed; the message has the call and its status."""
 
 
 class Product(NamedTuple):
-    """The kind of a product: what its kernel is chosen by.
+    """The kind of a product, which determines its kernel.
 
     ``x`` is [E, R, K], the weight [E, K, N] or, if ``transposed``, [E, N, K]; the result [E, R, N].
     """
@@ -70,7 +70,7 @@ def _library() -> Any:
     """The library.
 
     Raises:
-        OSError: where it is not there.
+        OSError: if it cannot be loaded.
     """
     major = (torch.version.cuda or "none").split(".")[0]
     return ctypes.CDLL(f"libcublasLt.so.{major}")
@@ -90,6 +90,18 @@ def problem() -> str | None:
     except OSError as error:
         return f"cuBLASLt cannot be loaded ({error})"
     return None
+
+
+def supports_operands(x: Tensor, *others: Tensor) -> bool:
+    """Whether :func:`product` takes these: 16 bit, contiguous, addresses of 16 bytes."""
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and all(
+            t.dtype == x.dtype and t.data_ptr() % 16 == 0 and t.is_contiguous()
+            for t in (x, *others)
+        )
+    )
 
 
 def product(
@@ -226,7 +238,7 @@ class _Plan:
         return [] if status else [found[i].algorithm for i in range(count.value)]
 
     def run(self, algorithm: Any, weight: int, x: int, out: int, aux: int, bias: int) -> None:
-        """By the addresses of the tensors."""
+        """Compute the products; the arguments are the addresses of the tensors."""
         self._describe(_AUX, ctypes.c_void_p(aux))
         if self.has_bias:
             self._describe(_BIAS, ctypes.c_void_p(bias))
@@ -253,7 +265,7 @@ class _Plan:
 
 @functools.lru_cache(maxsize=None)
 def _context(device: int | None) -> tuple[ctypes.c_void_p, Tensor]:
-    """The library's handle, and its workspace, of a device."""
+    """Handle and workspace of the library for a device."""
     handle = ctypes.c_void_p()
     status = _library().cublasLtCreate(ctypes.byref(handle))
     if status:

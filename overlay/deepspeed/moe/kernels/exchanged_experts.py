@@ -1,11 +1,12 @@
-"""The experts of an expert parallel group, at work while tokens are under way; by custom operators.
+"""The experts of an expert parallel group with communication overlapped; custom operators.
 
-Forwards, the rows that stay are in two halves: the first is computed while the others' rows come,
-the second while results go back. Backwards, the gradients of the rows that stay are computed while
-the others' come, and the weights' gradients while those of the inputs go back. Rows are received
-where the products read them (by copy engines, peer_memory.py, they are copied there from the
-inbox, beside the products), so nothing is transposed; exchange.py with stacked_experts.py, which
-this equals but for the rounding of two biases, copies them twice each way.
+In the forward pass the rows that stay on this process are in two halves: the first is computed
+while the other processes' rows arrive, the second while results go back. In the backward pass the
+gradients of the rows that stay are computed while the others arrive, and the weights' gradients
+while those of the inputs go back. Rows are received where the products read them (with copy
+engines, copy_engines.py, they are copied there from the inbox), so nothing is transposed.
+gshard/all_to_all.py with gshard/experts.py gives the same results but for the rounding of two
+biases, and copies rows twice each way.
 
 Shape suffixes: P processes of the group, D experts of this process, E = P D, R rows that one
 process has for one expert, M model width, H hidden width.
@@ -20,14 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .copy_engines import inbox_for
-from .gelu_product import HAS_OPERATORS, down, serves, up
+from .gelu_product import down, up
 from .linear import multiply_batch
-from .policy import kernels
-
-
-def fuses(x: Tensor, name: str | None) -> bool:
-    """Whether :func:`exchanged_experts` is for ``x``, in a region being compiled."""
-    return name is not None and serves(x) and kernels().hopper is not None
+from .policy import HAS_OPERATORS, kernels
 
 
 class _Peers:
@@ -37,7 +33,8 @@ class _Peers:
         self.group = dist.distributed_c10d._resolve_process_group(name)
         self.rank = dist.get_rank(self.group)
         self.others = [p for p in range(dist.get_world_size(self.group)) if p != self.rank]
-        self.inbox = inbox_for(name, self.group, size) if kernels().copy_engines else None
+        wanted = kernels().libraries().copy_engines
+        self.inbox = inbox_for(name, self.group, size) if wanted else None
 
     def swap(
         self,
@@ -45,8 +42,8 @@ class _Peers:
         received: list[list[Tensor]],
         moved: list[tuple[Tensor, Tensor]],
     ) -> list[Any]:
-        """Start sending and receiving, for each of ``others`` the tensors of a list; and copying
-        the first to the second of each pair in ``moved``."""
+        """Start sending and receiving the tensors listed for each of ``others``, and copy the first
+        to the second of each pair in ``moved``."""
         if self.inbox is not None:
             return [self.inbox.swap(self.others, sent, received, moved)]
         operations = []
@@ -65,8 +62,8 @@ def _wait(works: list[Any]) -> None:
         work.wait()
 
 
-def _come(peers: _Peers, x_PDRM: Tensor, all_DPRM: Tensor) -> list[Any]:
-    """Start the way to the experts' processes."""
+def _start_dispatch(peers: _Peers, x_PDRM: Tensor, all_DPRM: Tensor) -> list[Any]:
+    """Start sending rows to the processes of their experts."""
     return peers.swap(
         [list(x_PDRM[p]) for p in peers.others],
         [list(all_DPRM[:, p]) for p in peers.others],
@@ -74,16 +71,17 @@ def _come(peers: _Peers, x_PDRM: Tensor, all_DPRM: Tensor) -> list[Any]:
     )
 
 
-def _go(peers: _Peers, back_PDRM: Tensor, y_PDRM: Tensor) -> list[Any]:
-    """Start the way back."""
+def _start_combine(peers: _Peers, back_PDRM: Tensor, y_PDRM: Tensor) -> list[Any]:
+    """Start sending results back."""
     return peers.swap(
         [[back_PDRM[p]] for p in peers.others], [[y_PDRM[p]] for p in peers.others], []
     )
 
 
-def _forward(
+def forward(
     x_ERM: Tensor, w1: Tensor, b1_DH: Tensor, w2: Tensor, b2_DM: Tensor, name: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`exchanged_experts` outside of a graph; also what :func:`backward` needs."""
     local = w1.shape[0]
     x_PDRM = x_ERM.contiguous().view(-1, local, *x_ERM.shape[1:])
     processes, _, rows, width = x_PDRM.shape
@@ -98,18 +96,18 @@ def _forward(
         multiply_batch(a_DPRH[place], w2, b2_DM, y_DRM[:, some])
 
     mine, half = peers.rank, rows // 2
-    coming = _come(peers, x_PDRM, all_DPRM)
+    dispatched = _start_dispatch(peers, x_PDRM, all_DPRM)
     compute(x_PDRM[mine], mine, slice(0, half), y_PDRM[mine])
-    _wait(coming)
+    _wait(dispatched)
     for p in peers.others:
         compute(all_DPRM[:, p], p, slice(0, rows), back_PDRM[p])
-    going = _go(peers, back_PDRM, y_PDRM)
+    combined = _start_combine(peers, back_PDRM, y_PDRM)
     compute(x_PDRM[mine], mine, slice(half, rows), y_PDRM[mine])
-    _wait(going)
+    _wait(combined)
     return y_PDRM.view_as(x_ERM), all_DPRM, a_DPRH, h_DPRH
 
 
-def _backward(
+def backward(
     dy_ERM: Tensor,
     all_DPRM: Tensor,
     a_DPRH: Tensor,
@@ -118,38 +116,39 @@ def _backward(
     w2: Tensor,
     name: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, w1, b1, w2 and b2, from that of the result."""
     dy_PDRM = dy_ERM.contiguous().view(-1, w1.shape[0], *dy_ERM.shape[1:])
     peers = _Peers(name, dy_PDRM[0].nbytes)
     dy_DPRM, dh_DPRH = torch.empty_like(all_DPRM), torch.empty_like(h_DPRH)
     dx_PDRM, back_PDRM = torch.empty_like(dy_PDRM), torch.empty_like(dy_PDRM)
     mine = peers.rank
-    coming = _come(peers, dy_PDRM, dy_DPRM)
+    dispatched = _start_dispatch(peers, dy_PDRM, dy_DPRM)
     sums = [down(dy_PDRM[mine], w2, h_DPRH[:, mine], False, dh_DPRH[:, mine])[1]]
-    _wait(coming)
+    _wait(dispatched)
     for p in peers.others:
         sums.append(down(dy_DPRM[:, p], w2, h_DPRH[:, p], False, dh_DPRH[:, p])[1])
         torch.bmm(dh_DPRH[:, p], w1.transpose(1, 2), out=back_PDRM[p])
-    going = _go(peers, back_PDRM, dx_PDRM)
+    combined = _start_combine(peers, back_PDRM, dx_PDRM)
     torch.bmm(dh_DPRH[:, mine], w1.transpose(1, 2), out=dx_PDRM[mine])
     x_DrM, a_DrH, dh_DrH, dy_DrM = (t.flatten(1, 2) for t in (all_DPRM, a_DPRH, dh_DPRH, dy_DPRM))
     dw1 = torch.bmm(x_DrM.transpose(1, 2), dh_DrH)
     dw2 = torch.bmm(a_DrH.transpose(1, 2), dy_DrM)
     db1_DH, db2_DM = torch.stack(sums).sum(0), dy_DrM.sum(1)
-    _wait(going)
+    _wait(combined)
     return dx_PDRM.view_as(dy_ERM), dw1, db1_DH, dw2, db2_DM
 
 
 if HAS_OPERATORS:
     _operator = torch.library.custom_op(
         "dsmoe::exchanged_experts",
-        _forward,
+        forward,
         mutates_args=(),
         schema="(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, str name)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
     )
     _backward_operator = torch.library.custom_op(
         "dsmoe::exchanged_experts_backward",
-        _backward,
+        backward,
         mutates_args=(),
         schema="(Tensor dy, Tensor x, Tensor a, Tensor h, Tensor w1, Tensor w2, str name)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -195,8 +194,8 @@ def exchanged_experts(
     """gelu(x W1 + b1) W2 + b2 of every expert, each on its process; [E, R, M] to [E, R, M].
 
     Args:
-        x_ERM: this process's rows for each of the group's experts, equally many on all processes.
+        x_ERM: rows of this process for each expert of the group, equally many on every process.
         w1, b1_DH, w2, b2_DM: of this process's experts, [D, M, H] and [D, H, M].
-        name: of the expert parallel group (:func:`~.exchange.group_name`).
+        name: of the expert parallel group (gshard/all_to_all.py, ``group_name``).
     """
     return _ExchangedExperts.apply(x_ERM, w1, b1_DH, w2, b2_DM, name)

@@ -1,9 +1,9 @@
 """gelu(x W1 + b1) W2 with GELU inside the products, for a compiled training pass.
 
-Left to torch.compile, GELU is a kernel that reads what the first product wrote, and another in the
-backward pass that computes it once more. Here the first product writes GELU's result and its input,
-and the product that carries the gradient back applies the derivative and adds up the bias's
-gradient (gelu_product.py).
+torch.compile makes GELU a kernel that reads the result of the first product, and a second kernel in
+the backward pass that computes it again. Here the first product writes GELU's result and its input,
+and the product of the backward pass applies the derivative and sums the bias's gradient
+(gelu_product.py).
 
 Shape suffixes: E experts (1 for a dense layer), R rows, M model width, H hidden width.
 """
@@ -15,13 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gelu_product import matrix, product_gelu, product_gelu_derivative, serves
-from .policy import kernels
-
-
-def fuses(x: Tensor) -> bool:
-    """Whether :func:`feed_forward` is for ``x``: 16 bit, on a GPU, in a region being compiled."""
-    return serves(x) and (kernels().cublaslt or kernels().hopper is not None)
+from .gelu_product import matrix, product_gelu, product_gelu_derivative
 
 
 class _FeedForward(torch.autograd.Function):
@@ -46,7 +40,7 @@ class _FeedForward(torch.autograd.Function):
 
 
 def _weight_gradient(x: Tensor, dy: Tensor, transposed: bool) -> Tensor:
-    """In the weight's own layout, so that adding it up reads and writes rows."""
+    """In the weight's own layout, so that accumulating it reads and writes whole rows."""
     if transposed:
         return torch.bmm(dy.transpose(1, 2), x)
     return torch.bmm(x.transpose(1, 2), dy)

@@ -1,7 +1,7 @@
 """Products with GELU, and with GELU's derivative, in their epilogue: operators for torch.compile.
 
-On a GPU, in 16 bit, they are one kernel of a library each: quack's on Hopper (hopper_products.py),
-else cuBLASLt's (cublaslt.py); elsewhere, and for shapes that neither has a kernel for, they are the
+On a GPU, in 16 bit, each is one kernel of a library: quack's on Hopper (hopper_products.py), else
+cuBLASLt's (cublaslt.py). Elsewhere, and for shapes without such a kernel, each falls back to the
 same formula in torch's operations.
 
 Shape suffixes: E products in a batch, R rows, M model width, H hidden width.
@@ -16,24 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cublaslt
-from .policy import kernels, leave
-from .verify import CHECKED_ROWS, check
-
-HAS_OPERATORS = hasattr(getattr(torch, "library", None), "custom_op")  # torch 2.4
-
-
-def serves(x: Tensor) -> bool:
-    """Whether ``x`` is what operators of our own are for: 16 bit, on a GPU, being compiled."""
-    return (
-        HAS_OPERATORS
-        and x.is_cuda
-        and x.dtype in (torch.float16, torch.bfloat16)
-        and torch.compiler.is_compiling()
-    )
+from .policy import HAS_OPERATORS, kernels
+from .verify import CHECKED_ROWS
 
 
 def matrix(weight: Tensor, transposed: bool) -> Tensor:
-    """[E, K, N] of a weight that is stored so, or ``transposed`` as [E, N, K]."""
+    """The weight as [E, K, N]; it is stored so, or ``transposed`` as [E, N, K]."""
     return weight.transpose(1, 2) if transposed else weight
 
 
@@ -57,18 +45,18 @@ def up(
     transposed: bool,
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`product_gelu`, now, and to ``out`` if there is one; rows may be a slice of more."""
+    """:func:`product_gelu` outside of a graph, into ``out`` if given; rows may be a slice."""
     if out is None:
         shape = (*x_ERM.shape[:2], b_EH.shape[1])
         out = x_ERM.new_empty(shape), x_ERM.new_empty(shape)
-    hopper = kernels().hopper
-    if hopper and hopper.serves(w, x_ERM, b_EH, *out):
+    hopper = kernels().libraries().hopper
+    if hopper and hopper.supports_operands(w, x_ERM, b_EH, *out):
         hopper.gelu(x_ERM, matrix(w, transposed), b_EH, *out)
         kind: Any = ("gelu", *x_ERM.shape, b_EH.shape[1], transposed, x_ERM.dtype)
     else:
         kind = _up_without_hopper(x_ERM.contiguous(), w.contiguous(), b_EH, transposed, out)
     if kind is not None:
-        check(
+        kernels().first_results.check(
             _library(kind),
             kind,
             x_ERM.dtype,
@@ -81,13 +69,14 @@ def up(
 def _up_without_hopper(
     x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool, out: tuple[Tensor, Tensor]
 ) -> cublaslt.Product | None:
-    """Returns the kind of cuBLASLt's product; None where it was the formula."""
+    """Returns the kind of cuBLASLt's product; None where the formula computed it."""
     b_EH = b_EH.contiguous()
-    if _by_cublaslt(x_ERM, w, b_EH, *out) and all(t.is_contiguous() for t in out):
+    library = kernels().libraries().cublaslt
+    if library and library.supports_operands(x_ERM, w, b_EH, *out):
         kind = _kind(cublaslt.GELU_AUX_BIAS, x_ERM, b_EH.shape[1], transposed)
-        if cublaslt.product(kind, x_ERM, w, *out, b_EH):
+        if library.product(kind, x_ERM, w, *out, b_EH):
             return kind
-        _say_none(kind)
+        _note_missing_kernel(kind)
     for target, result in zip(out, _up_formula(x_ERM, w, b_EH, transposed)):
         target.copy_(result)
     return None
@@ -96,13 +85,15 @@ def _up_without_hopper(
 def down(
     dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """:func:`product_gelu_derivative`, now, the first to ``out`` if there is one; rows may be a
-    slice of more."""
+    """:func:`product_gelu_derivative` outside of a graph, the first result into ``out`` if given.
+
+    Rows may be a slice.
+    """
     dh_ERH = (
         torch.empty(h_ERH.shape, dtype=h_ERH.dtype, device=h_ERH.device) if out is None else out
     )
-    hopper = kernels().hopper
-    if hopper and hopper.serves(w, dy_ERM, h_ERH, dh_ERH):
+    hopper = kernels().libraries().hopper
+    if hopper and hopper.supports_operands(w, dy_ERM, h_ERH, dh_ERH):
         back = matrix(w, transposed).transpose(1, 2)
         db_EH = hopper.gelu_derivative(dy_ERM, back, h_ERH, dh_ERH)
         kind: Any = ("gelu'", *dy_ERM.shape, h_ERH.shape[2], transposed, dy_ERM.dtype)
@@ -111,7 +102,7 @@ def down(
             dy_ERM.contiguous(), w.contiguous(), h_ERH.contiguous(), transposed, dh_ERH
         )
     if kind is not None:
-        check(
+        kernels().first_results.check(
             _library(kind),
             kind,
             dy_ERM.dtype,
@@ -130,25 +121,16 @@ def _down_without_hopper(
     dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool, dh_ERH: Tensor
 ) -> tuple[cublaslt.Product | None, Tensor]:
     """As :func:`_up_without_hopper`, and the sum over rows."""
-    if _by_cublaslt(dy_ERM, w, h_ERH, dh_ERH) and dh_ERH.is_contiguous():
+    library = kernels().libraries().cublaslt
+    if library and library.supports_operands(dy_ERM, w, h_ERH, dh_ERH):
         # the weight of this product is the other one's, transposed
         kind = _kind(cublaslt.DGELU, dy_ERM, h_ERH.shape[2], not transposed)
-        if cublaslt.product(kind, dy_ERM, w, dh_ERH, h_ERH, None):
+        if library.product(kind, dy_ERM, w, dh_ERH, h_ERH, None):
             return kind, dh_ERH.sum(1)
-        _say_none(kind)
+        _note_missing_kernel(kind)
     result, db_EH = _down_formula(dy_ERM, w, h_ERH, transposed)
     dh_ERH.copy_(result)
     return None, db_EH
-
-
-def _by_cublaslt(x: Tensor, *others: Tensor) -> bool:
-    """Whether that library can be asked: it reads 16 bytes at a time, from such addresses."""
-    return (
-        x.is_cuda
-        and x.dtype in (torch.float16, torch.bfloat16)
-        and kernels().cublaslt
-        and all(t.dtype == x.dtype and t.data_ptr() % 16 == 0 for t in (x, *others))
-    )
 
 
 def _kind(epilogue: int, x: Tensor, outer: int, transposed: bool) -> cublaslt.Product:
@@ -160,7 +142,7 @@ def _library(kind: Any) -> str:
 
 
 def _one(weight: Tensor) -> Tensor:
-    """Of the last product, for the check: it shows wrong distances between products too."""
+    """The last weight, for the check: there a wrong stride between products shows too."""
     return weight[-1:].float()
 
 
@@ -168,8 +150,8 @@ def _few(rows: Tensor) -> Tensor:
     return rows[-1:, :CHECKED_ROWS]
 
 
-def _say_none(kind: cublaslt.Product) -> None:
-    leave(f"cuBLASLt has no kernel for {kind}; GELU is a kernel of its own")
+def _note_missing_kernel(kind: cublaslt.Product) -> None:
+    kernels().fall_back(f"cuBLASLt has no kernel for {kind}; GELU runs as a separate kernel")
 
 
 if HAS_OPERATORS:
@@ -196,7 +178,7 @@ if HAS_OPERATORS:
 
 
 def product_gelu(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
-    """gelu(x W + b) [E, R, H], and what GELU was given.
+    """gelu(x W + b) [E, R, H], and the input of GELU.
 
     Args:
         x_ERM: [E, R, M].
@@ -204,7 +186,7 @@ def product_gelu(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tu
         b_EH: [E, H].
 
     Raises:
-        RuntimeError: if the library's first result is not that of torch's operations.
+        RuntimeError: if the library's first result differs from torch's operations.
     """
     return _up_operator(x_ERM, w, b_EH, transposed)
 
@@ -212,8 +194,9 @@ def product_gelu(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tu
 def product_gelu_derivative(
     dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool
 ) -> tuple[Tensor, Tensor]:
-    """(dy W^T) * gelu'(h), [E, R, H]: the gradient of ``h`` from that of gelu(h) W; and its sum
-    over R, [E, H]: the gradient of the bias in ``h``.
+    """(dy W^T) * gelu'(h) [E, R, H], and its sum over R [E, H].
+
+    These are the gradients of ``h`` and of its bias, from that of gelu(h) W.
 
     Args:
         dy_ERM: [E, R, M].

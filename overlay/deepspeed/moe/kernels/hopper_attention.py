@@ -1,10 +1,10 @@
 """The backward pass of causal attention on a Hopper GPU, by flash-attn-4 (Tri Dao and others).
 
-At a head size of 48 it takes 0.99 ms where cuDNN's takes 1.40 (64 sequences of 1024, 16 heads, an
-H100), and it writes the three gradients where they are wanted, into one tensor. cuDNN's forward
-pass is the faster one (0.39 against 0.48), and its log-sums are what this takes.
+At a head size of 48 it takes 0.99 ms, cuDNN's 1.40 ms (64 sequences of 1024, 16 heads, an H100),
+and it writes the three gradients into one tensor. cuDNN's forward pass is faster (0.39 ms, 0.48 ms
+by flash-attn), and this kernel takes the log-sums that it writes.
 
-Importing this module imports flash-attn, which takes seconds: ask kernels.py.
+Importing this module imports flash-attn, which takes seconds: only policy.py does so.
 
 Shape suffixes: B sequences, S positions, 3 for query, key and value, N heads, D width of a head.
 """
@@ -17,14 +17,14 @@ import warnings
 from importlib.metadata import version
 from typing import Any, Callable
 
-# read when the package is imported: keeps compiled kernels on disk, as quack does by itself
+# read when the package is imported: keep compiled kernels on disk, as quack does by default
 os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
 
 import torch
 from flash_attn.cute import interface
 from torch import Tensor
 
-# of its own and cutlass's deprecations, while it compiles
+# deprecation warnings of the package and of cutlass, while a kernel compiles
 warnings.filterwarnings("ignore", module=r"(flash_attn|quack|cutlass)\b")
 VERSION = f"flash-attn-4 {version('flash-attn-4')}"
 # The release that was read and measured; the function below is not part of its public interface.
@@ -40,9 +40,10 @@ def _rounded_as_the_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-# 4.0.0b36 keeps the query's gradient in tiles of the head size rounded up to 16 in its kernel for
-# Hopper (flash_bwd_sm90.py), but clears them before and reads them after by the size rounded up to
-# 32 (interface.py), so that a head size of 48 gets a wrong one. This is its function with 16 there.
+# Defect of 4.0.0b36: its kernel for Hopper (flash_bwd_sm90.py) rounds the head size of the query's
+# gradient up to a multiple of 16, but interface.py clears and reads that buffer with the size
+# rounded up to 32, so that a head size of 48 gets a wrong gradient. This is interface.py's function
+# with 16 in both places.
 _backward = types.FunctionType(
     interface._flash_attn_bwd.__code__,
     {
@@ -56,7 +57,7 @@ _backward = types.FunctionType(
 )
 
 
-def serves(qkv_BS3ND: Tensor) -> bool:
+def supports_heads(qkv_BS3ND: Tensor) -> bool:
     """Whether the kernel takes these: 16 bit, heads of a multiple of 16 up to 128."""
     return (
         qkv_BS3ND.is_cuda

@@ -1,12 +1,12 @@
 """Products on a Hopper GPU with an epilogue of our own, by quack-kernels (Tri Dao and others).
 
 An epilogue is a function of one element, which quack compiles into its persistent kernel: while one
-half of a multiprocessor's warps is at it, the other half multiplies. What that saves:
-docs/performance.md.
+half of a multiprocessor's warps computes it, the other half multiplies (figures:
+docs/lab/performance.md).
 
-A kernel is compiled once (some seconds) and kept on disk by quack; shapes are not compiled in.
+A kernel compiles once (some seconds) and quack keeps it on disk; it does not depend on the shapes.
 
-Importing this module imports quack, which takes seconds: ask kernels.py.
+Importing this module imports quack, which takes seconds: only policy.py does so.
 
 Shape suffixes: E products in a batch, R rows, K width of the sum, N width of the result.
 """
@@ -24,17 +24,17 @@ from quack.epilogue.ops import RowVecLoad, RowVecReduce
 from quack.gemm_sm90 import GemmSm90
 from torch import Tensor
 
-# of its own and cutlass's deprecations, while it compiles
+# deprecation warnings of the package and of cutlass, while a kernel compiles
 warnings.filterwarnings("ignore", module=r"(quack|cutlass)\b")
 VERSION = f"quack-kernels {version('quack-kernels')}"
-# What was fastest of ten tiles and three clusters for the products of a 380M model, on an H100;
-# the last two are the multiprocessors that share an operand.
+# The fastest of ten tiles and three clusters for the products of a 380M model, on an H100;
+# cluster_M and cluster_N are the multiprocessors that share an operand.
 _TILES = {"tile_M": 128, "tile_N": 192, "cluster_M": 2, "cluster_N": 1}
 _TALL_TILES = {"tile_M": 192, "tile_N": 128, "cluster_M": 1, "cluster_N": 2}
-# How much of a tile is read ahead for an epilogue that reads (GELU's derivative): all twelve parts,
-# so that it waits for memory once a tile; 2.81 ms instead of 3.09 with quack's four (an H200).
+# Parts of a tile that an epilogue with an input (GELU's derivative) prefetches: all twelve, so that
+# it waits for memory once a tile; 2.81 ms, and 3.09 ms with quack's default of four (an H200).
 _PARTS_AHEAD = 12
-_MULTIPLE = 8  # of elements: copies are of 16 bytes
+_MULTIPLE = 8  # elements: copies are of 16 bytes
 
 
 @gemm_epilogue(outputs=("activated",), ops={"bias": RowVecLoad("bias")})
@@ -43,8 +43,8 @@ def _gelu(acc: Any, bias: Any) -> Any:
     return {"D": value, "activated": gelu_tanh_approx(value)}
 
 
-# The name is part of the key of quack's cache on disk, which that depth is not: kernels compiled
-# before it were called _gelu_derivative.
+# The name is part of the key of quack's cache on disk, _PARTS_AHEAD is not: the name distinguishes
+# these kernels from older ones called _gelu_derivative.
 @gemm_epilogue(reduces={"total": RowVecReduce("total")})
 def _gelu_derivative_ahead(acc: Any, c: Any) -> Any:
     value, _ = dgelu_tanh_approx(c, acc)
@@ -61,7 +61,7 @@ def _plain(acc: Any) -> Any:
     return {"D": acc}
 
 
-def serves(weight: Tensor, *others: Tensor) -> bool:
+def supports_operands(weight: Tensor, *others: Tensor) -> bool:
     """Whether the kernels take these: 16 bit, not empty, a multiple of 16 bytes in the rows of
     each and the columns of the weight (which may be read as its transpose, and is contiguous)."""
     return (
@@ -90,7 +90,7 @@ def _multiply(
 
 
 def gelu(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor, a_ERN: Tensor, h_ERN: Tensor) -> None:
-    """Write gelu(x w + b) to ``a_ERN``, and what GELU was given to ``h_ERN``."""
+    """Write gelu(x w + b) to ``a_ERN`` and the input of GELU to ``h_ERN``."""
     _multiply(_gelu, x_ERK, w_EKN, h_ERN, activated=a_ERN, bias=b_EN)
 
 
@@ -99,7 +99,7 @@ def gelu_derivative(dy_ERK: Tensor, w_EKN: Tensor, h_ERN: Tensor, dh_ERN: Tensor
     batch, rows, width = h_ERN.shape
     tiles = -(-rows // _TALL_TILES["tile_M"])
     sums = h_ERN.new_empty(batch, tiles, width, dtype=torch.float32)
-    # quack has it as an attribute of its class, which is read while a kernel is compiled
+    # an attribute of quack's class, which it reads while a kernel compiles
     others = GemmSm90.epi_c_stage_base
     GemmSm90.epi_c_stage_base = _PARTS_AHEAD
     try:

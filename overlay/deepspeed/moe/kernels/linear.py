@@ -1,7 +1,7 @@
-"""x W^T + b for a compiled training pass, by the products of hopper_products.py where they serve.
+"""x W^T + b for a compiled training pass, by hopper_products.py where that library is used.
 
-cuBLAS's kernels take 4 to 25 % longer for them (docs/performance.md). The weight's gradient, a sum
-over tokens, stays torch's: there cuBLAS is the faster one.
+cuBLAS takes 4 to 25 % longer for these products (docs/lab/performance.md). torch computes the weight's
+gradient, a sum over tokens, for which cuBLAS is faster.
 
 Shape suffixes: E products in a batch, R rows, K width of the sum, N width of the result.
 """
@@ -13,14 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .gelu_product import HAS_OPERATORS, matrix, serves
-from .policy import kernels
-from .verify import CHECKED_ROWS, check
-
-
-def fuses(x: Tensor) -> bool:
-    """Whether :func:`linear` has products of its own for ``x``, in a region being compiled."""
-    return serves(x) and kernels().hopper is not None
+from .gelu_product import matrix
+from .policy import HAS_OPERATORS, kernels
+from .verify import CHECKED_ROWS
 
 
 def _formula(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor | None) -> Tensor:
@@ -31,17 +26,17 @@ def _formula(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor | None) -> Tensor:
 def multiply_batch(
     x_ERK: Tensor, w: Tensor, b_EN: Tensor | None, y_ERN: Tensor, transposed: bool = False
 ) -> None:
-    """Write x w + b to ``y_ERN``, now; rows may be slices of more.
+    """Write x w + b to ``y_ERN``, outside of a graph; rows may be slices.
 
     Args:
         x_ERK: [E, R, K].
         w: [E, K, N], or [E, N, K] if ``transposed``.
         b_EN: [E, N] or None.
     """
-    hopper, w = kernels().hopper, w.contiguous()
+    hopper, w = kernels().libraries().hopper, w.contiguous()
     w_EKN = matrix(w, transposed)
     others = (x_ERK, y_ERN) if b_EN is None else (x_ERK, y_ERN, b_EN)
-    if not (hopper and hopper.serves(w, *others)):
+    if not (hopper and hopper.supports_operands(w, *others)):
         y_ERN.copy_(_formula(x_ERK, w_EKN, b_EN))
         return
     hopper.product(x_ERK, w_EKN, b_EN, y_ERN)
@@ -51,13 +46,14 @@ def multiply_batch(
         return (_formula(x_ERK[-1:, -CHECKED_ROWS:].float(), w_EKN[-1:].float(), b_1N),)
 
     kind = ("product", *x_ERK.shape, y_ERN.shape[2], b_EN is not None, transposed, x_ERK.dtype)
-    check("quack", kind, x_ERK.dtype, lambda: (y_ERN[-1:, -CHECKED_ROWS:],), right)
+    checks = kernels().first_results
+    checks.check("quack", kind, x_ERK.dtype, lambda: (y_ERN[-1:, -CHECKED_ROWS:],), right)
 
 
 def multiply(x_RK: Tensor, w: Tensor, b_N: Tensor | None, transposed: bool) -> Tensor:
-    """x w + b, [R, N], now; ``w`` is [K, N], or [N, K] if ``transposed``."""
-    hopper, x_RK, w = kernels().hopper, x_RK.contiguous(), w.contiguous()
-    if not (hopper and hopper.serves(w, x_RK)):
+    """x w + b, [R, N], outside of a graph; ``w`` is [K, N], or [N, K] if ``transposed``."""
+    hopper, x_RK, w = kernels().libraries().hopper, x_RK.contiguous(), w.contiguous()
+    if not (hopper and hopper.supports_operands(w, x_RK)):
         w_KN = w.t() if transposed else w
         return torch.mm(x_RK, w_KN) if b_N is None else torch.addmm(b_N, x_RK, w_KN)
     y_RN = x_RK.new_empty(x_RK.shape[0], w.shape[0] if transposed else w.shape[1])
@@ -80,8 +76,10 @@ if HAS_OPERATORS:
 
 
 def product(x_RK: Tensor, w_KN: Tensor) -> Tensor:
-    """x w, [R, N], in a region being compiled; no gradient goes through it."""
-    return _operator(x_RK, w_KN, None, False) if fuses(x_RK) else torch.mm(x_RK, w_KN)
+    """x w, [R, N], in a backward pass: it has no gradient of its own."""
+    if kernels().multiplies(x_RK):
+        return _operator(x_RK, w_KN, None, False)
+    return torch.mm(x_RK, w_KN)
 
 
 class _Linear(torch.autograd.Function):
@@ -98,13 +96,13 @@ class _Linear(torch.autograd.Function):
 
 
 def own_linear(x_RK: Tensor, w_NK: Tensor, b_N: Tensor) -> Tensor:
-    """x W^T + b by the operator, whoever computes it; [R, K] to [R, N]."""
+    """x W^T + b by the operator, whichever library computes it; [R, K] to [R, N]."""
     return _Linear.apply(x_RK, w_NK, b_N)
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """``layer(x)``; [..., K] to [..., N]."""
-    if not fuses(x):
+    if not kernels().multiplies(x):
         return layer(x)
     y_RN = own_linear(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias)
     return y_RN.reshape(*x.shape[:-1], -1)

@@ -1,9 +1,9 @@
 """Output layer and cross-entropy together, for a compiled training pass.
 
-The logits are the largest tensor of a step. Left to torch.compile they are written, read for the
-softmax, and read again for the gradient, which is written beside them. Here the gradient takes
-their place as soon as they have been read: it is known but for a factor, which the backward pass
-applies to the two small results.
+The logits are the largest tensor of a step. torch.compile writes them, reads them for the softmax,
+reads them again for the gradient, and writes that to a second tensor. Here the gradient replaces
+the logits in the forward pass: only a factor is unknown then, and the backward pass applies it to
+the two small results.
 
 Shape suffixes: N tokens, M model width, V vocabulary.
 """
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gelu_product import HAS_OPERATORS, serves
 from .linear import multiply, product
+from .policy import HAS_OPERATORS
 
 # The gradient by a logit is at most 1, and in 16 bit it is kept before it is divided by the number
 # of tokens (after it, fp16 would lose most of it). The weights' gradient is a sum over tokens, so
@@ -24,13 +24,8 @@ from .linear import multiply, product
 _SCALES = {torch.float16: 2.0**-4}
 
 
-def fuses(x: Tensor) -> bool:
-    """Whether :func:`output_loss` is for ``x``: 16 bit, on a GPU, in a region being compiled."""
-    return serves(x)
-
-
 def _formula(logits_NV: Tensor, labels_N: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """What cross_entropy_kernel.py computes, in torch's operations."""
+    """The results of cross_entropy.py, by torch's operations."""
     exact = torch.promote_types(logits_NV.dtype, torch.float32)
     shares_NV = torch.log_softmax(logits_NV.to(exact), -1)
     counts_N = labels_N != -100
@@ -92,7 +87,7 @@ def output_loss(x_NM: Tensor, w_VM: Tensor, labels_N: Tensor, shares_N: Tensor) 
     Args:
         x_NM: [N, M].
         w_VM: [V, M], ``nn.Linear``'s layout.
-        labels_N: [N] classes; -100 counts nothing.
-        shares_N: [N] in the dtype of the result, at least 0; no gradient goes to them.
+        labels_N: [N] classes; -100 is ignored.
+        shares_N: [N] in the dtype of the result, at least 0; they get no gradient.
     """
     return _OutputLoss.apply(x_NM, w_VM, labels_N, shares_N)

@@ -1,6 +1,7 @@
 """Comparison of a library's first results with torch's operations.
 
-A kernel that some release of a library computes wrongly would train a wrong model in silence.
+A kernel that some release of a library computes wrongly would train a wrong model, and nothing
+else would show it.
 """
 
 from __future__ import annotations
@@ -14,50 +15,58 @@ from torch import Tensor
 CHECKED_ROWS = 256
 # Relative, of norms; bf16 rounds by 2^-9.
 _TOLERANCE = 2e-2
-# Kind -> checks still to do; each waits for the device, so there are not many.
-_CHECKS = 8
-LEFT: dict[Hashable, int] = {}
+_CHECKS = 8  # at most so many for a kind: each waits for the device
 
 
-def due(kind: Hashable) -> bool:
-    """Whether a result of this kind is still to be compared, and can be now."""
-    return LEFT.get(kind, _CHECKS) > 0 and not torch.cuda.is_current_stream_capturing()
+class FirstResults:
+    """Compares the results of each kind until one of them was conclusive.
 
-
-def check(
-    library: str,
-    kind: Hashable,
-    dtype: torch.dtype,
-    found: Callable[[], tuple[Tensor, ...]],
-    formula: Callable[[], tuple[Tensor, ...]],
-) -> None:
-    """Compare a part of the results of a kind, in its first calls until one says something.
-
-    Args:
-        library: for the message.
-        kind: what the library chooses a kernel by.
-        dtype: that of the results.
-        found, formula: the part of its results, and the same by torch's operations in fp32.
-
-    Raises:
-        RuntimeError: where they are further apart than rounding explains. What the formula has no
-            finite value for, or nothing but zeros, says nothing.
+    A kind is what the library chooses a kernel by.
     """
-    if not due(kind):
-        return
-    LEFT[kind] = LEFT.get(kind, _CHECKS) - 1
-    for result, exact in zip(found(), formula()):
-        # what the dtype cannot hold is infinite: a step to be skipped, no wrong kernel
-        right = exact.to(dtype).float()
-        error, size = (result.float() - right).norm().item(), right.norm().item()
-        # gradients in fp16 may lie below its smallest number, and are rounded to it or to 0
-        info = torch.finfo(dtype)
-        smallest = info.tiny * info.eps * math.sqrt(right.numel())
-        if math.isfinite(size) and not error <= _TOLERANCE * size + smallest:
-            raise RuntimeError(
-                f"{library}'s result for {kind} is {error:.3g} away from torch's of norm "
-                f"{size:.3g}; train with DSMOE_KERNELS=torch, and please report it"
-            )
-        if not math.isfinite(size) or size <= smallest:
+
+    def __init__(self) -> None:
+        self._remaining: dict[Hashable, int] = {}
+
+    def due(self, kind: Hashable) -> bool:
+        """Whether a result of this kind is still to be compared, and can be now."""
+        remaining = self._remaining.get(kind, _CHECKS)
+        return remaining > 0 and not torch.cuda.is_current_stream_capturing()
+
+    def check(
+        self,
+        library: str,
+        kind: Hashable,
+        dtype: torch.dtype,
+        found: Callable[[], tuple[Tensor, ...]],
+        formula: Callable[[], tuple[Tensor, ...]],
+    ) -> None:
+        """Compare a part of the results of a kind, if that is due.
+
+        Args:
+            library: its name, for the message.
+            kind: see the class.
+            dtype: that of the results.
+            found, formula: the part of its results, and the same by torch's operations in fp32.
+
+        Raises:
+            RuntimeError: where they are further apart than rounding explains. A formula with an
+                infinite result, or with nothing but zeros, is not conclusive.
+        """
+        if not self.due(kind):
             return
-    LEFT[kind] = 0
+        self._remaining[kind] = self._remaining.get(kind, _CHECKS) - 1
+        for result, exact in zip(found(), formula()):
+            # what the dtype cannot hold is infinite: the step is skipped, the kernel is not wrong
+            right = exact.to(dtype).float()
+            error, size = (result.float() - right).norm().item(), right.norm().item()
+            # gradients in fp16 may lie below its smallest number, and are rounded to it or to 0
+            info = torch.finfo(dtype)
+            smallest = info.tiny * info.eps * math.sqrt(right.numel())
+            if math.isfinite(size) and not error <= _TOLERANCE * size + smallest:
+                raise RuntimeError(
+                    f"{library}'s result for {kind} is {error:.3g} away from torch's of norm "
+                    f"{size:.3g}; train with DSMOE_KERNELS=torch, and please report it"
+                )
+            if not math.isfinite(size) or size <= smallest:
+                return
+        self._remaining[kind] = 0

@@ -1,12 +1,12 @@
 """A decoder-only language model with a mixture of experts, at the Alpa artifact's sizes."""
 
 from .compiled import compile_problem
-from .config import MoELMConfig
+from .config import MoELMConfig, config_for, parameter_count
 from .evaluate import Evaluation, evaluate
 from .generate import generate
 from .groups import param_groups
 from .model import MoELM, StepStats
-from .sizes import SIZES, config_for, parameter_count
+from .sizes import SIZES
 
 __all__ = [
     "SIZES",

@@ -1,4 +1,4 @@
-"""Causal self-attention, by torch's fused function or written out.
+"""Causal self-attention, by a fused kernel or written out.
 
 Shape suffixes: B sequences, S positions, M model width, N heads, D = M / N width of a head.
 """
@@ -9,20 +9,16 @@ import math
 
 import torch
 import torch.nn.functional as F
-from deepspeed.moe.kernels.causal_attention import causal_attention, fuses
+from deepspeed.moe.kernels.causal_attention import causal_attention
 from deepspeed.moe.kernels.linear import linear
+from deepspeed.moe.kernels.policy import kernels
 from torch import Tensor, nn
 
 HAS_FUSED = hasattr(F, "scaled_dot_product_attention")  # torch 2.0
 
 
-def fused_attention(q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, dropout: float) -> Tensor:
-    """Causal attention in one kernel, which torch chooses. Returns [B, N, S, D]."""
-    return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD, dropout_p=dropout, is_causal=True)
-
-
 def math_attention(q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, dropout: float) -> Tensor:
-    """The same, written out, with the softmax in fp32. Returns [B, N, S, D]."""
+    """Causal attention written out, with the softmax in fp32; returns [B, N, S, D]."""
     length = q_BNSD.shape[-2]
     scores_BNSS = torch.matmul(q_BNSD, k_BNSD.transpose(-1, -2)) / math.sqrt(q_BNSD.shape[-1])
     future_SS = torch.ones(length, length, dtype=torch.bool, device=q_BNSD.device).triu(1)
@@ -72,11 +68,11 @@ class CausalSelfAttention(nn.Module):
         qkv = linear(self.qkv, x_BSM)
         qkv_BS3ND = qkv.view(batch, length, 3, heads, width // heads)
         dropout = self.dropout if self.training else 0.0
-        if self.fused and not dropout and fuses(qkv_BS3ND):
+        if self.fused and not dropout and kernels().fuses_attention(qkv_BS3ND):
             y_BSND = causal_attention(qkv_BS3ND)
         else:
             q_BNSD, k_BNSD, v_BNSD = qkv_BS3ND.permute(2, 0, 3, 1, 4).unbind(0)
-            attend = fused_attention if self.fused else self.written_out
+            attend = kernels().attend if self.fused else self.written_out
             y_BSND = attend(q_BNSD, k_BNSD, v_BNSD, dropout).transpose(1, 2)
         y_BSM = y_BSND.reshape(batch, length, width)
         return linear(self.out, y_BSM)

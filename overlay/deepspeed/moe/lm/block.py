@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from deepspeed.moe.gshard.activation import gelu
 from deepspeed.moe.gshard.layer import GShardMoE
-from deepspeed.moe.kernels.feed_forward import feed_forward, fuses
+from deepspeed.moe.kernels.feed_forward import feed_forward
+from deepspeed.moe.kernels.policy import kernels
 from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from .remat import recomputed
 
 
 class MoEBlockOutput(NamedTuple):
-    """What an MoE layer hands on: its output, and what the loss and the reports need."""
+    """Result of an MoE layer: its output, and what the loss and the reports need."""
 
     hidden_BSM: Tensor
     aux_loss: Tensor
@@ -55,7 +56,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., M] to [..., M]."""
-        if fuses(x):
+        if kernels().fuses_gelu(x):
             return self._fused(x)
         return self.fc2(gelu(self.fc1(x)))
 
@@ -71,7 +72,7 @@ class FeedForward(nn.Module):
 
 
 def build_moe(config: MoELMConfig, output_std: float) -> nn.Module:
-    """The MoE layer of ``config``: DeepSpeed's own, or GShard's by index or by products."""
+    """The MoE layer of ``config``: DeepSpeed's own, or GShard's by index or by einsum."""
     if config.moe_implementation == "deepspeed":
         expert = FeedForward(config.hidden_size, config.ffn_size, config.init_std, output_std)
         return MoE(
@@ -84,7 +85,7 @@ def build_moe(config: MoELMConfig, output_std: float) -> nn.Module:
             min_capacity=config.min_capacity,
             noisy_gate_policy=config.noisy_gate_policy,
             drop_tokens=config.drop_tokens,
-            # without it bd3ebd's top-1 gate never applies the capacity and fails on an overflow
+            # without it bd3ebd's top-1 gate ignores the capacity and fails on an overflow
             use_rts=True,
         )
     return GShardMoE(
@@ -112,8 +113,8 @@ class Block(nn.Module):
 
     The forward pass takes and returns [B, S, M]; with experts it returns a
     :class:`MoEBlockOutput`. With ``config.remat`` a training pass computes the layer again in the
-    backward pass (remat.py); it is the layer's own business, so that a compiler sees both and
-    leaves out what the gradients do not need (the last product, say).
+    backward pass (remat.py). The layer does so itself, so that a compiler sees both passes and
+    omits what the gradients do not need, such as the last product.
     """
 
     def __init__(self, config: MoELMConfig, has_experts: bool, output_std: float) -> None:
@@ -151,13 +152,13 @@ class Block(nn.Module):
 
 
 def _run_experts(moe: nn.Module, h_BSM: Tensor) -> MoEBlockOutput:
-    """Either kind of MoE layer, with the same five results."""
+    """Call either kind of MoE layer; both give the same five results."""
     if isinstance(moe, GShardMoE):
         y_BSM, stats = moe.deepspeed_moe(h_BSM)
         return MoEBlockOutput(
             y_BSM, stats.aux_loss, stats.z_loss, stats.expert_load_E, stats.dropped_share
         )
     y_BSM, aux_loss, load_E = moe(h_BSM)
-    # DeepSpeed's layer does not say how many tokens it dropped: NaN, not a figure that looks right
+    # DeepSpeed's layer does not return how many tokens it dropped: NaN marks it as unknown
     unknown = torch.full((), float("nan"), device=h_BSM.device)
     return MoEBlockOutput(y_BSM, aux_loss, torch.zeros_like(aux_loss), load_E, unknown)

@@ -1,9 +1,9 @@
 """The training pass of the model through torch.compile, region by region.
 
-A region is a layer, or the output layer with the loss. Layers of one kind share one compiled graph,
-so that the time to compile does not grow with their number; what a graph over several layers could
-fuse besides is one addition a layer. Every region is one graph without a break, or an error: there
-is no silent return to the slow path. Evaluation and generation are not compiled.
+A region is a layer, or the output layer with the loss. Layers of one kind share a compiled graph,
+so that compile time does not grow with their number; a graph over several layers could fuse just
+one more addition a layer. Every region is one graph without a break, or an error; nothing falls
+back to eager execution. Evaluation and generation are not compiled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from deepspeed.moe.kernels.policy import kernels
 from deepspeed.utils.neutral import has_triton
 from torch import Tensor, nn
 
-# Before 2.5 a module that is an argument is compiled anew for every instance.
+# Before 2.5 torch.compile compiles again for every instance of a module that is an argument.
 FIRST_RELEASE = (2, 5)
 
 
@@ -25,15 +25,16 @@ def compile_problem() -> str | None:
     if release < FIRST_RELEASE:
         wanted = ".".join(map(str, FIRST_RELEASE))
         return (
-            f"torch {torch.__version__} compiles no layer for its likes; expected {wanted} or later"
+            f"torch {torch.__version__} compiles every layer again instead of sharing one graph;"
+            f" expected torch {wanted} or later"
         )
     if torch.cuda.is_available() and not has_triton():
-        return "torch.compile needs Triton on a GPU and it cannot be imported; install triton"
+        return "torch.compile needs Triton on a GPU, and Triton cannot be imported; install triton"
     return None
 
 
 class CompiledRegions:
-    """Compiled stand-ins for a layer's call and for the loss; made by :func:`compile_regions`.
+    """Compiled versions of a layer's call and of the loss; made by :func:`compile_regions`.
 
     Attributes:
         layer: ``layer(block, x_BSM)`` is ``block(x_BSM)``.
@@ -46,7 +47,7 @@ class CompiledRegions:
 
 
 def compile_regions(**options: Any) -> CompiledRegions:
-    """Regions to be compiled at their first call; ``options`` are torch.compile's.
+    """Regions that compile at their first call; ``options`` are torch.compile's.
 
     Raises:
         RuntimeError: where :func:`compile_problem` has a reason.
@@ -54,7 +55,7 @@ def compile_regions(**options: Any) -> CompiledRegions:
     problem = compile_problem()
     if problem:
         raise RuntimeError(problem)
-    kernels()  # finding out is not for the compiler to trace
+    kernels().libraries()  # the search for them is not for the compiler to trace
     return CompiledRegions({"fullgraph": True, "dynamic": False, **options})
 
 
@@ -63,5 +64,5 @@ def _call_layer(block: nn.Module, x_BSM: Tensor) -> Any:
 
 
 def _call_loss(model: Any, *arguments: Any) -> Any:
-    # not the bound method: it is a new object in every call, for which torch 2.8 compiles anew
+    # not the bound method: that is a new object in every call, for which torch 2.8 recompiles
     return model.cross_entropy(*arguments)

@@ -1,9 +1,11 @@
-"""The configuration of the MoE language model: plain data, checked when it is made."""
+"""The configuration of the MoE language model: plain data, checked at construction."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any, Iterable
+
+from . import sizes
 
 _POLICIES = ("all", "random", "sampling")
 _RENORMALISE = ("kept", "chosen")
@@ -42,19 +44,19 @@ class MoELMConfig:
     """Model width M (the artifact's H)."""
     num_layers: int
     num_experts: int
-    """Experts of an MoE layer over all processes; 1 means no MoE layer at all."""
-    num_heads: int = 16
-    vocab_size: int = 32000
-    sequence_length: int = 1024
+    """Experts of an MoE layer over all processes; 1 means no MoE layer."""
+    num_heads: int = sizes.NUM_HEADS
+    vocab_size: int = sizes.VOCAB_SIZE
+    sequence_length: int = sizes.SEQUENCE_LENGTH
     """Longest sequence: the number of learned positions."""
-    ffn_multiplier: int = 8
-    moe_every: int = 2
-    """The last of every so many layers has experts: 2 gives layers 1, 3, 5, ..."""
-    top_k: int = 2
+    ffn_multiplier: int = sizes.FFN_MULTIPLIER
+    moe_every: int = sizes.MOE_EVERY
+    """The last layer of every so many has experts: 2 gives layers 1, 3, 5, ..."""
+    top_k: int = sizes.TOP_K
     capacity_factor: float = 1.0
     eval_capacity_factor: float = 1.0
     min_capacity: int = 4
-    """Least slots of an expert in one group."""
+    """Least number of slots of an expert in one group."""
     group_size: int | None = None
     """Tokens of a local group (GShard's S); None: all the tokens of this process's micro-batch."""
     second_expert_policy: str = "sampling"
@@ -137,8 +139,8 @@ class MoELMConfig:
             _refuse(field, getattr(self, field), f"one of {', '.join(map(repr, allowed))}")
 
     def _check_deepspeed(self) -> None:
-        """Refuse what DeepSpeed's own MoE layer would ignore in silence."""
-        why = "with moe_implementation 'deepspeed', which has no other; use 'index'"
+        """Refuse settings that DeepSpeed's own MoE layer would ignore."""
+        why = "with moe_implementation 'deepspeed', which has no other setting; use 'index'"
         if self.group_size is not None:
             _refuse("group_size", self.group_size, f"None {why}")
         if self.z_loss_coefficient:
@@ -159,6 +161,31 @@ class MoELMConfig:
         if self.num_experts == 1:
             return []
         return list(range(self.moe_every - 1, self.num_layers, self.moe_every))
+
+
+def config_for(name: str, **changes: Any) -> MoELMConfig:
+    """The configuration of a size of :data:`.sizes.SIZES`, with ``changes`` to its other fields.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in sizes.SIZES:
+        raise ValueError(f"model size is {name!r}; expected one of {', '.join(sizes.SIZES)}")
+    return MoELMConfig(**{**sizes.SIZES[name]._asdict(), **changes})
+
+
+def parameter_count(config: MoELMConfig, expert_parallel_size: int = 1) -> int:
+    """:func:`.sizes.count_parameters` of a configuration."""
+    return sizes.count_parameters(
+        config.hidden_size,
+        config.num_layers,
+        config.num_experts,
+        config.vocab_size,
+        config.sequence_length,
+        config.ffn_multiplier,
+        config.moe_every,
+        expert_parallel_size,
+    )
 
 
 def _is_number(value: Any) -> bool:

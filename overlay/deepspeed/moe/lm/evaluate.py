@@ -18,9 +18,9 @@ class Evaluation(NamedTuple):
     cross_entropy: float
     """Mean over all predicted tokens, in nats; without the routers' losses."""
     perplexity: float
-    """exp of it; infinity where that overflows."""
+    """exp(cross_entropy); infinity on overflow."""
     tokens: int
-    """Predicted tokens, of all processes if they were added up."""
+    """Predicted tokens; with ``all_processes`` of all of them."""
 
 
 def evaluate(
@@ -30,16 +30,15 @@ def evaluate(
 
     Args:
         model: a :class:`~deepspeed.moe.lm.model.MoELM`, or an engine around one; its experts have
-            the capacity of ``eval_capacity_factor``, and nothing is drawn at random.
-        windows: [B, S + 1] token numbers each, B and S free to differ; token i + 1 is predicted
-            from those up to i. With expert parallelism all processes need equal shapes.
-        all_processes: add up over the processes of ``torch.distributed``, each with windows of
-            its own.
+            the capacity of ``eval_capacity_factor``, and routing is deterministic.
+        windows: [B, S + 1] token numbers each, of any B and S; token i + 1 is predicted from those
+            up to i. With expert parallelism all processes need equal shapes.
+        all_processes: sum over the processes of ``torch.distributed``, each with its own windows.
 
     Raises:
-        ValueError: if there is not one token to predict.
+        ValueError: if there is no token to predict.
 
-    The device is waited for once, at the end.
+    It waits for the device once, at the end.
     """
     lm = getattr(model, "module", model)
     tokens = 0

@@ -1,4 +1,4 @@
-"""Continue token sequences with the model: greedy, by temperature, from the k likeliest."""
+"""Continue token sequences with the model: greedy, by temperature, or by top-k sampling."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def generate(
     top_k: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """``prompt`` with ``new_tokens`` more at its end.
+    """``prompt`` followed by ``new_tokens`` generated tokens.
 
     Args:
         model: a :class:`~deepspeed.moe.lm.model.MoELM`, or an engine around one.
         prompt: [B, S], S at least 1.
         temperature: 0 takes the likeliest token; above, tokens are drawn from the softmax of
             logits / temperature.
-        top_k: draw among the so many likeliest tokens only.
+        top_k: draw from this number of likeliest tokens; None: from all.
         generator: for the draws, on the prompt's device.
 
     Returns:
@@ -32,10 +32,10 @@ def generate(
     Raises:
         ValueError: for an argument out of its range.
 
-    What exceeds ``sequence_length`` is cut off at the front of what the model sees, not of the
-    result. The whole context is computed anew for each token (there is no cache), and the experts'
-    capacity is shared by it, by ``eval_capacity_factor``: in a crowded batch a sequence can come
-    out otherwise than alone. With expert parallelism all processes must call this alike.
+    The model sees the last ``sequence_length`` tokens; the result keeps all. The whole context is
+    computed again for each token (there is no cache). The sequences of a batch share the experts'
+    capacity (``eval_capacity_factor``), so that a sequence in a full batch can differ from the same
+    sequence alone. With expert parallelism all processes must make the same call.
     """
     config = getattr(model, "module", model).config
     if prompt.dim() != 2 or prompt.shape[1] < 1:
@@ -62,7 +62,7 @@ def _pick(
     if temperature == 0:
         return logits_BV.argmax(-1)
     exact = torch.promote_types(logits_BV.dtype, torch.float32)
-    # the greatest logit goes to 0 first, so that a small temperature cannot overflow
+    # subtract the largest logit first, so that a small temperature cannot overflow
     scaled_BV = logits_BV.to(exact)
     scaled_BV = (scaled_BV - scaled_BV.max(-1, keepdim=True).values) / temperature
     if top_k is None:

@@ -1,4 +1,4 @@
-"""Parameter groups in the form that DeepSpeed's engine and ZeRO expect of a model with experts."""
+"""Parameter groups as DeepSpeed's engine and ZeRO expect them from a model with experts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import nn
 
 
 def param_groups(model: nn.Module, split_weight_decay: bool = False) -> list[dict[str, Any]]:
-    """The parameters of ``model`` as optimizer groups: dense ones and experts apart.
+    """The parameters of ``model`` as optimizer groups: dense parameters and experts separately.
 
-    A group of experts carries ``"moe": True``, by which commit bd3ebd's ZeRO knows that its
-    gradients are reduced over the expert data parallel group alone; an empty group is left out.
+    A group of experts has ``"moe": True``: commit bd3ebd's ZeRO then reduces its gradients over the
+    expert data parallel group only. Empty groups are omitted.
 
     Args:
         model: any module; experts are the parameters with ``allreduce = False``.
-        split_weight_decay: put biases and layer norms (of an expert by itself: its vectors) in
-            groups of their own with ``"weight_decay": 0.0``.
+        split_weight_decay: put biases and layer norms (of an expert: its vectors) into separate
+            groups with ``"weight_decay": 0.0``.
     """
     groups: dict[str, dict[str, Any]] = {}
     for parameter in model.parameters():

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from deepspeed.moe.expert_init import derive_seed, draw_seed
-from deepspeed.moe.kernels.output_loss import fuses, output_loss
+from deepspeed.moe.kernels.output_loss import output_loss
+from deepspeed.moe.kernels.policy import kernels
 from torch import Tensor, nn
 
 from .block import Block, MoEBlockOutput
@@ -27,7 +28,7 @@ EVALUATION_ROWS = 4096
 
 
 class StepStats(NamedTuple):
-    """The parts of the last loss, detached and left on the device: reading one waits for it."""
+    """The parts of the last loss, detached, on the device: reading a value waits for the device."""
 
     cross_entropy: Tensor
     """Mean over the tokens that count, in nats."""
@@ -38,20 +39,20 @@ class StepStats(NamedTuple):
     expert_load: Tensor
     """[L, E]: tokens of this process whose first choice each expert was."""
     dropped_share: Tensor
-    """[L]: share of the choices tried that found their expert full; NaN where it is not known."""
+    """[L]: share of the choices tried that found their expert full; NaN where unknown."""
 
 
 class MoELM(nn.Module):
     """The language model of a :class:`MoELMConfig`.
 
     DeepSpeed's groups (``deepspeed.utils.groups.initialize``) must exist first if the model has
-    experts: each process then holds its share of them. Weights depend on the seed alone, not on
-    the expert parallel size, nor on ``moe_implementation``.
+    experts; each process then holds its share of them. The initial weights depend on the seed
+    only, not on the expert parallel size or ``moe_implementation``.
 
     Args:
         config: sizes and choices.
         seed: of the initial weights; by default drawn from the default generator, so that
-            processes that called ``torch.manual_seed`` alike agree.
+            processes agree that called ``torch.manual_seed`` with one seed.
     """
 
     def __init__(self, config: MoELMConfig, seed: int | None = None) -> None:
@@ -71,13 +72,13 @@ class MoELM(nn.Module):
         initialise(self, derive_seed(seed, "model"), config.init_std, output_std)
 
     def compile_training(self, **options: Any) -> None:
-        """Run training passes with labels through torch.compile from now on (compiled.py).
+        """From now on run training passes with labels through torch.compile (compiled.py).
 
         Args:
             options: torch.compile's, e.g. ``backend``.
 
         Raises:
-            RuntimeError: where this torch cannot (``compiled.compile_problem`` says why).
+            RuntimeError: where this torch cannot (``compiled.compile_problem`` has the reason).
         """
         self._regions = compile_regions(**options)
 
@@ -90,7 +91,7 @@ class MoELM(nn.Module):
             tokens: [B, S] token numbers, S at most ``config.sequence_length``.
             labels: [B, S] the token to predict at each position.
             loss_mask: [B, S] weights of the positions in the cross-entropy, 0 to leave one out.
-                It has no say in the routing: a masked token still takes its place at an expert.
+                It does not change the routing: a masked token still takes a slot of an expert.
 
         Returns:
             [B, S, V] logits without labels; with labels the scalar cross-entropy (in fp32, mean
@@ -134,7 +135,7 @@ class MoELM(nn.Module):
         """Weighted mean cross-entropy (see :meth:`forward`) of the last layer's output."""
         if not torch.is_grad_enabled():
             return self._cross_entropy_in_pieces(x_BSM, labels_BS, mask_BS)
-        if not fuses(x_BSM):
+        if not kernels().fuses_loss(x_BSM):
             return _cross_entropy(self._logits(x_BSM), labels_BS, mask_BS)
         x_NM = self.final_norm(x_BSM).reshape(-1, x_BSM.shape[-1])
         shares_N = _shares(labels_BS, mask_BS, torch.float32)
@@ -156,7 +157,7 @@ class MoELM(nn.Module):
         return total
 
     def _loss(self, cross_entropy: Tensor, outputs: list[MoEBlockOutput]) -> Tensor:
-        """Add the routers' losses and keep the parts."""
+        """Add the routers' losses; store the parts in ``last_stats``."""
         loss = cross_entropy
         none = torch.zeros((), dtype=loss.dtype, device=loss.device)
         aux_loss, z_loss = none, none
@@ -181,7 +182,7 @@ class MoELM(nn.Module):
 
 
 def _cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
-    """Weighted mean cross-entropy in fp32 (fp64 for fp64 logits); 0 if nothing has weight."""
+    """Weighted mean cross-entropy in fp32 (fp64 for fp64 logits); 0 if all weights are 0."""
     exact = torch.promote_types(logits_BSV.dtype, torch.float32)
     flat = logits_BSV.reshape(-1, logits_BSV.shape[-1]).to(exact)
     labels = labels_BS.reshape(-1)
@@ -194,7 +195,7 @@ def _cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, mask_BS: Tensor | None
 
 
 def _shares(labels_BS: Tensor, mask_BS: Tensor | None, exact: torch.dtype) -> Tensor:
-    """[B S]: what each position counts for in that mean."""
+    """[B S]: the weight of each position in that mean."""
     if mask_BS is None:
         size = labels_BS.numel()
         return torch.full((size,), 1 / max(size, 1), dtype=exact, device=labels_BS.device)

@@ -1,4 +1,4 @@
-"""Switching a model to evaluation for a while."""
+"""A context that switches a model to evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the body in evaluation mode without gradients; every module's own mode comes back."""
+    """Run the body in evaluation mode without gradients; restore every module's mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

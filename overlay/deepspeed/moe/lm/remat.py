@@ -1,9 +1,8 @@
 """Rematerialisation (activation checkpointing) of a layer.
 
-What is kept is the layer's input and, in a compiled layer, the output of fused attention: a small
-part of the activations, the dearest of them to compute again, and the only one whose draws
-(dropout) the compiler could repeat only by setting the generator's state back, which a CUDA graph
-does not allow.
+It keeps the layer's input and, in a compiled layer, the output of fused attention. That output is a
+small part of the activations, takes longest to recompute, and its dropout could be repeated only by
+resetting the generator's state, which a CUDA graph does not allow.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _FUSED_ATTENTION = (
 
 
 def recomputed(layer: Callable[[Tensor], Any], x_BSM: Tensor) -> Any:
-    """``layer(x_BSM)``, its activations dropped and computed again in the backward pass."""
+    """``layer(x_BSM)`` without keeping its activations: the backward pass recomputes them."""
     if CheckpointPolicy is not None and torch.compiler.is_compiling():
         return checkpoint(layer, x_BSM, use_reentrant=False, context_fn=_contexts)
     if _CAN_CHOOSE_REENTRANT:

@@ -1,8 +1,8 @@
 """Initial weights of the whole model from one seed.
 
-Every dense parameter is drawn from a stream named after it, every expert from a stream of its
-global number (deepspeed/moe/expert_init.py), always on the CPU: the result is the same for every
-expert parallel size, every MoE implementation and every device.
+Every dense parameter has a random stream seeded by its name, every expert one seeded by its global
+number (deepspeed/moe/expert_init.py), always on the CPU. The result is the same for every expert
+parallel size, MoE implementation and device.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def _normal(parameter: Tensor, std: float, seed: int) -> None:
 
 
 def initialise(model: nn.Module, seed: int, std: float, output_std: float) -> None:
-    """Set every weight of a :class:`~deepspeed.moe.lm.model.MoELM`; meta tensors are left alone.
+    """Set every weight of a :class:`~deepspeed.moe.lm.model.MoELM`; meta tensors are skipped.
 
     Matrices are normal with ``std``, those whose output is added to the residual stream with
     ``output_std``; biases are 0, and layer norms the identity.
     """
-    # torch draws on one thread; a stream of its own lets every matrix have one
+    # torch draws on one thread; with separate streams every matrix can have its own thread
     with torch.no_grad(), ThreadPoolExecutor(os.cpu_count()) as pool:
         drawn = []
         for name, parameter in model.named_parameters():
@@ -50,7 +50,7 @@ def initialise(model: nn.Module, seed: int, std: float, output_std: float) -> No
             if isinstance(module, MoE) and not next(module.parameters()).is_meta:
                 _initialise_moe(module, derive_seed(seed, name))
         for matrix in drawn:
-            matrix.result()  # with what went wrong there
+            matrix.result()  # raises the thread's exception
 
 
 def _initialise_moe(moe: MoE, seed: int) -> None:

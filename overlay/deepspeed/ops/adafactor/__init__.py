@@ -1,4 +1,4 @@
-"""AdaFactor, whole and sharded over ZeRO-1/2's flat partitions. See docs/adafactor.md."""
+"""AdaFactor, whole and sharded over ZeRO-1/2's flat partitions. See docs/reference/adafactor.md."""
 
 from __future__ import annotations
 

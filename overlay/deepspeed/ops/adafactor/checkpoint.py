@@ -1,8 +1,8 @@
-"""A tagged partition's state as it goes into a checkpoint, and back at any number of processes.
+"""Saving a tagged partition's state, and loading it at any number of processes.
 
-Pure functions: state and tag in, plain data out. ZeRO saves one file a rank and, loading, reads
-the files of all ranks of the group; :func:`load_state_from_checkpoint` takes what each held. The
-parameters are found by ``param_id``, so these must not depend on the number of processes.
+Pure functions of state and tag. ZeRO saves one file a rank and, when loading, reads the files of
+all ranks of the group; :func:`load_state_from_checkpoint` takes the contents of all. Parameters are
+matched by ``param_id``, which must not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def state_for_checkpoint(state: State, tag: PartitionTag) -> dict[str, Any]:
     """What this rank must save: ``step``, and for each param_id its shape, the place of this
     rank's slice, the statistics of its units, and its slice of the first moment (1-D).
 
-    Padding is left out. Tensors are detached copies on the CPU. Raises ValueError for a state
-    that was never made.
+    Padding is omitted. Tensors are detached copies on the CPU. Raises ValueError for an empty
+    state.
     """
     if "factors" not in state:
         raise ValueError(f"state has {sorted(state)}, expected factors: call init_state() first")
@@ -44,9 +44,9 @@ def load_state_from_checkpoint(
 ) -> State:
     """The state of ``partition`` (tagged ``tag``) from the saved states of all ranks of its group.
 
-    ``saved`` may come from any number of ranks, in any order. ``first_moment``: beta1 is set; it
-    must have been when the checkpoint was saved. Raises ValueError when the ranks disagree on the
-    step, or a unit or element is held by none.
+    ``saved`` may come from any number of ranks, in any order. ``first_moment``: beta1 is set,
+    as it must have been when the checkpoint was saved. Raises ValueError if the ranks disagree on
+    the step, or if no rank holds a unit or element.
     """
     steps = {part["step"] for part in saved}
     if len(steps) != 1:

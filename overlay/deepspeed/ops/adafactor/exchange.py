@@ -1,8 +1,8 @@
 """The messages between the ranks that hold parts of one unit: two packed all-reduces a step.
 
-All partitions over one process group share them. The layout follows from the tags alone, so every
-rank of the group sends the same number of elements in the same order, also a rank that holds no
-part of any cut unit, or only padding: the calls cannot fall out of step.
+All partitions over one process group share them. The tags alone determine the layout: every rank
+of the group sends the same number of elements in the same order, even a rank that holds no part of
+a cut unit, or only padding. The ranks therefore always make the same calls.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Exchange:
         device: torch.device,
         updates: list[CutUpdate],
     ) -> None:
-        """Take in one partition: its tag, its messages' dtype and device, its cut units."""
+        """Add one partition: its tag, its messages' dtype and device, its cut units."""
         if not tag.cuts:
             return
         key = (id(tag.process_group), dtype, device)

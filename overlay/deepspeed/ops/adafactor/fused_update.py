@@ -1,10 +1,9 @@
-"""An AdaFactor step of whole units in three passes over the memory, not a dozen; by Triton.
+"""An AdaFactor step of whole units in three passes over the memory instead of a dozen; in Triton.
 
-Written out in torch's operations (update.py), every square, product and norm is read and written by
-itself. Here the first pass reads gradient and parameter and leaves sums, the second reads the
-gradient for the norm of the direction, the third writes the parameter; the direction is computed
-where it is needed, and so are the unit's few numbers. Sums are made in a fixed order, so a step
-repeats to the bit.
+With torch's operations (update.py) every square, product and norm is a pass of its own. Here the
+first pass reads gradient and parameter and writes sums, the second reads the gradient for the norm
+of the direction, the third writes the parameter. Each pass computes the direction and the unit's
+scalars again. Sums have a fixed order, so that a step is reproducible to the bit.
 
 Imported only where there is a CUDA device, since it needs Triton.
 
@@ -20,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 _ROWS, _COLUMNS = 32, 256  # of a tile: 64 elements a thread
-_SEGMENT = 256  # rows or columns whose running means one program moves
+_SEGMENT = 256  # rows or columns whose running means one program updates
 
 
 @triton.jit
@@ -49,7 +48,7 @@ def _means(
     row, col, row_state, col_state, total, tiles_r, tiles_c, segments, R, C, beta2, eps,
     SEG: tl.constexpr,
 ):  # fmt: skip
-    """Move the running means; ``total`` [N, V]: sums of those of the rows."""
+    """Update the running means; ``total`` [N, V]: sums of the rows' running means."""
     n, i = tl.program_id(1).to(tl.int64), tl.program_id(0)
     if i < segments:
         at = i * SEG + tl.arange(0, SEG)

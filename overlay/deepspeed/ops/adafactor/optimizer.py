@@ -24,7 +24,7 @@ from .update import Block, CutUpdate, Settings, settings, update_blocks
 
 MODES = ("sharded", "artifact")
 
-#: Says of a gradient that its memory is that of the next step's too, so that views of it are kept.
+#: Marks a gradient whose memory the next step uses too, so that views of it are kept.
 STAYS_ATTRIBUTE = "gradient_stays"
 
 #: Units of one shape are updated together, up to this many elements: a larger batch saves no
@@ -34,19 +34,19 @@ BATCH_ELEMENTS = 2**24
 
 class Adafactor(torch.optim.Optimizer):
     """AdaFactor (Shazeer and Stern, arXiv 1804.04235), equal to torch_optimizer 0.3.0's for
-    parameters of up to two dimensions and right for more.
+    parameters of up to two dimensions, and correct for more.
 
     All dimensions but the last two are a batch: each matrix (each expert) has its own factors,
     RMS, parameter scale and clipping. A parameter's attribute ``adafactor_batch_dims`` (int)
     overrides their number, e.g. 1 for the stacked biases [E, H] of E experts. A flat partition
     tagged by :func:`tag_partition` is updated as the parameters in it, to the same result at any
     number of processes; all ranks of its process group must call :meth:`step` together, and a
-    tagged partition without a gradient counts as one of zeros. 16-bit parameters are computed,
-    and their statistics kept, in fp32.
+    tagged partition without a gradient counts as one of zeros. For 16-bit
+    parameters the arithmetic and the statistics are in fp32.
 
     Arguments (defaults are torch_optimizer's):
         params: parameters, or dicts of parameter groups.
-        lr: external step size; ignored while ``relative_step`` is true, needed when it is not.
+        lr: external step size; ignored if ``relative_step`` is true, required if not.
         eps2: added to the squared gradient; least parameter scale.
         clip_threshold: RMS above which a unit's update is scaled down.
         decay_rate: beta2 at step t is 1 - t**decay_rate.
@@ -55,7 +55,7 @@ class Adafactor(torch.optim.Optimizer):
         scale_parameter: multiply the step size by the unit's RMS, at least ``eps2[1]``.
         relative_step: step size min(1e-2, 1/sqrt(t)) in place of ``lr``.
         warmup_init: with ``relative_step``, 1e-6 * t in place of 1e-2.
-        mode: ``sharded``, or ``artifact`` to take every tagged partition for one vector, as the
+        mode: ``sharded``, or ``artifact`` to treat every tagged partition as one vector, as the
             paper's runs did: not factored, and dependent on the number of processes.
 
     Raises ValueError for arguments that cannot be used, RuntimeError for sparse gradients.
@@ -98,8 +98,8 @@ class Adafactor(torch.optim.Optimizer):
     def init_state(self) -> None:
         """Make the state of every parameter that has none: zeros, no step, weights untouched.
 
-        Without this call it is made at the first step. Call it in place of a step with zero
-        gradients, which would be counted and would decay the weights.
+        Without this call the first step makes it. Use it instead of a step with zero gradients,
+        which would be counted and would decay the weights.
         """
         for group in self.param_groups:
             for param in group["params"]:
@@ -122,7 +122,7 @@ class Adafactor(torch.optim.Optimizer):
                     continue
                 grad = torch.zeros_like(param) if param.grad is None else param.grad
                 if grad.is_sparse:
-                    raise RuntimeError("Adafactor does not take sparse gradients")
+                    raise RuntimeError("Adafactor does not support sparse gradients")
                 state = self._state_of(param, group)
                 state["step"] += 1
                 s = settings(group, state["step"])
@@ -159,7 +159,7 @@ class Adafactor(torch.optim.Optimizer):
     def _shards(
         self, param: Tensor, grad: Tensor, state: dict[str, Any], tag: PartitionTag, s: Settings
     ) -> tuple[list[Block], list[CutUpdate]]:
-        """The whole units and the parts of cut units in a tagged partition."""
+        """The whole units, and the parts of cut units, of a tagged partition."""
         if not getattr(grad, STAYS_ATTRIBUTE, False):
             views = shard_views(param, grad, state, tag)
             return views.blocks, cut_updates(views, s)

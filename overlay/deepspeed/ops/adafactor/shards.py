@@ -2,8 +2,8 @@
 
 ZeRO-1/2 (deepspeed/runtime/zero/stage2.py at bd3ebd) joins the parameters of a group into one
 flat buffer, pads its end to a multiple of twice the number of processes, and gives each process
-one contiguous partition, all of one size. A partition boundary may fall anywhere: inside a
-parameter, inside an expert, inside a row.
+one contiguous partition, all of one size. A partition boundary may lie anywhere: inside a
+parameter, an expert or a row.
 
 Legend: a parameter is U *units* of R rows and C columns; AdaFactor treats each unit by itself.
 """
@@ -19,8 +19,8 @@ BATCH_DIMS_ATTRIBUTE = "adafactor_batch_dims"
 class Geometry(NamedTuple):
     """A parameter as AdaFactor sees it: ``units`` matrices of ``rows`` x ``cols`` elements.
 
-    A vector is one row. A matrix with one column is written as one row too: with a single row or
-    column the factored second moment equals the elementwise one, so nothing is lost.
+    A vector is one row, and so is a matrix with one column: with a single row or column the
+    factored second moment equals the elementwise one.
     """
 
     units: int
@@ -35,8 +35,8 @@ class Geometry(NamedTuple):
 def geometry(shape: Sequence[int], batch_dims: int | None = None) -> Geometry:
     """Units, rows and columns of a parameter of ``shape``.
 
-    ``batch_dims`` leading dimensions count the units; by default all but the last two. Raises
-    ValueError when more than two dimensions, or fewer than none, are left.
+    The first ``batch_dims`` dimensions count the units; by default all but the last two. Raises
+    ValueError unless none, one or two dimensions remain.
     """
     dims = len(shape)
     batch = max(0, dims - 2) if batch_dims is None else batch_dims
@@ -53,10 +53,10 @@ def geometry(shape: Sequence[int], batch_dims: int | None = None) -> Geometry:
 
 
 def keep_batch_dims(params: Sequence[Any], copies: Sequence[Any]) -> None:
-    """Give each of ``copies`` the batch dimensions of its parameter, where that names them.
+    """Give each of ``copies`` the attribute of its parameter for batch dimensions, if it has one.
 
-    A clone does not carry a tensor's attributes, so that the fp32 copies of 16-bit training would
-    be factored across experts.
+    A clone does not keep a tensor's attributes: the fp32 copies of 16-bit training would be
+    factored across experts.
     """
     for param, copy in zip(params, copies):
         if hasattr(param, BATCH_DIMS_ATTRIBUTE):
@@ -64,7 +64,7 @@ def keep_batch_dims(params: Sequence[Any], copies: Sequence[Any]) -> None:
 
 
 class ShardSlice(NamedTuple):
-    """The elements of one parameter that lie in one partition, in elements of the flat order."""
+    """The elements of one parameter that lie in one partition; offsets count elements."""
 
     param_id: int
     shape: tuple[int, ...]
@@ -79,7 +79,7 @@ class ShardSlice(NamedTuple):
 
     @property
     def unit_range(self) -> tuple[int, int]:
-        """First unit touched and the one after the last."""
+        """The first unit of the slice and the one after its last."""
         size = self.geometry.unit_numel
         return self.offset_in_param // size, -(-(self.offset_in_param + self.length) // size)
 
@@ -125,11 +125,11 @@ def shard_slices(
     batch_dims: Sequence[int | None] | None = None,
     param_ids: Sequence[int] | None = None,
 ) -> list[ShardSlice]:
-    """What lies in partition ``rank``, in order.
+    """The contents of partition ``rank``, in order.
 
     ``shapes`` are those of the group's parameters in flattened order. Partition ``rank`` holds
-    elements ``rank * partition_size`` to ``(rank + 1) * partition_size`` of the flat buffer; what
-    is beyond the last parameter is padding and belongs to no slice. ``param_ids`` name the
+    elements ``rank * partition_size`` to ``(rank + 1) * partition_size`` of the flat buffer;
+    elements after the last parameter are padding and belong to no slice. ``param_ids`` name the
     parameters (by default their place in ``shapes``).
     """
     begin, end = rank * partition_size, (rank + 1) * partition_size

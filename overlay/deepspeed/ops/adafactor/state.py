@@ -1,6 +1,6 @@
 """The optimizer's state of one parameter or flat partition, and the views that a step works on.
 
-A parameter by itself has ``step`` (int) and, all 1-D, ``exp_avg_sq_row`` (U*R) and
+A parameter outside of ZeRO has ``step`` (int) and, all 1-D, ``exp_avg_sq_row`` (U*R) and
 ``exp_avg_sq_col`` (U*C), or ``exp_avg_sq`` (every element) when its units have one row. A tagged
 partition has ``step`` and ``factors``: for each param_id a dict of ``first_unit`` (int), ``row``
 (units * R; absent when R is 1) and ``col`` (units * C), for all the units that the partition
@@ -24,7 +24,7 @@ State = Dict[str, Any]
 
 
 def working_dtype(param: Tensor) -> torch.dtype:
-    """float64 stays; everything else is computed and kept in float32."""
+    """float64 for float64; float32 for every other dtype."""
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
@@ -34,7 +34,7 @@ def whole_geometry(param: Tensor) -> Geometry:
 
 
 def new_state(param: Tensor, tag: PartitionTag | None, first_moment: bool) -> State:
-    """Zeros, and no step taken. ``tag`` is None for a parameter that is treated as a whole."""
+    """A state of zeros at step 0. ``tag`` is None for a parameter that is updated as a whole."""
 
     def zeros(numel: int) -> Tensor:
         return torch.zeros(numel, dtype=working_dtype(param), device=param.device)
@@ -73,7 +73,7 @@ def whole_block(param: Tensor, grad: Tensor, state: State, form: Geometry) -> Bl
 
 
 class ShardViews(NamedTuple):
-    """The units in a tagged partition as views, and what they are views of."""
+    """The units of a tagged partition as views, and the tensors that they are views of."""
 
     sources: tuple[Any, ...]
     blocks: list[Block]
@@ -84,7 +84,7 @@ class ShardViews(NamedTuple):
 def shard_views(param: Tensor, grad: Tensor, state: State, tag: PartitionTag) -> ShardViews:
     """Views of the whole units and of the parts of cut units in a tagged partition.
 
-    A few hundred of them are made, which takes the host milliseconds: :func:`still_views`.
+    There are a few hundred, which takes the host milliseconds: :func:`still_views` allows reuse.
     """
     cuts = {(cut.param_id, cut.unit): cut for cut in tag.cuts}
     moment = state.get("exp_avg")
@@ -115,7 +115,7 @@ def shard_views(param: Tensor, grad: Tensor, state: State, tag: PartitionTag) ->
 def still_views(
     views: ShardViews | None, param: Tensor, grad: Tensor, state: State, tag: PartitionTag
 ) -> bool:
-    """Whether ``views`` are of these."""
+    """Whether ``views`` are views of these arguments."""
     if views is None:
         return False
     found = zip(views.sources, _sources(param, grad, state, tag))
@@ -123,7 +123,7 @@ def still_views(
 
 
 def _sources(param: Tensor, grad: Tensor, state: State, tag: PartitionTag) -> tuple[Any, ...]:
-    # the objects themselves, which are kept, so that no other can have their place in memory
+    # the objects themselves: while they are referenced no other object can have their address
     return (
         param.data_ptr(),
         grad.data_ptr(),

@@ -1,4 +1,4 @@
-"""What ZeRO tells AdaFactor of a flat partition, and which units its boundaries cut."""
+"""The description of a flat partition that ZeRO gives to AdaFactor, and the units it cuts."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class CutUnit(NamedTuple):
 
 
 class PartitionTag:
-    """All that AdaFactor must know of a flat partition; the same on every rank but for ``rank``.
+    """What AdaFactor needs to know of a flat partition; equal on every rank except for ``rank``.
 
     ``slices`` are this rank's; ``cuts`` are all the cut units of the group, in flattened order,
-    so that every rank lays the messages out alike and knows without asking whether to send any.
+    so that every rank uses the same message layout and knows whether there are any messages.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ def _cut_units(
     batch_dims: Sequence[int | None] | None,
     param_ids: Sequence[int],
 ) -> list[CutUnit]:
-    # Parameters without elements own no place in the flat order.
+    # Parameters without elements have no place in the flat order.
     kept = [index for index, shape in enumerate(shapes) if product(shape)]
     starts = [0]
     for index in kept:
@@ -108,7 +108,7 @@ def tag_partition(
     process_group: Any = None,
     param_ids: Sequence[int] | None = None,
 ) -> PartitionTag:
-    """Attach to the flat tensor ``partition`` what it holds, and return that.
+    """Attach a tag with its contents to the flat tensor ``partition``, and return the tag.
 
     ``params`` are the group's model parameters in flattened order (with round-robin order: after
     reordering); ``rank``, ``world_size`` and ``process_group`` are those over which the group is

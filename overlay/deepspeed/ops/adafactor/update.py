@@ -4,7 +4,7 @@ Source: Shazeer and Stern, arXiv 1804.04235: the factored second moment is Algor
 elementwise one Algorithm 5 (here the case of one row), the defaults are Algorithm 6; first moment
 and weight decay follow torch_optimizer 0.3.0.
 
-Nothing here waits for the device: every decision that depends on a tensor is a clamp.
+Nothing here waits for the device: a clamp makes every decision that depends on a tensor.
 
 Shape suffixes: N units, R rows, C columns, K rows of a padded part of a unit.
 """
@@ -22,7 +22,7 @@ from .tags import CutUnit
 
 
 class Settings(NamedTuple):
-    """What one step of one parameter needs from its group; numbers on the host."""
+    """The options of a parameter group at one step; numbers on the host."""
 
     step_size: float
     beta2: float
@@ -67,7 +67,7 @@ class Block(NamedTuple):
 
 def update_blocks(blocks: Sequence[Block], s: Settings, dtype: torch.dtype) -> None:
     """One step for blocks that share R, C, dtypes and settings; computed in ``dtype``."""
-    if _fuses(blocks[0], s, dtype):
+    if _can_fuse(blocks[0], s, dtype):
         _update_fused(blocks, s)
         return
     grad = _joined([block.grad for block in blocks]).to(dtype)
@@ -93,11 +93,11 @@ def update_blocks(blocks: Sequence[Block], s: Settings, dtype: torch.dtype) -> N
     _apply([block.param for block in blocks], moments, direction.split(counts), decay, s)
 
 
-_GRID = 65535  # of CUDA's second axis; the units
+_GRID = 65535  # limit of CUDA's second grid axis, which counts units
 
 
-def _fuses(block: Block, s: Settings, dtype: torch.dtype) -> bool:
-    """Whether the kernels of kernels.py are for blocks like this."""
+def _can_fuse(block: Block, s: Settings, dtype: torch.dtype) -> bool:
+    """Whether fused_update.py can update blocks like this one."""
     return (
         block.param.is_cuda
         and block.param.dtype == block.grad.dtype == dtype == torch.float32
@@ -110,18 +110,18 @@ def _fuses(block: Block, s: Settings, dtype: torch.dtype) -> bool:
 
 def _update_fused(blocks: Sequence[Block], s: Settings) -> None:
     """:func:`update_blocks` in three passes over the memory."""
-    from . import fused_update as kernels
+    from . import fused_update
 
     for block in blocks:
-        kernels.step(block.grad.contiguous(), block.param, block.row, block.col, s)
+        fused_update.step(block.grad.contiguous(), block.param, block.row, block.col, s)
 
 
 class CutUpdate:
-    """One step for this rank's part of a cut unit, in three acts around two all-reduces.
+    """One step for this rank's part of a cut unit, in three phases around two all-reduces.
 
     ``param``, ``grad`` and ``moment`` are 1-D views of the part, whose first element is
-    ``start`` of the unit; ``row`` (R) and ``col`` (C) are of the whole unit. The part is laid
-    into whole rows, with zeros around it, so that ordinary reductions give its share of the sums.
+    ``start`` of the unit; ``row`` (R) and ``col`` (C) are of the whole unit. The part is padded
+    with zeros to whole rows, so that ordinary reductions give its share of the sums.
     """
 
     def __init__(self, part: Block, start: int, cut: CutUnit, s: Settings) -> None:
@@ -131,7 +131,7 @@ class CutUpdate:
         self.row_count = -(-(self.lead + self.length) // cut.cols)
 
     def sums(self, message: Tensor) -> None:
-        """Act 1: add this rank's row sums, column sums and squared norm to ``message``."""
+        """Phase 1: add this rank's row sums, column sums and squared norm to ``message``."""
         padded = self.part.col.new_zeros(self.row_count * self.cut.cols)
         self._inner(padded).copy_(self.part.grad)
         self.grad = padded.view(1, self.row_count, self.cut.cols)
@@ -145,7 +145,7 @@ class CutUpdate:
         norm.copy_(_norm(param.view(1, -1, 1)).square_())
 
     def direct(self, message: Tensor, square_norm: Tensor) -> None:
-        """Act 2: from the summed ``message``, the direction; its squared norm goes out."""
+        """Phase 2: from the summed ``message``, the direction; write its squared norm."""
         cut, s = self.cut, self.s
         rows, cols, self.param_sq = message.split([cut.row_count, cut.cols, 1])
         col = _blend([self.part.col.view(1, -1)], cols.view(1, -1), cut.rows, [1], s)
@@ -157,7 +157,7 @@ class CutUpdate:
         square_norm.copy_(_norm(self.direction).square_())
 
     def apply(self, square_norm: Tensor) -> None:
-        """Act 3: from the summed squared norm of the direction (1 element), the new values."""
+        """Phase 3: from the summed squared norm of the direction (1 element), the new values."""
         s, param = self.s, self.part.param
         numel = self.cut.rows * self.cut.cols
         rate, length = _rates(self.param_sq.sqrt(), square_norm.sqrt(), numel, s)
@@ -188,7 +188,7 @@ def _norm(tensor_nrc: Tensor) -> Tensor:
 def _blend(
     states: list[Tensor], sums: Tensor, divisor: int, counts: Sequence[int], s: Settings
 ) -> Tensor:
-    """Move the running means in ``states`` towards ``sums / divisor``; return them joined."""
+    """Update the running means in ``states`` by ``sums / divisor``; return them joined."""
     fresh = (sums / divisor).add_(s.eps_square)
     torch._foreach_mul_(states, s.beta2)
     torch._foreach_add_(states, list(fresh.split(list(counts))), alpha=1.0 - s.beta2)
@@ -210,7 +210,7 @@ def _precondition(
 def _rates(
     param_norm_n: Tensor, direction_norm_n: Tensor, numel: int, s: Settings
 ) -> tuple[Tensor, Tensor]:
-    """Each unit's learning rate, and that over the clipping divisor max(1, RMS / threshold)."""
+    """Each unit's learning rate, and the rate over the clipping divisor max(1, RMS / threshold)."""
     root = math.sqrt(numel)
     if s.scale_parameter:
         rate = (param_norm_n / root).clamp_(min=s.eps_scale).mul_(s.step_size)

@@ -1,6 +1,6 @@
-"""Where ZeRO-1/2 (deepspeed/runtime/zero/stage2.py) and AdaFactor meet: tags, saving, loading.
+"""Body of adafactor.patch: what ZeRO-1/2 (runtime/zero/stage2.py) calls of AdaFactor.
 
-Every function does nothing for another optimizer, so that stage2.py needs one line for each.
+Each function does nothing for another optimizer, so that stage2.py needs one line for each call.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from .checkpoint import load_state_from_checkpoint, state_for_checkpoint
 from .optimizer import Adafactor
 from .tags import TAG_ATTRIBUTE, tag_partition
 
-#: The key under which a partition's sharded state stands in a ZeRO checkpoint.
+#: The key of a partition's sharded state in a ZeRO checkpoint.
 STATE_KEY = "adafactor"
 
 
 def tag_partitions(zero: Any) -> None:
     """Tell AdaFactor what each flat fp32 partition of the ZeRO optimizer ``zero`` holds.
 
-    The parameters are named by their place in the group as the user gave it, which does not
-    depend on the number of processes, also where ``round_robin_gradients`` reorders them.
+    A parameter's id is its place in the group as the user gave it, which does not depend on the
+    number of processes, even where ``round_robin_gradients`` reorders the parameters.
     """
     if not isinstance(zero.optimizer, Adafactor):
         return
@@ -41,14 +41,14 @@ def tag_partitions(zero: Any) -> None:
 
 
 def _round_robin(zero: Any) -> tuple[Any, Any]:
-    """For each group the places its parameters went to, and the parameters in that order."""
+    """For each group the new places of its parameters, and the parameters in that order."""
     if hasattr(zero, "round_robin_bit16_groups"):
         return zero.round_robin_bit16_indices, zero.round_robin_bit16_groups
     return zero.round_robin_fp6_indices, zero.round_robin_fp16_groups  # release 0.5.4's names
 
 
 def sharded_state(zero: Any, i: int) -> dict[str, Any] | None:
-    """What a checkpoint keeps of group ``i``; None where ZeRO's own way of saving is right."""
+    """The saved state of group ``i``; None where ZeRO's own way of saving is right."""
     partition = _sharded_partition(zero, i)
     if partition is None:
         return None
@@ -57,7 +57,7 @@ def sharded_state(zero: Any, i: int) -> dict[str, Any] | None:
 
 
 def restore_sharded_state(zero: Any, i: int, saved: list[dict[str, Any]]) -> bool:
-    """Take the state of group ``i`` from the states of all its ranks; False if none is sharded.
+    """Restore the state of group ``i`` from those of all its ranks; False if none is sharded.
 
     Raises RuntimeError where the checkpoint was saved by another optimizer or mode.
     """
@@ -81,7 +81,7 @@ def restore_sharded_state(zero: Any, i: int, saved: list[dict[str, Any]]) -> boo
 
 
 def _sharded_partition(zero: Any, i: int) -> Any:
-    """The tagged partition of group ``i`` if AdaFactor updates it as the parameters in it."""
+    """The tagged partition of group ``i`` if AdaFactor updates it parameter by parameter."""
     if not isinstance(zero.optimizer, Adafactor):
         return None
     group = zero.optimizer.param_groups[i]

@@ -1,4 +1,4 @@
-"""sum += factor * part, of two dtypes, by Triton; imported only where there is a CUDA device."""
+"""sum += factor * part for two dtypes, in Triton; imported only where there is a CUDA device."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def _add(place, part, factor, numel, BLOCK: tl.constexpr):
 
 
 def add_(place: Tensor, part: Tensor, factor: float) -> None:
-    """place += factor * part; both contiguous and of as many elements, ``place`` in fp32."""
+    """place += factor * part; both contiguous and of equal size, ``place`` in fp32."""
     numel = place.numel()
     _add[(triton.cdiv(numel, _BLOCK),)](place, part, factor, numel, BLOCK=_BLOCK, num_warps=8)

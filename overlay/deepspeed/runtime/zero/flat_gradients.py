@@ -1,22 +1,22 @@
 """ZeRO-1/2 with fp32 gradient accumulation in flat buffers and no hooks in the backward pass.
 
-The base (stage2.py) handles every parameter's gradient by itself, in a hook: a copy into a bucket,
-one reduction to each owner, a copy out of it, then an addition in 16 bit. Here the gradients of a
-micro-batch are taken together, once the backward pass is over:
+DeepSpeed's own stage2.py handles every parameter's gradient separately, in a hook: a copy into a
+bucket, one reduction to each owner, a copy out of it, then an addition in 16 bit. Here the
+gradients of a micro-batch are processed together, after the backward pass:
 
 - a group whose partition is the whole group (one process, or experts that no other process holds)
-  adds them to its fp32 buffer, one pass over the memory;
+  adds them to its fp32 buffer in one pass over the memory;
 - stage 2 copies them into one flat buffer in the model's dtype, divided by the number of processes,
-  and sums that by one reduce-scatter, which runs while the next micro-batch is computed; what comes
-  back, this process's partition, is added to its fp32 buffer;
+  and sums that by one reduce-scatter, which overlaps with the next micro-batch; the result, this
+  process's partition, is added to its fp32 buffer;
 - stage 1 adds them in fp32 and reduces once, before the step, in fp32.
 
-The buffer is the gradient that the optimizer sees; nothing is copied again. A step waits for the
-device once, for the norm. Results equal the base's but for rounding (which is less here: sums over
-micro-batches are fp32), so checkpoints are interchangeable.
+The buffer is the gradient that the optimizer reads, without another copy. A step waits for the
+device once, for the norm. Results equal those of stage2.py except for rounding (less here, since
+sums over micro-batches are in fp32), and checkpoints are interchangeable.
 
-Asked for by ``{"zero_optimization": {"flat_gradients": true}}``; the memory it needs is 4 bytes for
-each element of the partition (stage 1: of the group).
+``{"zero_optimization": {"flat_gradients": true}}`` enables it; it needs 4 bytes of memory for each
+element of the partition (stage 1: of the group).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch import Tensor
 
 KEY = "flat_gradients"
 _NORM_ELEMENTS = 2**24
-_LARGE = 2**18  # below it a kernel's start is what counts
+_LARGE = 2**18  # elements; below, launching a kernel dominates the time
 # Their names since torch 1.13, and before.
 _all_gather = getattr(dist, "all_gather_into_tensor", None) or dist._all_gather_base
 _reduce_scatter_flat = getattr(dist, "reduce_scatter_tensor", None) or dist._reduce_scatter_base
@@ -43,7 +43,7 @@ def zero_optimizer(config: dict[str, Any]) -> type[FP16_DeepSpeedZeroOptimizer]:
     """The class for ZeRO-1/2 that a DeepSpeed configuration asks for.
 
     Raises:
-        ValueError: if ``flat_gradients`` is no boolean.
+        ValueError: if ``flat_gradients`` is not a boolean.
     """
     wanted = config.get("zero_optimization", {})
     wanted = wanted.get(KEY, False) if isinstance(wanted, dict) else False
@@ -65,15 +65,15 @@ def check(engine: Any) -> None:
         found = "legacy_stage1" if legacy else f"stage {stage}"
         raise ValueError(
             f"zero_optimization.{KEY} is true with {found}; expected stage 1 or 2 without"
-            f" legacy_stage1: leave {KEY} out"
+            f" legacy_stage1: remove {KEY}"
         )
 
 
 class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
-    """See the module. Takes the arguments of the base's class.
+    """See the module. Takes the arguments of ``FP16_DeepSpeedZeroOptimizer``.
 
     Raises:
-        ValueError: with CPU offload or model parallelism, which need the base's own way.
+        ValueError: with CPU offload or model parallelism, which this class does not support.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -81,7 +81,7 @@ class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
             if options.get(option):
                 raise ValueError(
                     f"zero_optimization.{KEY} is true and {option} is set; expected one of the two:"
-                    f" leave {KEY} out"
+                    f" remove {KEY}"
                 )
         super().__init__(*args, **options)
         shared = dist.get_world_size(group=self.dp_process_group)
@@ -91,10 +91,10 @@ class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
         ]
 
     def create_reduce_and_remove_grad_hooks(self) -> None:
-        """None: gradients are taken after the backward pass."""
+        """Makes no hooks: gradients are processed after the backward pass."""
 
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
-        """Backward pass of one micro-batch; its gradients are added up and their sums started."""
+        """Backward pass of one micro-batch; accumulate its gradients and start reducing them."""
         self.micro_step_id += 1
         self.new_sums()
         self.loss_scaler.backward(loss.float(), retain_graph=retain_graph)
@@ -102,22 +102,22 @@ class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
             gradients.take()
 
     def new_sums(self) -> None:
-        """Start the sums of a new step at 0; nothing within a step."""
+        """Set the sums to 0 at the start of a step; later in a step do nothing."""
         for gradients in self._gradients:
             gradients.start()
 
     def settle(self) -> None:
-        """Add what is still under way between the processes to the sums."""
+        """Wait for the reductions that were started, and add their results to the sums."""
         for gradients in self._gradients:
             gradients.receive()
 
     def overlapping_partition_gradients_reduce_epilogue(self) -> None:
-        """Nothing is left to do; the engine calls it after every backward pass of stage 2."""
+        """Does nothing; the engine calls it after every backward pass of stage 2."""
 
     def reduce_gradients(self, pipeline_parallel: bool = False) -> None:
-        """Nothing is left to do; the engine calls it before the step of stage 1."""
+        """Does nothing; the engine calls it before the step of stage 1."""
         if pipeline_parallel:
-            raise ValueError(f"zero_optimization.{KEY} does not work with pipelines; leave it out")
+            raise ValueError(f"zero_optimization.{KEY} does not work with pipelines; remove it")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -142,7 +142,7 @@ class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
 
     def _norm(self, gradients: list[Tensor]) -> float:
         """2-norm over all processes; each element is in one partition of one process."""
-        # in pieces: a GPU makes a copy in fp64 of what it takes the norm of
+        # in pieces: on a GPU the norm in fp64 makes an fp64 copy of its input
         pieces = [piece for gradient in gradients for piece in gradient.split(_NORM_ELEMENTS)]
         parts = [torch.linalg.vector_norm(p, dtype=torch.float64).square() for p in pieces]
         total = torch.stack(parts).sum()
@@ -152,7 +152,7 @@ class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
 
 
 class _GroupGradients:
-    """The gradients of one parameter group. ``share_of_each``: what a process's count for."""
+    """The gradients of one parameter group; each process's are weighted by ``share_of_each``."""
 
     def __init__(self, zero: Any, i: int, partitioned: bool, share_of_each: float) -> None:
         self.process_group = zero.real_dp_process_group[i]
@@ -176,13 +176,13 @@ class _GroupGradients:
         self.finished = False
 
     def start(self) -> None:
-        """Clear the sum if it is that of a step that is over."""
+        """Clear the sum if its step is finished."""
         if self.finished:
             self.sum.zero_()
             self.finished = False
 
     def take(self) -> None:
-        """Take the gradients of a micro-batch from the parameters; a missing one counts as 0."""
+        """Move the gradients of a micro-batch out of the parameters; a missing one counts as 0."""
         if not self.each:
             _put(self.places, self.params, self.share_of_each, add=True)
             return
@@ -201,8 +201,8 @@ class _GroupGradients:
         return part
 
     def share(self, partition: Tensor) -> None:
-        """Write the new fp32 ``partition`` to the weights, and gather those of the others."""
-        # without its history: torch 1.10 forbids a collective to write to views of what has one
+        """Copy the new fp32 ``partition`` to the weights; gather those of the other processes."""
+        # detached: torch 1.10 forbids a collective to write to views of a tensor with history
         weights = self.weights.detach()
         own = weights[self.rank * self.size :][: self.size]
         own.copy_(partition)
@@ -215,7 +215,7 @@ class _GroupGradients:
             dist.all_gather(parts, own, group=self.process_group)
 
     def receive(self) -> None:
-        """Add the sum over the processes that was started last, if one was."""
+        """Add the result of the last reduction, if one was started."""
         if self.pending is not None:
             self.pending.wait()
             self.pending = None
@@ -223,14 +223,14 @@ class _GroupGradients:
 
 
 def _names(zero: Any, i: int) -> tuple[list[Tensor], Tensor]:
-    """Parameters in the order of the flat weights, and the flat weights; by either base's names."""
+    """Parameters in the order of the flat weights, and these; either base's names."""
     if hasattr(zero, "round_robin_bit16_groups"):
         return zero.round_robin_bit16_groups[i], zero.bit16_groups_flat[i]
     return zero.round_robin_fp16_groups[i], zero.fp16_groups_flat[i]
 
 
 def _views(flat: Tensor, params: list[Tensor]) -> list[Tensor]:
-    """A view of ``flat`` for each parameter that is trained, in its shape."""
+    """A view of ``flat`` for each trained parameter, in its shape."""
     views, offset = [], 0
     for param in params:
         if param.requires_grad:
@@ -241,7 +241,7 @@ def _views(flat: Tensor, params: list[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def _put(places: list[Tensor], params: list[Tensor], factor: float, add: bool) -> None:
-    """places = factor * gradients, or += with ``add``; the gradients are gone afterwards."""
+    """places = factor * gradients, or += with ``add``; the parameters lose their gradients."""
     for place, param in zip(places, params):
         gradient, param.grad = param.grad, None
         if gradient is None:
@@ -256,7 +256,7 @@ def _put(places: list[Tensor], params: list[Tensor], factor: float, add: bool) -
 
 
 def _add(place: Tensor, gradient: Tensor, factor: float) -> None:
-    """place += factor * gradient. Of two dtypes torch's own kernel reaches half the bandwidth."""
+    """place += factor * gradient. For two dtypes torch's own kernel reaches half the bandwidth."""
     large = place.is_cuda and place.numel() >= _LARGE and gradient.dtype != place.dtype
     if large and gradient.is_contiguous() and has_triton():
         from .add_kernel import add_
@@ -267,7 +267,7 @@ def _add(place: Tensor, gradient: Tensor, factor: float) -> None:
 
 
 def _reduce_scatter(part: Tensor, whole: Tensor, rank: int, group: Any) -> Any:
-    """Start part = this process's share of the sum of ``whole``; gloo sums the whole for it."""
+    """Start part = this process's share of the sum of ``whole``; gloo reduces the whole instead."""
     if dist.get_backend(group) == "nccl":
         return _reduce_scatter_flat(part, whole, group=group, async_op=True)
     work = dist.all_reduce(whole, group=group, async_op=True)

@@ -1,8 +1,8 @@
-"""What a record says about kernels is what ran."""
+"""The names of kernels in a record are those of the kernels that ran."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Iterator
 
 import pytest
 from deepspeed.moe.kernels import copy_engines, policy
@@ -19,13 +19,14 @@ TWO = {"parallel": {"expert_parallel": 2}}
 
 
 @pytest.fixture(autouse=True)
-def both_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def all_libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     class Library:
         VERSION = "library 1"
 
-    found = policy.Kernels(hopper=Library, attention=Library, cublaslt=True, copy_engines=True)
-    monkeypatch.setattr(policy, "_found", found)
     monkeypatch.setattr(training.groups, "get_expert_parallel_group", lambda: None)
+    libraries = policy.Libraries(Library, Library, Library, copy_engines=True)
+    with policy.using(policy.KernelPolicy(libraries)):
+        yield
 
 
 @pytest.mark.parametrize(
@@ -37,15 +38,19 @@ def both_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"precision": "fp32"}, {"products": "torch", "attention": "torch"}),
     ],
 )
-def test_of_one_process(changes: dict[str, Any], expected: dict[str, str]) -> None:
+def test_without_expert_parallelism_products_and_attention_are_named(
+    changes: dict[str, Any], expected: dict[str, str]
+) -> None:
     assert training.kernel_names({**CASE, **changes}) == expected
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("served", [True, False])
-def test_of_the_exchange(served: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copy_engines, "serves", lambda name: served)
+@pytest.mark.parametrize("connected", [True, False])
+def test_with_expert_parallelism_the_exchange_is_named(
+    connected: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copy_engines, "connected", lambda name: connected)
     monkeypatch.setattr(training, "backend", lambda: "nccl")
     names = training.kernel_names({**CASE, **TWO, "precision": precision})
-    assert names["exchange"] == ("copy engines" if served else "nccl")
+    assert names["exchange"] == ("copy engines" if connected else "nccl")
     assert not training.kernel_names({**CASE, **TWO, "compiled": False})

@@ -1,0 +1,30 @@
+"""The values of ``DSMOE_KERNELS``: how many of the optional kernels a run may use.
+
+Imports nothing outside the standard library: dsmoe loads this file by its path
+(``dsmoe.common.overlay``) and checks the variable before any process imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Mapping
+
+VARIABLE = "DSMOE_KERNELS"
+CHOICES = {
+    "all": "every kernel that this GPU and the installed packages have",
+    "nccl": "the same without the exchange of tokens by copy engines",
+    "cublas": "also without quack-kernels and flash-attn-4",
+    "torch": "torch's own operations alone",
+}
+DEFAULT = "all"
+
+
+def chosen(environment: Mapping[str, str]) -> str:
+    """The choice that ``environment`` names; unset or empty means :data:`DEFAULT`.
+
+    Raises:
+        ValueError: for a value that is not in :data:`CHOICES`.
+    """
+    choice = environment.get(VARIABLE) or DEFAULT
+    if choice not in CHOICES:
+        raise ValueError(f"{VARIABLE}={choice!a}; expected one of {', '.join(CHOICES)}")
+    return choice
