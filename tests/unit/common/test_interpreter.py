@@ -21,7 +21,8 @@ COMMANDS = [
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    shutil.copytree(ROOT / "dsmoe", tmp_path / "dsmoe")
+    for name in ("dsmoe", "overlay"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy2(ROOT / "apply_patch.py", tmp_path)
     shutil.copy2(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
