@@ -26,7 +26,7 @@ from dsmoe.patchset.checkout import state  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    place = patched_deepspeed.location()
+    place = places.checkout_folder()
     if not os.environ.get(places.CHECKOUT_VARIABLE):
         found = state.describe(place).name if place.exists() else "missing"
         if found not in (state.APPLIED, state.APPLIED_EDITED):
@@ -50,13 +50,13 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def checkout() -> Path:
     """The patched DeepSpeed that the tests run."""
-    return patched_deepspeed.location()
+    return places.checkout_folder()
 
 
 def _base() -> Base:
     name = os.environ.get(places.BASE_VARIABLE)
     if not name and os.environ.get(places.CHECKOUT_VARIABLE):
-        name = state.describe(patched_deepspeed.location()).base
+        name = state.describe(places.checkout_folder()).base
     return load_bases(name=name or places.base_name())[0]
 
 

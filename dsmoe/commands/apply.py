@@ -14,7 +14,7 @@ from dsmoe.common.places import DEFAULT_BASE
 
 if TYPE_CHECKING:  # importing these needs GitPython, which --help does not
     from dsmoe.patchset.base import Base
-    from dsmoe.patchset.checkout.actions import Outcome
+    from dsmoe.patchset.checkout.actions import ActionResult
     from dsmoe.patchset.checkout.state import State
 
 NEEDS = ("git",)
@@ -160,13 +160,12 @@ def _from_release(options: argparse.Namespace, bases: list[Base], say: Say) -> d
         return _report(actions.apply(options.path, [base], say), say)
     found = state.describe(options.path, [base])
     message = "built" if new else "already built"
-    return _report(actions.Outcome(message.replace(" ", "-"), message, found), say)
+    return _report(actions.ActionResult(message.replace(" ", "-"), message, found), say)
 
 
-def _report(outcome: Outcome, say: Say) -> dict[str, Any]:
+def _report(outcome: ActionResult, say: Say) -> dict[str, Any]:
     say(outcome.message)
-    for path in outcome.state.edited:
-        say(f"  edited: {path}")
+    _show_findings(outcome.state, say)
     return {
         "outcome": outcome.name,
         "message": outcome.message,
@@ -183,6 +182,16 @@ def _status(path: Path, bases: list[Base], say: Say) -> dict[str, Any]:
     return _show_state(describe(path, bases), say)
 
 
+def _show_findings(state: State, say: Say) -> None:
+    for cause in state.causes:
+        say(f"  {cause}")
+    for folder in state.pending:
+        say(f"  an export was stopped half-way: {folder}/.export; the next command that writes")
+        say("  (apply, --revert, --lock, --export) completes it")
+    for name in state.edited:
+        say(f"  edited: {name}")
+
+
 def _show_state(state: State, say: Say) -> dict[str, Any]:
     from dsmoe.patchset.checkout.state import EXIT_CODES, WORDS
 
@@ -191,6 +200,5 @@ def _show_state(state: State, say: Say) -> dict[str, Any]:
     else:
         say(f"{state.path}: base {state.base} ({state.label}), HEAD {state.head}")
         say(WORDS[state.name])
-    for name in state.edited:
-        say(f"  edited: {name}")
+    _show_findings(state, say)
     return {"outcome": state.name, "state": state.as_json(), "exit_code": EXIT_CODES[state.name]}

@@ -11,7 +11,7 @@ from typing import Any, Sequence
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser
 from dsmoe.common.errors import HostProblem, UsageError, exit_code_lines
-from dsmoe.hosts import identity, probe, writer
+from dsmoe.hosts import identity, ssh_port, writer
 from dsmoe.hosts.host import Host, check_slots
 from dsmoe.hosts.sources import choose
 from dsmoe.hosts.sources.found import Found, settle
@@ -25,8 +25,8 @@ EXAMPLES = """examples:
   dsmoe hosts --hosts 10.0.0.1,10.0.0.2 --slots 8
   dsmoe hosts --hosts-file mpi_hosts --probe --dry-run
 
-It writes 'hostfile' (all hosts) and 'hostfile_{N}node' for N from 1 to the number of hosts. After
-a failure the old files are as they were.
+It writes 'hostfile' (all hosts) and 'hostfile_{N}node' (the first N) for each N up to 64, then for
+powers of two and the number of hosts. After a failure the old files are as they were.
 
 """
 
@@ -119,14 +119,23 @@ def write_files(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--ray-timeout: found {args.ray_timeout:g}, expected 1 to 3600 seconds")
     if args.probe is not None and not 1 <= args.probe <= 65535:
         raise UsageError(f"--probe: found {args.probe}, expected a port from 1 to 65535")
-    found = choose.find(args)
+    found = choose.find(
+        choose.Wanted(
+            source=args.source,
+            hosts=args.hosts,
+            hosts_file=args.hosts_file,
+            ray_address=args.ray_address,
+            ray_seconds=args.ray_timeout,
+            any_device=slots is not None,
+        )
+    )
     try:
         if not args.no_resolve:
             found.warnings += identity.refuse_same_machine(found.candidates)
         hosts = settle(found, slots, args.allow_mixed)
         if args.dry_run:
             _last_check(args, found, hosts)
-            files = [args.output / name for name in writer.plan(hosts)]
+            files = [args.output / name for name in writer.file_sizes(len(hosts))]
             written = writer.Written(files=files)
         else:
             written = writer.write(args.output, hosts, lambda: _last_check(args, found, hosts))
@@ -139,7 +148,6 @@ def write_files(args: argparse.Namespace) -> dict[str, Any]:
         "hosts": [{"name": host.name, "slots": host.slots} for host in hosts],
         "files": [str(path) for path in written.files],
         "removed": [str(path) for path in written.removed],
-        "checked_with": written.checked_with,
         "warnings": found.warnings + written.warnings,
         "dry_run": bool(args.dry_run),
     }
@@ -148,7 +156,7 @@ def write_files(args: argparse.Namespace) -> dict[str, Any]:
 def _last_check(args: argparse.Namespace, found: Found, hosts: Sequence[Host]) -> None:
     found.recheck()
     if args.probe is not None:
-        probe.refuse_silent([host.name for host in hosts], args.probe)
+        ssh_port.refuse_silent([host.name for host in hosts], args.probe)
 
 
 def _slots(text: str | None) -> int | None:
@@ -165,11 +173,10 @@ def _show(report: dict[str, Any]) -> None:
     total = sum(host["slots"] for host in hosts)
     unit = {"gpu": "GPU slots", "cpu": "CPU slots, no GPU"}.get(report["device"], "slots")
     print(f"hosts from {report['source']} ({report['reason']}): {len(hosts)} with {total} {unit}")
-    for host in hosts:
-        print(f"  {host['name']} slots={host['slots']}")
+    print("\n".join(f"  {host['name']} slots={host['slots']}" for host in hosts))
     verb = "would write" if report["dry_run"] else "wrote"
     files = report["files"]
     middle = f" to {files[-2]}" if len(files) > 2 else ""
     print(f"{verb} {files[-1]}, {files[0]}{middle}")
     for path in report["removed"]:
-        print(f"removed {path}, of a bigger cluster")
+        print(f"removed {path}, of a former cluster")

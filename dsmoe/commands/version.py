@@ -10,7 +10,8 @@ from dsmoe import __version__
 from dsmoe.common import dependencies
 from dsmoe.common.errors import DsmoeError
 from dsmoe.patchset.base import Base, load_bases
-from dsmoe.patchset.series import load_series
+from dsmoe.patchset.locked_result import read_result
+from dsmoe.patchset.series import load_series, readable
 
 #: What a run uses: name -> (licence as its own files state it, what it is used for). The extras
 #: that EXTRAS names say which packages there are; the test of this file holds the two together.
@@ -62,11 +63,12 @@ def package_names() -> list[str]:
 
 
 def _base(base: Base) -> dict[str, Any]:
-    series = load_series(base)
-    try:
-        locked = json.loads(base.result_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        locked = {}
+    with readable(base) as complete:
+        series = load_series(complete)
+        try:
+            trees, digest = read_result(complete)
+        except (OSError, ValueError):
+            trees, digest = {}, None
     return {
         "name": base.name,
         "component": "DeepSpeed",
@@ -78,8 +80,8 @@ def _base(base: Base) -> dict[str, Any]:
         "patches": len(series.patches),
         "overlay_files": len(series.overlay),
         "series": series.digest,
-        "locked_series": locked.get("series"),
-        "result": locked.get("trees", {}),
+        "locked_series": digest,
+        "result": trees,
     }
 
 

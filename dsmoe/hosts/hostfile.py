@@ -1,22 +1,20 @@
 """The launcher's host file: one ``NAME slots=N`` a line, read strictly and written.
 
-The reader has the rules of the patched launcher (deepspeed/launcher/hostfile.py in overlay/) and
-refuses what ``fetch_hostfile`` of bd3ebd takes without a word and should not: ``lots=8``,
-``slots=0``, a byte-order mark, an empty file (there it means "this machine alone"), names that a
-shell would run. Every file accepted here is read by both to the same hosts, slots and order.
+The reader has the launcher's own grammar (overlay/deepspeed/launcher/host_grammar.py): what one
+of them reads, the other reads to the same hosts, slots and order.
 """
 
 from __future__ import annotations
 
-import re
+import os
+import stat
 from pathlib import Path
 from typing import Sequence
 
 from dsmoe.common.errors import HostProblem
-from dsmoe.hosts.host import Host, check_name, check_slots, shown
+from dsmoe.hosts.host import Host, grammar
 
-MAX_BYTES = 4 << 20
-_BOM = b"\xef\xbb\xbf"
+MAX_BYTES: int = grammar.MAX_BYTES
 
 
 def read_hostfile(path: str | Path) -> list[Host]:
@@ -25,49 +23,23 @@ def read_hostfile(path: str | Path) -> list[Host]:
     Raises HostProblem, with the file and the line number, for everything but ``NAME slots=N``
     lines and blank lines, for a host that appears twice, and for a file without hosts.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "found no plain file" if path.exists() else "found no such file"
-        raise HostProblem(f"{path}: {what}, expected a host file; get_hostfiles.py writes one")
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise HostProblem(f"{path}: cannot be read: {error.strerror}") from None
+        data = read_limited(path)
+    except FileNotFoundError:
+        raise HostProblem(
+            f"{path}: found no such file, expected a host file; get_hostfiles.py writes one"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise HostProblem(f"{path}: cannot be read: {_why(error)}; expected a host file") from None
     return parse_hostfile(data, str(path))
 
 
 def parse_hostfile(data: bytes, where: str) -> list[Host]:
     """The hosts in the bytes of a host file; ``where`` begins every message."""
-    if data.startswith(_BOM):
-        raise HostProblem(
-            f"{where}:1: found a byte-order mark, which the launcher takes for a part of the "
-            "first name; save the file as UTF-8 without it"
-        )
-    hosts: list[Host] = []
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(text_lines(data, where), start=1):
-        words = line.split()
-        if not words:
-            continue
-        here = f"{where}:{number}"
-        if "#" in line:
-            raise HostProblem(f"{here}: found a comment, which the launcher cannot read; remove it")
-        if len(words) != 2 or not words[1].startswith("slots="):
-            raise HostProblem(f"{here}: found {shown(line.strip())}, expected 'NAME slots=N'")
-        name = check_name(words[0], here)
-        slots = check_slots(words[1][len("slots=") :], here)
-        key = name.lower()
-        if key in first_line:
-            raise HostProblem(
-                f"{here}: found the host {name} again, first on line {first_line[key]}; "
-                "expected every host once"
-            )
-        first_line[key] = number
-        hosts.append(Host(name, slots))
-    if not hosts:
-        raise HostProblem(f"{where}: found no host, expected at least one 'NAME slots=N' line")
-    return hosts
+    try:
+        return [Host(name, slots) for name, slots, _ in grammar.parse(data, where)]
+    except grammar.GrammarError as error:
+        raise HostProblem(str(error)) from None
 
 
 def text_lines(data: bytes, where: str) -> list[str]:
@@ -75,19 +47,28 @@ def text_lines(data: bytes, where: str) -> list[str]:
 
     Raises HostProblem for a file over MAX_BYTES, bytes that are not UTF-8 and control characters.
     """
-    if len(data) > MAX_BYTES:
-        raise HostProblem(f"{where}: found over {MAX_BYTES} bytes, expected a list of hosts")
-    lines = re.split(rb"\r\n|\r|\n", data)
-    result = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            raise HostProblem(f"{where}:{number}: found bytes that are not UTF-8 text") from None
-        if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text):
-            raise HostProblem(f"{where}:{number}: found a control character in {shown(text)}")
-        result.append(text)
-    return result
+    try:
+        lines: list[str] = grammar.text_lines(data, where)
+    except grammar.GrammarError as error:
+        raise HostProblem(str(error)) from None
+    return lines
+
+
+def read_limited(path: str | Path) -> bytes:
+    """Up to MAX_BYTES + 1 bytes of a regular file.
+
+    Raises OSError for any other: a FIFO waits for its writer, and a device may never end. Raises
+    ValueError for a NUL in the name.
+    """
+    # Asked before it is opened, for opening a FIFO waits; and a tape is rewound by it.
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+        raise OSError(0, "it is not a regular file")
+    with Path(path).open("rb") as stream:
+        return stream.read(MAX_BYTES + 1)
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def format_hostfile(hosts: Sequence[Host]) -> bytes:

@@ -9,9 +9,9 @@ import time
 from typing import Sequence
 
 from dsmoe.common.errors import HostProblem
-from dsmoe.hosts.host import Candidate
+from dsmoe.hosts.host import Candidate, few
 
-RESOLVE_SECONDS = 10.0
+RESOLVE_SECONDS = 2.0
 _THIS_MACHINE = "this machine"
 
 
@@ -27,7 +27,7 @@ def refuse_same_machine(
     marks = _resolve_all([candidate.name for candidate in candidates], seconds)
     owner: dict[str, Candidate] = {}
     for candidate in candidates:
-        for mark in marks[candidate.name]:
+        for mark in marks[candidate.name] or ():
             first = owner.setdefault(mark, candidate)
             if first is not candidate:
                 raise HostProblem(
@@ -35,14 +35,20 @@ def refuse_same_machine(
                     f"machine ({mark}), expected every host once"
                 )
     warnings = []
-    unknown = [name for name, found in marks.items() if not found]
+    unknown = [name for name, found in marks.items() if found == ()]
     if unknown:
         warnings.append(
-            f"{_few(unknown)}: no address found here; fine if ~/.ssh/config knows the name"
+            f"{few(unknown)}: no address found here; fine if ~/.ssh/config knows the name"
+        )
+    late = [name for name, found in marks.items() if found is None]
+    if late:
+        warnings.append(
+            f"{few(late)}: the name server did not answer within {seconds:g} s in all, so these "
+            "are compared by name alone; --no-resolve does not ask it"
         )
     loopback = [name for name in marks if name == "localhost" or name.startswith("127.")]
     if loopback and len(candidates) > 1:
-        warnings.append(f"{_few(loopback)}: means another machine on every host")
+        warnings.append(f"{few(loopback)}: means another machine on every host")
     return warnings
 
 
@@ -52,9 +58,15 @@ def is_this_machine(name: str) -> bool:
     return name in ("localhost", own, own.partition(".")[0]) or _THIS_MACHINE in _marks(name)
 
 
-def _resolve_all(names: Sequence[str], seconds: float) -> dict[str, set[str]]:
-    marks: dict[str, set[str]] = {name: set() for name in names}
-    waiting = list(names)
+def _resolve_all(names: Sequence[str], seconds: float) -> dict[str, tuple[str, ...] | None]:
+    """Name -> its addresses, () where it has none, None where there was no answer in time."""
+    marks: dict[str, tuple[str, ...] | None] = dict.fromkeys(names)
+    waiting = []
+    for name in reversed(names):
+        if _is_address(name):
+            marks[name] = _with_this_machine((name,), name)  # asks no name server
+        else:
+            waiting.append(name)
 
     def work() -> None:
         while True:
@@ -65,7 +77,7 @@ def _resolve_all(names: Sequence[str], seconds: float) -> dict[str, set[str]]:
             marks[name] = _marks(name)
 
     # Daemon threads: a name server that never answers must not keep the command from ending.
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(16, len(names)))]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(16, len(waiting)))]
     for thread in threads:
         thread.start()
     end = time.monotonic() + seconds
@@ -75,16 +87,28 @@ def _resolve_all(names: Sequence[str], seconds: float) -> dict[str, set[str]]:
     return dict(marks)
 
 
-def _marks(name: str) -> set[str]:
+def _marks(name: str) -> tuple[str, ...]:
     try:
         infos = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return set()
-    found = {str(info[4][0]).partition("%")[0] for info in infos}
-    literal = name in found
-    if any(_is_local(address, literal) for address in found):
-        found.add(_THIS_MACHINE)
-    return found
+        return ()
+    found = tuple({str(info[4][0]).partition("%")[0] for info in infos})
+    return _with_this_machine(found, name)
+
+
+def _with_this_machine(addresses: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """``addresses``, and the mark of this machine where one of them is its own."""
+    if any(_is_local(address, address == name) for address in addresses):
+        return (*addresses, _THIS_MACHINE)
+    return addresses
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_local(address: str, literal: bool) -> bool:
@@ -98,7 +122,3 @@ def _is_local(address: str, literal: bool) -> bool:
     except OSError:
         return False
     return True
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

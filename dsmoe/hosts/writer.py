@@ -2,12 +2,14 @@
 
 New files are made in a hidden folder beside the old ones, flushed and read back; then they replace
 the old ones one by one, ``hostfile`` last. If a step fails, the old files come back. A kill between
-two renames leaves whole files, some old and some new, and the hidden folder; the next run mends it.
+two renames leaves whole files, some old and some new, and the hidden folder; the next run replaces
+them and removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -15,12 +17,11 @@ import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Collection, Iterator, Sequence
 
 from dsmoe.common.errors import EnvironmentProblem, HostProblem
 from dsmoe.hosts.host import Host
-from dsmoe.hosts.hostfile import format_hostfile, read_hostfile
-from dsmoe.hosts.launcher import check_files
+from dsmoe.hosts.hostfile import format_hostfile, parse_hostfile, read_hostfile
 
 try:
     import fcntl
@@ -28,47 +29,64 @@ except ImportError:  # not a POSIX system; the launcher does not run there eithe
     fcntl = None  # type: ignore[assignment]
 
 _WORK = ".hostfiles-new-"
-_NODE_FILE = re.compile(r"hostfile_([1-9][0-9]*)node")
+HOSTFILE = "hostfile"
+EVERY_SIZE_TO = 64
+"""Up to so many hosts there is a file for each number of them; above, for powers of two."""
+_NODE_FILE = re.compile(r"hostfile_[1-9][0-9]*node")
 
 
 @dataclass
 class Written:
-    """What a write did: paths written, stale files removed, and who read the files back."""
+    """What a write did: paths written, stale files removed, and warnings."""
 
     files: list[Path]
     removed: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    checked_with: list[str] = field(default_factory=list)
 
 
-def plan(hosts: Sequence[Host]) -> dict[str, list[Host]]:
-    """The files for ``hosts``: ``hostfile_{N}node`` with the first N each, then ``hostfile``."""
-    files = {f"hostfile_{n}node": list(hosts[:n]) for n in range(1, len(hosts) + 1)}
-    files["hostfile"] = list(hosts)
-    return files
+def sizes(hosts: int) -> list[int]:
+    """The numbers N of ``hostfile_{N}node``: each up to 64, then powers of two, and ``hosts``.
+
+    The artifact uses 1, 2, 4 and 8. A file for each of 65,536 would be 65,536 files of 30 GB.
+    """
+    found = list(range(1, min(hosts, EVERY_SIZE_TO) + 1))
+    power = 2 * EVERY_SIZE_TO
+    while power < hosts:
+        found.append(power)
+        power *= 2
+    return found if found[-1] == hosts else [*found, hosts]
+
+
+def file_sizes(hosts: int) -> dict[str, int]:
+    """File name -> how many of ``hosts`` hosts it has, the first ones; ``hostfile`` is last."""
+    return {**{f"hostfile_{n}node": n for n in sizes(hosts)}, HOSTFILE: hosts}
 
 
 def write(folder: Path, hosts: Sequence[Host], last_check: Callable[[], None]) -> Written:
-    """Write the files of ``plan(hosts)`` into ``folder``, which is made if only it is missing.
+    """Write the files of ``file_sizes`` into ``folder``, which is made if only it is missing.
 
     ``last_check`` is called once everything is ready, just before the first rename; what it raises
-    leaves the old files as they were. ``hostfile_{N}node`` files of a bigger former cluster are
-    removed, for a run would take them for hosts of today; one that is no host file stays. Raises
+    leaves the old files as they were. ``hostfile_{N}node`` files of a former cluster that are not
+    replaced are removed, because a run would take their hosts for today's; a file of that name that
+    is no host file stays. Raises
     EnvironmentProblem if the folder cannot be written, HostProblem if a file does not read back.
     """
-    files = plan(hosts)
+    files = file_sizes(len(hosts))
     try:
         folder.mkdir(exist_ok=True)
         with _locked(folder), _work_folder(folder) as work:
             for name in files:
                 _refuse_odd(folder / name)
-            stale, warnings = _stale(folder, len(hosts))
+            stale, warnings = _stale(folder, files)
             new, old = work / "new", work / "old"
             new.mkdir()
             old.mkdir()
-            for name, group in files.items():
-                _write_durably(new / name, format_hostfile(group))
-            readers, warning = check_files(new, files)
+            content = format_hostfile(hosts)
+            if parse_hostfile(content, HOSTFILE) != list(hosts):
+                raise HostProblem(f"{HOSTFILE}: the reader finds other hosts; please report this")
+            ends = [found.end() for found in re.finditer(b"\n", content)]
+            for name, size in files.items():
+                _write_durably(new / name, content[: ends[size - 1]])
             for path in [folder / name for name in files] + stale:
                 if path.exists():
                     shutil.copy2(path, old / path.name)
@@ -83,8 +101,7 @@ def write(folder: Path, hosts: Sequence[Host], last_check: Callable[[], None]) -
     return Written(
         files=[folder / name for name in files],
         removed=stale,
-        warnings=warnings + ([warning] if warning else []),
-        checked_with=readers,
+        warnings=warnings,
     )
 
 
@@ -115,18 +132,17 @@ def _refuse_odd(path: Path) -> None:
         raise EnvironmentProblem(f"{path}: found {kind}, expected a plain file or nothing there")
 
 
-def _stale(folder: Path, hosts: int) -> tuple[list[Path], list[str]]:
+def _stale(folder: Path, files: Collection[str]) -> tuple[list[Path], list[str]]:
     stale, warnings = [], []
     for path in sorted(folder.iterdir()):
-        match = _NODE_FILE.fullmatch(path.name)
-        if not match or int(match.group(1)) <= hosts:
+        if not _NODE_FILE.fullmatch(path.name) or path.name in files:
             continue
         try:
             if path.is_symlink():
                 raise HostProblem("a symbolic link")
             read_hostfile(path)
         except HostProblem:
-            warnings.append(f"{path}: left alone, it is no host file of this command")
+            warnings.append(f"{path}: kept, because it is not a host file of this command")
         else:
             stale.append(path)
     return stale, warnings
@@ -137,6 +153,8 @@ def _write_durably(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+    if path.read_bytes() != data:
+        raise OSError(errno.EIO, "found other bytes than were written", str(path))
 
 
 def _flush_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Bases as data: one folder in bases/ a base, read from its ``base.json``.
+"""Bases as data: each base is a folder in bases/, read from its ``base.json``.
 
 A base names the commits and the tree ids by which a checkout is recognised, the series and the
 overlay folders that belong to it, and how its tree comes back from the release archive.
@@ -7,19 +7,20 @@ overlay folders that belong to it, and how its tree comes back from the release 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Iterable
 
 from dsmoe.common.errors import UsageError
 from dsmoe.common.places import project_root
+from dsmoe.patchset.inputs import is_plain_path, read_input
 
 
 @dataclass(frozen=True)
 class Base:
     """One base. ``commits`` maps full commit ids to the kind of checkout that has them.
 
-    ``files`` is the output of ``git ls-tree -r`` for the folders that pip installs.
+    ``files`` names the output of ``git ls-tree -r`` for the folders that pip installs.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Base:
     upstream: str = ""
     files: Path | None = None
 
+    def moved(self, place: Callable[[Path], Path]) -> Base:
+        """The same base with its folder, series and overlays at ``place(path)``."""
+        overlays = tuple(place(path) for path in self.overlays)
+        series = place(self.series.parent) / self.series.name
+        return replace(self, folder=place(self.folder), series=series, overlays=overlays)
+
     @property
     def result_file(self) -> Path:
         """Where the locked result of this base's series is kept."""
@@ -44,7 +51,8 @@ def load_base(folder: Path) -> Base:
     """Read ``folder/base.json``; ``UsageError`` when it is missing or lacks a field."""
     path = folder / "base.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_input(path))
+        _check(data)
         return Base(
             name=data["name"],
             folder=folder,
@@ -60,8 +68,62 @@ def load_base(folder: Path) -> Base:
         )
     except OSError as error:
         raise UsageError(f"no base at {folder}: {error.strerror}: {path}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a usable base description: {error!r}") from None
+    except KeyError as error:
+        raise UsageError(f"{path} is not a usable base description: no {error}") from None
+    except (ValueError, TypeError, RecursionError, RuntimeError) as error:
+        words = str(error)[:200]
+        raise UsageError(f"{path} is not a usable base description: {words}") from None
+
+
+_RELEASE = ("package", "version", "archive", "sha256", "root")
+_COMMIT = ("name", "email", "date", "message")
+_STEPS = {
+    "remove": ("path",),
+    "link": ("path", "target"),
+    "index-only": ("path", "mode", "blob"),
+}
+
+
+def _check(data: Any) -> None:
+    """The types of all fields; ``ValueError`` or ``KeyError`` names the field."""
+    if not isinstance(data, dict):
+        raise ValueError("expected a JSON object")
+    _texts(data, ("name", "version", "commit", "series"), "")
+    _texts(data, [key for key in ("upstream", "files") if key in data], "")
+    _list(data, "commits")
+    for item in data["commits"]:
+        _texts(item, ("id", "label"), "commits: ")
+    _texts(data["trees"], data["trees"] if isinstance(data["trees"], dict) else (), "trees: ")
+    for item in _list(data, "overlays"):
+        if not isinstance(item, str):
+            raise ValueError("overlays: expected paths")
+    if data.get("release"):
+        release = data["release"]
+        _texts(release, _RELEASE, "release: ")
+        _texts(release["commit"], _COMMIT, "release: commit: ")
+        for step in _list(release, "steps"):
+            _texts(step, ("do",), "release: steps: ")
+            if step["do"] not in _STEPS:
+                raise ValueError(f"release: unknown step {step['do']!r}")
+            _texts(step, _STEPS[step["do"]], "release: steps: ")
+            if not is_plain_path(step["path"]):
+                raise ValueError(f"release: steps: {step['path']!r} is outside of the checkout")
+
+
+def _texts(data: Any, keys: Iterable[str], where: str) -> None:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}expected a JSON object")
+    for key in keys:
+        if not isinstance(data[key], str) or "\0" in data[key]:
+            raise ValueError(f"{where}{key} is not a text")
+        data[key].encode("utf-8")  # a lone surrogate is not text
+
+
+def _list(data: dict[str, Any], key: str) -> list[Any]:
+    if not isinstance(data[key], list):
+        raise ValueError(f"{key} is not a list")
+    found: list[Any] = data[key]
+    return found
 
 
 def load_bases(folder: Path | None = None, name: str | None = None) -> list[Base]:
@@ -74,5 +136,5 @@ def load_bases(folder: Path | None = None, name: str | None = None) -> list[Base
             raise UsageError(f"no base is called {name!r} in {root}; there are: {names}")
         known = [root / name]
     if not known:
-        raise UsageError(f"no base in {root}: expected one folder with a base.json a base")
+        raise UsageError(f"no base in {root}: expected a folder with a base.json for each base")
     return [load_base(path) for path in known]

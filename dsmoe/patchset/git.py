@@ -2,12 +2,15 @@
 
 Every call names its repository with ``-C``; every ``GIT_*`` variable of the caller is removed,
 global and system configuration is hidden, and the keys that a repository's own configuration
-could set to change bytes or diffs are overridden on the command line.
+could set to change bytes or diffs are overridden on the command line. No command reaches the
+network, asks for a password, or runs a program that the repository names: hooks, fsmonitor,
+filters and lazy fetching of a partial clone are all off.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -25,6 +28,8 @@ _OVERRIDES = (
     "core.attributesFile=" + os.devnull,
     "core.hooksPath=" + os.devnull,  # read-tree -u runs post-index-change
     "core.fsmonitor=false",  # may name a program
+    "core.sparseCheckout=false",  # read-tree -u would leave files out
+    "protocol.allow=never",
     "core.quotePath=false",
     "core.bigFileThreshold=512m",  # larger files count as binary in diffs
     "apply.whitespace=nowarn",
@@ -47,17 +52,42 @@ _OVERRIDES = (
     "advice.detachedHead=false",
 )
 
+# Outranks protocol.NAME.allow of the repository's own configuration: an empty list of protocols.
+_OFFLINE = {
+    "GIT_ALLOW_PROTOCOL": "",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_ASKPASS": "",
+    "SSH_ASKPASS": "",
+}
+_DAMAGED = re.compile(
+    r"loose object .* is corrupt|object file .* is empty|inflate:|garbage at end of loose object"
+    r"|unable to unpack|bad (tree |blob |commit )?object|missing (blob|tree|commit) object"
+    r"|unable to read (tree|blob|sha1|[0-9a-f]{40})|could not read [0-9a-f]{40}"
+    r"|unable to read object|failed to read (the )?object|hash mismatch"
+    r"|packfile .* (cannot be|does not match|is far too short)|index file .* is too small"
+    r"|from promisor remote|transport '.*' not allowed|not our ref|unable to find [0-9a-f]{40}"
+    r"|error: failed to read \S|lazy fetching disabled"
+    r"|cannot read existing object|object [0-9a-f]{40} cannot be read|unable to open loose object"
+)
+_DAMAGED_INDEX = re.compile(
+    r"index file corrupt|bad index file|bad signature 0x|index file smaller"
+)
+
 _SPACE = (
     "No space left on device",
     "Disk quota exceeded",
     "File too large",
     "unable to write file",  # all that git says when a checkout runs out of room
 )
+# Commands that compare the index with the work tree; those that write it do, for files whose time
+# of change is that of the index. A temporary index of ours knows no times.
+_COMPARING = ("status", "diff-files", "checkout-index", "read-tree", "update-index")
 _RIGHTS = ("Read-only file system", "Permission denied", "insufficient permission")
 
 
 @dataclass(frozen=True)
-class Result:
+class GitOutput:
     """What one git command gave: exit status, stdout as bytes, stderr as text."""
 
     status: int
@@ -121,7 +151,7 @@ class Git:
         ok: Sequence[int] = (0,),
         env: dict[str, str] | None = None,
         neutral: bool = True,
-    ) -> Result:
+    ) -> GitOutput:
         """Run one command; raise when its status is not in ``ok``.
 
         Raises:
@@ -129,23 +159,36 @@ class Git:
             GitFailed: any other failure, with git's own words.
         """
         result = self._execute(args, stdin, env or {}, neutral)
+        if result.status and _DAMAGED.search(result.err):  # never the answer that was asked for
+            raise damaged(self.path, " ".join(result.err.split()))
         if result.status not in ok:
             raise failure(result, args, self.path)
         return result
 
+    def _filters(self) -> list[str]:
+        """The filters that the repository's configuration names, as ``filter.NAME``."""
+        args = ("config", "--null", "--name-only", "--get-regexp", r"^filter\..*\.")
+        keys = [os.fsdecode(key) for key in self._execute(args, b"", {}, True).out.split(b"\0")]
+        return list(dict.fromkeys(key.rpartition(".")[0] for key in keys if key))
+
     def _execute(
         self, args: tuple[str, ...], stdin: bytes, env: dict[str, str], neutral: bool
-    ) -> Result:
+    ) -> GitOutput:
         python_git = require_git()
         # GitPython always starts from os.environ, so the variables are dropped by env(1); a
         # GIT_DIR of a calling hook would otherwise send our writes to another repository.
         unset = [part for name in os.environ if _unwanted(name) for part in ("-u", name)]
         command = ["env"] + unset if unset else []
-        settings = dict(env)
+        settings = {**env, **_OFFLINE}
+        overrides = list(_OVERRIDES)
+        if neutral and self.index is None and args[0] in _COMPARING:
+            more, variables = _without_filters(self._filters())
+            overrides += more
+            settings.update(variables)
         if neutral:
             settings.update(GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_NOSYSTEM="1")
             settings.update(GIT_ATTR_NOSYSTEM="1")
-        settings.update(GIT_OPTIONAL_LOCKS="0", GIT_TERMINAL_PROMPT="0")
+        settings.update(GIT_OPTIONAL_LOCKS="0")
         if self.index is not None:
             settings["GIT_INDEX_FILE"] = str(self.index)
         if self.objects is not None:
@@ -156,7 +199,7 @@ class Git:
             settings = {}
         command += ["git", "-C", str(self.path)]
         if neutral:
-            command += [part for item in _OVERRIDES for part in ("-c", item)]
+            command += [part for item in overrides for part in ("-c", item)]
         if self.excludes is not None:
             command += ["-c", f"core.excludesFile={self.excludes}"]
         if self.trusted:
@@ -178,7 +221,21 @@ class Git:
                 strip_newline_in_stdout=False,
                 **extra,
             )
-        return Result(status, out, err)
+        return GitOutput(status, out, err)
+
+
+def _without_filters(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Settings that switch the filters off, for ``-c`` and for the environment."""
+    pairs = [
+        (f"{name}.{key}", value)
+        for name in names
+        for key, value in (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
+    ]
+    plain = [f"{key}={value}" for key, value in pairs if "=" not in key]
+    odd = [(key, value) for key, value in pairs if "=" in key]  # -c would end such a key too early
+    variables = {f"GIT_CONFIG_KEY_{number}": key for number, (key, _) in enumerate(odd)}
+    variables.update({f"GIT_CONFIG_VALUE_{n}": value for n, (_, value) in enumerate(odd)})
+    return plain, {**variables, "GIT_CONFIG_COUNT": str(len(odd))}
 
 
 def _unwanted(name: str) -> bool:
@@ -193,9 +250,23 @@ def _alternate(path: Path | None) -> str:
     return text
 
 
-def failure(result: Result, args: Sequence[str], path: Path) -> Exception:
+def damaged(path: Path, words: str) -> GitFailed:
+    """The failure for an object store that lacks objects or holds broken ones."""
+    return GitFailed(
+        f"the git object store of {path} is damaged: objects are missing or broken; nothing was "
+        f"fetched; git -C {path} fsck lists them; make a new clone (without --filter), or build "
+        f"another checkout with --from-release (git: {words[:300]})"
+    )
+
+
+def failure(result: GitOutput, args: Sequence[str], path: Path) -> Exception:
     """The exception that fits a failed git command."""
     words = " ".join(line.strip() for line in result.err.splitlines()[:6]) or "(no message)"
+    if _DAMAGED_INDEX.search(result.err):
+        return GitFailed(
+            f"the index of {path} is damaged; rm {path}/.git/index && git -C {path} reset makes it "
+            f"anew from HEAD and keeps the work tree (git: {words})"
+        )
     what = f"git {args[0]} failed in {path} with status {result.status}: {words}"
     if result.status == -signal.SIGXFSZ or any(text in result.err for text in _SPACE):
         return EnvironmentProblem(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Dict, Iterable, Mapping, Optional, Tuple
+from typing import Dict, Iterable, Mapping, Optional, Sequence, Tuple
 
 from dsmoe.common.errors import LocalChanges
 from dsmoe.patchset.git import Git
@@ -63,6 +63,21 @@ def read_index(git: Git) -> Entries:
     return found
 
 
+def skipped(git: Git) -> set[str]:
+    """The files that the index marks skip-worktree: git does not look for them on disk."""
+    records = git.run("ls-files", "-t", "-z").out.split(b"\0")
+    return {os.fsdecode(record[2:]) for record in records if record.startswith(b"S ")}
+
+
+def read_index_at(git: Git, paths: Sequence[str]) -> Entries:
+    """The entries of the index at ``paths``; those that it lacks are left out."""
+    if not paths:
+        return {}
+    args = ("ls-files", "-s", "-z", "--", *paths)
+    out = git.run(*args, env={"GIT_LITERAL_PATHSPECS": "1"}).out
+    return _parse(out, kind=0, oid=1)
+
+
 def diff_trees(git: Git, old: str, new: str) -> dict[str, Change]:
     """Path -> (entry before, entry after) of every file that differs between two trees."""
     out = git.run("diff-tree", "-r", "-z", "--no-renames", "--raw", old, new).out
@@ -95,15 +110,46 @@ def work_entries(
                 mode = index[path][0]  # this file system keeps no executable bit
             found[path] = (mode, "")
             regular.append(path)
-    names = "".join(f"{path}\n" for path in regular)
-    if regular:
-        ids = git.run(
-            "hash-object", "--no-filters", "--stdin-paths", stdin=os.fsencode(names)
-        ).text.split()
-        for path, oid in zip(regular, ids):
-            entry = found[path]
-            found[path] = (entry[0] if entry else "", oid)
+    for path, oid in zip(regular, hash_files(git, regular)):
+        entry = found[path]
+        found[path] = (entry[0] if entry else "", oid)
     return found
+
+
+def hash_files(git: Git, paths: Sequence[str], write: bool = False) -> list[str]:
+    """The blob ids of the raw bytes of ``paths`` (relative to the work tree, or absolute)."""
+    if not paths:
+        return []
+    args = ("hash-object", "--no-filters", "--stdin-paths", *(["-w"] if write else []))
+    return git.run(*args, stdin=b"".join(_line(path) for path in paths)).text.split()
+
+
+def _line(path: str) -> bytes:
+    """A line of input that names ``path``; in C's quotes where it could be misread."""
+    name = os.fsencode(path)
+    if b"\n" not in name and b"\r" not in name and not name.startswith(b'"'):
+        return name + b"\n"
+    return b'"' + b"".join(b"\\%03o" % byte for byte in name) + b'"\n'
+
+
+def local_entries(git: Git) -> dict[str, Entry | None]:
+    """The tracked files whose bytes are not the index's, and the untracked ones git would show.
+
+    Path -> what stands there. The bytes are compared raw: no filter or attribute has a say. Files
+    of submodules are not looked at.
+    """
+    args = ("diff-files", "--raw", "-z", "--no-renames", "--ignore-submodules=all")
+    fields = git.run(*args).out.split(b"\0")
+    tracked = [os.fsdecode(path) for path in fields[1::2]]
+    out = git.run("ls-files", "-o", "--exclude-standard", "-z").out
+    others = [os.fsdecode(path) for path in out.split(b"\0") if path]
+    index = read_index_at(git, tracked) if len(tracked) < 1000 else read_index(git)
+    work = work_entries(git, dict.fromkeys([*tracked, *others]), index)
+    return {
+        path: work[path]
+        for path in work
+        if index.get(path, ("", ""))[0] != GITLINK and work[path] != index.get(path)
+    }
 
 
 def _work_mode(root: Path, path: str) -> str | None:

@@ -18,7 +18,8 @@ from support import ROOT
 from dsmoe.benchmark.run import patched_deepspeed
 from dsmoe.patchset.authoring.lint import read_fields
 from dsmoe.patchset.base import load_bases
-from dsmoe.patchset.series import Patch, load_series
+from dsmoe.patchset.patch_file import Patch
+from dsmoe.patchset.series import load_series
 
 SERIES = load_series(load_bases(name=patched_deepspeed.base_name())[0])
 PARTS = ("bin", "deepspeed", "op_builder", "version.txt")

@@ -11,7 +11,8 @@ from typing import Callable
 import pytest
 
 from dsmoe.patchset.base import Base, load_bases
-from dsmoe.patchset.sources.release import build_checkout, fetch_archive
+from dsmoe.patchset.sources.archive import fetch_archive
+from dsmoe.patchset.sources.release import build_checkout
 from support.patch_project import (
     HEADER,
     OVERLAY,

@@ -22,7 +22,7 @@ HEADER = b"""Description: change things (%d)
  and say why.
 Origin: here
 Forwarded: not-needed
-X-Test: tests/unit/patchset/test_apply.py::test_apply_gives_the_expected_bytes
+X-Test: tests/system/patchset/test_apply.py::test_apply_gives_the_expected_bytes
 
 """
 
@@ -106,6 +106,19 @@ def read_files(root: Path) -> dict[str, bytes | str]:
             assert bool(path.stat().st_mode & 0o100) == name.endswith(".sh"), name
             found[name] = path.read_bytes()
     return found
+
+
+def snapshot(path: Path) -> dict[str, tuple]:
+    """Content, mode and time of everything below ``path``, .git included."""
+    return {
+        item.relative_to(path).as_posix(): (
+            item.lstat().st_mode,
+            # git freshens the time of an object that it was to write and already has
+            0 if item.is_dir() or "objects" in item.parts else item.lstat().st_mtime_ns,
+            item.read_bytes() if item.is_file() and not item.is_symlink() else b"",
+        )
+        for item in path.rglob("*")
+    }
 
 
 def git(path: Path, *args: str, **env: str) -> str:

@@ -3,8 +3,9 @@
 It knows ``-S -b -f N -w A,B COMMAND``: replaces %h, %n and %% as pdsh 2.34 does, gives COMMAND to
 a shell once a host, here, marks each line with the host, reports an "ssh" that failed as pdsh
 does, and ends on SIGINT alone its shells. Its argv goes to the file $PDSH_LOG, a JSON line a call.
-The environment plans what a host does: ``PDSH_HOST_<number>`` is ``denied`` (no login), ``exit N``
-or ``signal N`` (how its ssh ends, once it has run); ``PDSH_REACHED`` is the SSH_CONNECTION.
+The environment plans what a host does: ``PDSH_HOST_<number>`` is ``denied`` (no login), ``hang``
+(no answer), ``exit N`` or ``signal N`` (how its ssh ends, once it has run); ``PDSH_REACHED`` is
+the SSH_CONNECTION.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ def _host(host: str, number: int, command: str, shells: list, codes: dict) -> No
         _say(2, f"pdsh@here: {host}: ssh exited with exit code 255\n")
         codes[host] = 255
         return
+    if plan == ["hang"]:
+        threading.Event().wait()
     environment = {**os.environ, "SSH_CONNECTION": os.environ["PDSH_REACHED"]}
     shell = subprocess.Popen(
         ["sh", "-c", _replaced(command, host, number)],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +12,15 @@ from typing import Any, Sequence
 
 from dsmoe.benchmark.preflight import probe
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
+from dsmoe.common import programs
 from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.hosts.host import Host
 
 CONNECT_SECONDS = 10
+# The login, and the start of Python there.
+HELLO_SECONDS = 20.0
 # Python, torch and git on a shared file system that is cold.
-ANSWER_SECONDS = 120
+ANSWER_SECONDS = 120.0
 CLOCK_SECONDS = 2.0
 AT_ONCE = 32
 FREE_GPUS, CLOCK = "free GPUs", "clock"
@@ -92,18 +94,12 @@ def _facts(command: list[str], project: Path, checkout: Path) -> _Answer:
     script = f"{source}\nask({str(project)!r}, {str(checkout)!r})\n"
     begin = time.time()
     try:
-        done = subprocess.run(
-            command,
-            input=script,
-            capture_output=True,
-            text=True,
-            timeout=ANSWER_SECONDS,
-            check=False,
-        )
+        hello = (probe.HELLO, HELLO_SECONDS)
+        done = programs.ask(command, ANSWER_SECONDS, text=script, first_word=hello)
     except OSError as error:
         return _Answer(None, f"{command[0]}: {error.strerror}", reached=False)
-    except subprocess.TimeoutExpired:
-        return _Answer(None, f"no answer within {ANSWER_SECONDS} s", reached=False)
+    except programs.TimedOut as error:
+        return _Answer(None, str(error), reached=False)
     end = time.time()
     said = (done.stderr.strip().splitlines() or [""])[-1]
     for line in done.stdout.splitlines():
@@ -122,12 +118,12 @@ def _host_checks(host: Host, answer: _Answer, here: _Answer) -> list[Check]:
     name = host.name
     if answer.facts is None:
         if not answer.reached:
-            mend = f"make `ssh -o BatchMode=yes {name} true` work: ssh-copy-id {name}"
-            return [Check("without a password", FAIL, answer.error, mend, name)]
+            fix = f"make `ssh -o BatchMode=yes {name} true` work: ssh-copy-id {name}"
+            return [Check("without a password", FAIL, answer.error, fix, name)]
         python = shlex.quote(sys.executable)
-        mend = f"the launcher needs the same Python there: make {python} work on {name}"
+        fix = f"the launcher needs the same Python there: make {python} work on {name}"
         reached = Check("without a password", OK, "reached", host=name)
-        return [reached, Check("Python", FAIL, answer.error, mend, name)]
+        return [reached, Check("Python", FAIL, answer.error, fix, name)]
     facts, own = answer.facts, here.facts or {}
     return [
         Check("without a password", OK, "reached", host=name),
@@ -139,10 +135,10 @@ def _host_checks(host: Host, answer: _Answer, here: _Answer) -> list[Check]:
     ]
 
 
-def _same(what: str, there: Any, here: Any, mend: str, name: str) -> Check:
+def _same(what: str, there: Any, here: Any, fix: str, name: str) -> Check:
     if there == here and there is not None:
         return Check(what, OK, str(there), host=name)
-    return Check(what, FAIL, f"{there or 'missing'}, here {here or 'missing'}", mend, name)
+    return Check(what, FAIL, f"{there or 'missing'}, here {here or 'missing'}", fix, name)
 
 
 def _tree(facts: dict[str, Any], own: dict[str, Any], name: str) -> Check:
@@ -152,8 +148,8 @@ def _tree(facts: dict[str, Any], own: dict[str, Any], name: str) -> Check:
         edited = facts["state"] == "applied-edited"
         return Check(what, NOTE if edited else OK, short + (", with edits" * edited), host=name)
     found = facts.get("state_error") or f"{facts.get('state')}, {short or 'no tree'}"
-    mend = "have the same project and checkout there, and run apply_patch.py on it"
-    return Check(what, FAIL, str(found), mend, name)
+    fix = "have the same project and checkout there, and run apply_patch.py on it"
+    return Check(what, FAIL, str(found), fix, name)
 
 
 def _gpus(host: Host, facts: dict[str, Any]) -> Check:
@@ -161,11 +157,14 @@ def _gpus(host: Host, facts: dict[str, Any]) -> Check:
     if not gpus:
         return Check(what, NOTE, f"no GPU: {host.slots} CPU processes", host=host.name)
     found = f"{'?' if free is None else free} of {gpus}, {host.slots} asked for"
+    if facts.get("gpu_error"):
+        remedy = f"check the driver on {host.name}, or restart the host"
+        return Check("GPUs", FAIL, f"{found}: {facts['gpu_error']}", remedy, host.name)
     if gpus < host.slots:
         return Check("GPUs", FAIL, found, "correct the slots in the host file", host.name)
     if free is not None and free < host.slots:
-        mend = f"end what uses them: nvidia-smi on {host.name} lists it"
-        return Check(what, FAIL, found, mend, host.name)
+        fix = f"end what uses them: nvidia-smi on {host.name} lists it"
+        return Check(what, FAIL, found, fix, host.name)
     return Check(what, NOTE if free is None else OK, found, host=host.name)
 
 

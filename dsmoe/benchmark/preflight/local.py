@@ -17,7 +17,7 @@ from dsmoe.common.errors import DsmoeError, EnvironmentProblem
 from dsmoe.common.places import checkout_folder, import_root
 from dsmoe.common.requires import torch_problem
 from dsmoe.hosts.hostfile import read_hostfile
-from dsmoe.patchset.checkout import state
+from dsmoe.patchset.checkout import situation, state
 
 PYTHONS = ((3, 8), (3, 13))  # 3.8: the stack of 2021, docs/reference/compatibility.md
 # A run writes a few megabytes; below this something else is about to fail.
@@ -106,9 +106,9 @@ def checkout_checks(place: Path) -> list[Check]:
         return [Check(what, FAIL, str(error), "mend that first")]
     trees = ", ".join(f"{folder} {tree[:12]}" for folder, tree in found.result.items())
     mend = f"dsmoe apply {place}" + ("" if place.exists() else " --from-release")
-    if found.name == state.APPLIED:
+    if found.name == situation.APPLIED:
         checks = [Check(what, OK, f"{place}: {found.name}, {trees}")]
-    elif found.name == state.APPLIED_EDITED:
+    elif found.name == situation.APPLIED_EDITED:
         edits = f"applied, then edited: {', '.join(found.edited[:3])}"
         checks = [Check(what, NOTE, f"{place}: {edits}", "a run refuses edits: " + mend)]
     elif not place.exists():

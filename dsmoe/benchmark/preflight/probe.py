@@ -16,6 +16,9 @@ import time
 from typing import Any
 
 SIGN = "[dsmoe-host] "
+# Printed at once: this host can be logged in to, and its Python runs.
+HELLO = "[dsmoe-host-runs]"
+NVIDIA_SMI_SECONDS = 10
 # A GPU with more than this share of its memory in use is not free.
 BUSY_SHARE = 0.05
 
@@ -37,18 +40,27 @@ def torch_facts() -> dict[str, Any]:
     return facts
 
 
-def free_gpus() -> int | None:
-    """GPUs that hardly hold anything, by nvidia-smi; None where that cannot be asked."""
+def free_gpus() -> dict[str, Any]:
+    """``free_gpus``: how many GPUs hardly hold anything, by nvidia-smi; None where it fails.
+
+    Where nvidia-smi is there and does not answer, ``gpu_error`` says so.
+    """
     query = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(
+            query, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True
+        )
+    except subprocess.TimeoutExpired:
+        error = f"nvidia-smi gave no answer within {NVIDIA_SMI_SECONDS} s"
+        return {"free_gpus": None, "gpu_error": error}
     except (OSError, subprocess.SubprocessError):
-        return None
+        return {"free_gpus": None}
     pairs = [line.split(",") for line in done.stdout.splitlines() if line.strip()]
     try:
-        return sum(float(used) <= BUSY_SHARE * float(total) for used, total in pairs)
+        free = sum(float(used) <= BUSY_SHARE * float(total) for used, total in pairs)
     except ValueError:
-        return None
+        free = None
+    return {"free_gpus": free}
 
 
 def tree_facts(project: str, checkout: str) -> dict[str, Any]:
@@ -64,9 +76,10 @@ def tree_facts(project: str, checkout: str) -> dict[str, Any]:
 
 
 def ask(project: str, checkout: str) -> None:
+    print("\n" + HELLO, flush=True)
     facts: dict[str, Any] = {"begin": time.time(), "python": platform.python_version()}
     facts.update(torch_facts())
-    facts["free_gpus"] = free_gpus()
+    facts.update(free_gpus())
     facts.update(tree_facts(project, checkout))
     facts["end"] = time.time()
     print("\n" + SIGN + json.dumps(facts), flush=True)

@@ -57,7 +57,7 @@ def lay_out(hostfile: Path | None, processes: int) -> Layout:
 
 
 def gloo_interface(environment: Mapping[str, str]) -> str | None:
-    """The interface with this host's address on the way to $MASTER_ADDR; None to leave it.
+    """The interface with this host's address on the way to $MASTER_ADDR; None: gloo chooses.
 
     gloo looks up this machine's own name, which may resolve to a loopback address or not at all.
     A GLOO_SOCKET_IFNAME that is set stays. Sends nothing.

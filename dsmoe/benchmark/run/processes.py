@@ -14,7 +14,8 @@ from typing import IO, Iterator
 
 import psutil
 
-from dsmoe.benchmark.run.marks import Mark, parse_mark
+from dsmoe.benchmark.run.marks import FAILED, Mark, parse_mark
+from dsmoe.benchmark.run.reasons import LAUNCHER
 from dsmoe.common.errors import EnvironmentProblem
 
 TERM_SECONDS = 5
@@ -25,13 +26,17 @@ TAIL_LINES = 400
 class Output(threading.Thread):
     """Copies what the processes print to the file ``log`` and keeps the last lines and the marks.
 
+    ``tail`` also has the lines before the last ones in which a process or the launcher says why
+    it failed: the others' tracebacks may be long.
+
     The output goes through a pipe and not straight to the file, so that the reason of a failure
     is known even where the disk is full: then the copy has gaps, and ``complete`` is False.
     """
 
     def __init__(self, pipe: IO[bytes], log: Path) -> None:
         super().__init__(daemon=True)
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._last: deque[str] = deque(maxlen=TAIL_LINES)
+        self._kept: list[str] = []
         self.marks: list[Mark] = []
         self.complete = True
         self._pipe = pipe
@@ -45,7 +50,7 @@ class Output(threading.Thread):
             file, self.complete = None, False
         for line in self._pipe:
             text = line.decode("utf-8", "replace").rstrip("\r\n")
-            self.tail.append(text)
+            self._keep(text)
             mark = parse_mark(text)
             if mark is not None:
                 self.marks.append(mark)
@@ -57,6 +62,18 @@ class Output(threading.Thread):
         if file is not None:
             with contextlib.suppress(OSError):
                 file.close()
+
+    @property
+    def tail(self) -> list[str]:
+        return [*self._kept, *self._last]
+
+    def _keep(self, text: str) -> None:
+        if len(self._last) == TAIL_LINES and len(self._kept) < TAIL_LINES:
+            oldest = self._last[0]
+            mark = parse_mark(oldest)
+            if LAUNCHER in oldest or (mark is not None and mark.kind == FAILED):
+                self._kept.append(oldest)
+        self._last.append(text)
 
 
 class Started:

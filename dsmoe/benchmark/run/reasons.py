@@ -7,34 +7,37 @@ import signal
 from pathlib import Path
 from typing import Sequence
 
-from dsmoe.benchmark.run.marks import FAILED, FINISHED, LOST_PEER, STARTED, Mark
+from dsmoe.benchmark.run.marks import FAILED, FINISHED, LOST_PEER, STARTED, Mark, parse_mark
 
-# The launcher's last words: "subprocess.CalledProcessError: Command '[...]' died with <...: 9>."
-_SIGNAL = re.compile(r"CalledProcessError: .*died with <Signals\.\w+: (\d+)>")
-_LAUNCHER = "deepspeed: error: "
-_RANK = re.compile(r"--local_rank=(\d+)")
-_STATUS = re.compile(r"CalledProcessError: .*returned non-zero exit status (\d+)")
+#: Begins each message of the launcher; "HOST: " may stand before it.
+LAUNCHER = "deepspeed: error: "
+# deepspeed/launcher/ends.py of overlay/ says which process failed first on its host.
+_RANK_ENDED = re.compile(
+    LAUNCHER
+    + r"rank (\d+) on \S+ \(process \d+\) (?:was killed by signal (\d+)|ended with .* (\d+)$)"
+)
 
 
 def reason(code: int, marks: Sequence[Mark], tail: Sequence[str], log: Path) -> str:
     """One line for the launcher's exit ``code`` (negative: a signal), never empty.
 
-    In this order: what a process said of itself; a process that the launcher saw killed; what the
-    launcher said of a host; the launcher's own death; a process that fell silent; the last error
-    in the output.
+    In this order: what a process said of itself, or a process that was killed, whichever came
+    first; a process that ended with a status and did not blame another one; what the launcher
+    said of a host; the launcher's own death; a process that fell silent; the last error in the
+    output.
     """
     see = f" (see {log})"
-    said = [mark for mark in marks if mark.kind == FAILED]
-    if said:
-        return said[0].reason
-    killed = [line for line in tail if _SIGNAL.search(line)]
-    if killed:
-        found = _SIGNAL.search(killed[-1])
-        rank = _RANK.search(killed[-1])
-        assert found is not None
-        which = f"training process {rank.group(1)}" if rank else "a training process"
-        return f"{which} was killed by {_named(int(found.group(1)))}{see}"
-    launcher = [line.split(_LAUNCHER, 1)[1] for line in tail if line.startswith(_LAUNCHER)]
+    first = _first_cause(marks, tail, see)
+    if first:
+        return first
+    lost = {mark.rank for mark in marks if mark.kind == LOST_PEER}
+    for rank, status in _ended(tail):
+        if rank not in lost:
+            return (
+                f"training process {rank} ended with exit status {status}{_last_error(tail)}{see}"
+            )
+    launcher = [line.split(LAUNCHER, 1)[1] for line in tail if LAUNCHER in line]
+    launcher = [said for said in launcher if not _RANK_ENDED.match(LAUNCHER + said)]
     if launcher:
         return f"{launcher[0]}{see}"
     if code < 0 or code > 128:
@@ -42,10 +45,38 @@ def reason(code: int, marks: Sequence[Mark], tail: Sequence[str], log: Path) -> 
     silent = _silent(marks)
     if silent:
         ranks = ", ".join(map(str, silent))
-        lost = [mark.reason for mark in marks if mark.kind == LOST_PEER]
-        heard = f"; another one: {lost[0]}" if lost else ""
-        return f"training process {ranks} ended without a word, perhaps killed{heard}{see}"
+        heard = [mark.reason for mark in marks if mark.kind == LOST_PEER]
+        other = f"; another process reports: {heard[0]}" if heard else ""
+        return (
+            f"training process {ranks} ended without a message; it may have been killed{other}{see}"
+        )
     return f"the training processes ended with exit status {code}{_last_error(tail)}{see}"
+
+
+def _first_cause(marks: Sequence[Mark], tail: Sequence[str], see: str) -> str | None:
+    """The first process that failed by its own words, or that the launcher saw killed.
+
+    A process that is killed often makes another one fail by an error of its own.
+    """
+    said = [mark for mark in marks if mark.kind == FAILED]
+    killed = None
+    for line in tail:
+        mark = parse_mark(line)
+        if mark is not None and mark.kind == FAILED:
+            return mark.reason
+        found = _RANK_ENDED.search(line)
+        if found and found.group(2):
+            killed = f"training process {found[1]} was killed by {_named(int(found[2]))}{see}"
+            break
+    in_tail = any(parse_mark(line) in said for line in tail) if said else False
+    if said and (killed is None or not in_tail):
+        return said[0].reason  # it came before the lines of the tail
+    return killed
+
+
+def _ended(tail: Sequence[str]) -> list[tuple[int, int]]:
+    found = [_RANK_ENDED.search(line) for line in tail]
+    return [(int(match[1]), int(match[3])) for match in found if match and match[3]]
 
 
 def _named(number: int) -> str:
@@ -64,9 +95,5 @@ def _silent(marks: Sequence[Mark]) -> list[int]:
 
 
 def _last_error(tail: Sequence[str]) -> str:
-    errors = [
-        line.strip()
-        for line in tail
-        if re.match(r"\s*[\w.]*(Error|Exception)\b", line) and "CalledProcessError" not in line
-    ]
+    errors = [line.strip() for line in tail if re.match(r"\s*[\w.]*(Error|Exception)\b", line)]
     return f": {errors[-1][:300]}" if errors else ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 from dsmoe.common.errors import HostProblem
-from dsmoe.hosts.host import Candidate, Host
+from dsmoe.hosts.host import Candidate, Host, few
 
 
 def _nothing() -> None:
@@ -39,7 +39,7 @@ def settle(found: Found, slots: int | None, allow_mixed: bool) -> list[Host]:
     the benchmark's ``--num_gpus N`` would give every host N processes whatever the file says.
     Adds a warning to ``found`` where ``slots`` is more than the source counts.
     """
-    hosts = []
+    hosts, over = [], []
     for candidate in found.candidates:
         if slots is None and candidate.slots is None:
             raise HostProblem(
@@ -49,10 +49,10 @@ def settle(found: Found, slots: int | None, allow_mixed: bool) -> list[Host]:
         count = slots if slots is not None else candidate.slots
         assert count is not None
         if candidate.slots is not None and count > candidate.slots and found.device != "cpu":
-            found.warnings.append(
-                f"--slots {count} is more than the {candidate.slots} of {candidate.name}"
-            )
+            over.append(f"{candidate.name} ({candidate.slots})")
         hosts.append(Host(candidate.name, count))
+    if over:
+        found.warnings.append(f"--slots {slots} is more than the GPUs of {few(over)}")
     least = min(hosts, key=lambda host: host.slots)
     most = max(hosts, key=lambda host: host.slots)
     if least.slots != most.slots and not allow_mixed:

@@ -1,4 +1,4 @@
-"""Hosts given by hand: ``--hosts a,b:4`` and ``--hosts-file`` (plain, OpenMPI or MPICH form).
+"""Hosts given by hand: ``--hosts a,n[1-8]:4`` and ``--hosts-file`` (plain, OpenMPI or MPICH form).
 
 OpenMPI: ``NAME slots=N [max_slots=M]``; MPICH (Hydra): ``NAME:N``. Comments, blank lines, CRLF and
 a byte-order mark are fine here: this input is for people, and the output is written anew.
@@ -6,26 +6,57 @@ a byte-order mark are fine here: this input is for people, and the output is wri
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from dsmoe.common.errors import HostProblem, UsageError
+from dsmoe.hosts.brackets import MAX_NAMES, expand_names
 from dsmoe.hosts.host import Candidate, check_name, check_slots, shown
-from dsmoe.hosts.hostfile import MAX_BYTES, text_lines
+from dsmoe.hosts.hostfile import read_limited, text_lines
+
+_SEPARATOR = re.compile(r"[\[\],]")
+_BRACKETS = re.compile(r"\[[0-9]+(?:[-,][0-9]+)*\]")
 
 
 def parse_hosts_option(text: str) -> list[Candidate]:
-    """The hosts of ``--hosts``: comma-separated ``NAME`` or ``NAME:N``.
+    """The hosts of ``--hosts``: comma-separated ``NAME`` or ``NAME:N``, with Slurm's brackets.
 
-    Raises UsageError for an empty item, HostProblem for a name or count that cannot be used.
+    ``n[01-03]:4`` is ``n01:4,n02:4,n03:4``. Raises UsageError for an empty item, HostProblem for a
+    name or count that cannot be used.
     """
     candidates = []
-    for number, item in enumerate(text.split(","), start=1):
+    for number, item in enumerate(_items(text), start=1):
         where = f"--hosts, item {number}"
         if not item.strip():
             raise UsageError(f"{where}: found nothing, expected a host, as in --hosts a,b:4")
-        candidates.append(_name_and_count(item.strip(), where))
+        for one in _expanded(item.strip(), where):
+            candidates.append(_name_and_count(one, where))
+        if len(candidates) > MAX_NAMES:
+            raise HostProblem(f"--hosts: means over {MAX_NAMES} hosts; give --hosts-file")
     _refuse_repeats(candidates)
     return candidates
+
+
+def _items(text: str) -> list[str]:
+    """``text`` split at the commas that are in no bracket."""
+    items, begin, inside = [], 0, False
+    for found in _SEPARATOR.finditer(text):
+        if found.group() != ",":
+            inside = found.group() == "["
+        elif not inside:
+            items.append(text[begin : found.start()])
+            begin = found.end()
+    return [*items, text[begin:]]
+
+
+def _expanded(item: str, where: str) -> list[str]:
+    # "[fd00::1]:4" has brackets too, and is for check_name to refuse.
+    if not _BRACKETS.search(item):
+        return [item]
+    try:
+        return expand_names(item)
+    except HostProblem as error:
+        raise HostProblem(f"{where}: {error}") from None
 
 
 def read_hosts_file(path: Path) -> list[Candidate]:
@@ -33,13 +64,13 @@ def read_hosts_file(path: Path) -> list[Candidate]:
 
     Raises UsageError if the file cannot be read, HostProblem with the line number otherwise.
     """
-    if not path.is_file():
-        raise UsageError(f"--hosts-file {path}: found no such plain file")
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"--hosts-file {path}: cannot be read: {error.strerror}") from None
+        data = read_limited(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"--hosts-file {path}: cannot be read: {reason}; expected a file of hosts, one a line"
+        ) from None
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise HostProblem(f"{path}:1: found UTF-16 text, expected UTF-8")
     if data.startswith(b"\xef\xbb\xbf"):

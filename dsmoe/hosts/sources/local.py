@@ -6,13 +6,15 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 
+from dsmoe.common import programs
+from dsmoe.common.errors import SourceProblem
 from dsmoe.hosts.host import Candidate
 from dsmoe.hosts.sources.found import Found
 
-COUNT_SECONDS = 90
+TORCH_SECONDS = 30.0
+NVIDIA_SMI_SECONDS = 10.0
 _TORCH = "import torch; print('gpus', torch.cuda.device_count())"
 
 
@@ -28,8 +30,11 @@ def find(reason: str) -> Found:
 
 
 def count_gpus() -> tuple[int, str]:
-    """The GPUs of this machine and how they were counted: torch first, nvidia-smi otherwise."""
-    by_torch = _count_by_torch()
+    """The GPUs of this machine and how they were counted: torch first, nvidia-smi otherwise.
+
+    Raises SourceProblem where torch sees none and nvidia-smi does not answer.
+    """
+    by_torch, why = _count_by_torch()
     if by_torch:
         return by_torch, "GPUs counted by torch"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -40,36 +45,37 @@ def count_gpus() -> tuple[int, str]:
         # nvidia-smi does not know the variable, into which the launcher maps the slots.
         by_tool = min(by_tool, len(visible.split(",")))
     if by_tool:
-        why = "there is no torch here" if by_torch is None else "this torch sees none"
         return by_tool, f"GPUs counted by nvidia-smi ({why})"
     return 0, "no GPU by torch or nvidia-smi"
 
 
-def _count_by_torch() -> int | None:
+def _count_by_torch() -> tuple[int, str]:
+    """GPUs as torch sees them; where it sees none, why, for the report."""
     if importlib.util.find_spec("torch") is None:
-        return None
-    output = _output([sys.executable, "-c", _TORCH])
-    match = re.search(r"^gpus ([0-9]+)$", output, re.MULTILINE)
-    return int(match.group(1)) if match else None
+        return 0, "there is no torch here"
+    try:
+        done = programs.ask([sys.executable, "-c", _TORCH], TORCH_SECONDS)
+    except (OSError, programs.TimedOut):
+        return 0, f"torch gave no answer within {TORCH_SECONDS:g} s"
+    match = re.search(r"^gpus ([0-9]+)$", done.stdout, re.MULTILINE)
+    if not match or done.returncode != 0:
+        return 0, "torch cannot be imported"
+    return int(match.group(1)), "this torch sees none"
 
 
 def _count_by_nvidia_smi() -> int:
     program = shutil.which("nvidia-smi")
     if not program:
         return 0
-    return len(re.findall(r"^GPU [0-9]+:", _output([program, "-L"]), re.MULTILINE))
-
-
-def _output(command: list[str]) -> str:
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=COUNT_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+        done = programs.ask([program, "-L"], NVIDIA_SMI_SECONDS)
+    except OSError:
+        return 0
+    except programs.TimedOut as error:
+        raise SourceProblem(
+            f"{error}, so the GPUs of this machine cannot be counted; check the driver, or give "
+            "--hosts localhost:N"
+        ) from None
+    if done.returncode != 0:
+        return 0
+    return len(re.findall(r"^GPU [0-9]+:", done.stdout, re.MULTILINE))

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +190,11 @@ def _candidate(row: dict[str, Any], device: str) -> Candidate:
 
 
 def _refuse_shared_addresses(candidates: list[Candidate]) -> None:
-    names = [candidate.name for candidate in candidates]
-    for name in names:
-        if names.count(name) > 1:
+    counts = Counter(candidate.name for candidate in candidates)
+    for name, count in counts.items():
+        if count > 1:
             raise HostProblem(
-                f"found {names.count(name)} live Ray nodes at {name}, expected one a host; after a "
+                f"found {count} live Ray nodes at {name}, expected one a host; after a "
                 "restart wait until Ray drops the old one (ray status), or use --from list"
             )
 
@@ -206,7 +207,7 @@ def _order(address: str) -> tuple[int, int, str]:
 
 
 def _refuse_if_closed(address: str, seconds: float) -> None:
-    """A quick word on an address where nothing listens: Ray itself tries for two minutes."""
+    """Refuse an address where nothing listens, at once: Ray itself tries for two minutes."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon or not port.isdigit():
         return

@@ -1,6 +1,6 @@
 """A process of its own that asks a running Ray cluster for its nodes.
 
-Run by path, ``python ray_client.py ADDRESS``, by ray_cluster.py, for three reasons: Ray's
+Run by path, ``python ray_client.py ADDRESS``, by ray.py, for three reasons: Ray's
 connection cannot be interrupted when an address hangs, it aborts the process on some failures, and
 it writes to the terminal. Each answer is one line of standard output: MARK and a JSON object,
 either ``{"nodes": [{"id", "alive", "address", "gpus", "head"}, ...]}`` or ``{"error", "kind"}``.

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from typing import Mapping
 
+from dsmoe.common import programs
 from dsmoe.common.errors import HostProblem, SourceProblem
 from dsmoe.hosts.brackets import expand_counts, expand_names
 from dsmoe.hosts.host import MAX_SLOTS, Candidate, check_name, shown
 from dsmoe.hosts.sources.found import Found
 
-SCONTROL_SECONDS = 15
+SCONTROL_SECONDS = 10.0
 _TYPED = re.compile(r"(?:[A-Za-z0-9_./-]+[:=])*([0-9]{1,6})")
 
 
@@ -49,7 +49,7 @@ def find(env: Mapping[str, str], reason: str) -> Found:
         )
     counts, origin = gpus(env, len(names))
     if origin in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS") and len(names) > 1:
-        warnings.append(f"{origin} speaks of this host only; the others are taken to have the same")
+        warnings.append(f"{origin} is about this host only; the others are taken to have the same")
     return Found(
         source="slurm",
         reason=f"{reason}; GPUs from {origin}" if origin else reason,
@@ -118,18 +118,15 @@ def _ask_scontrol(nodelist: str) -> tuple[list[str], str]:
     program = shutil.which("scontrol")
     if not program or nodelist.startswith("-"):
         return [], ""
-    failed = "scontrol show hostnames did not expand the node list; expanded here instead"
+    instead = "; the node list is expanded by Slurm's documented syntax instead"
+    failed = f"scontrol show hostnames failed{instead}"
     try:
-        done = subprocess.run(
-            [program, "show", "hostnames", nodelist],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=SCONTROL_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = programs.ask([program, "show", "hostnames", nodelist], SCONTROL_SECONDS)
+    except OSError:  # a node list of over 128 KiB, for one, is too long for an argument
         return [], failed
-    output = done.stdout.decode("utf-8", "replace")
+    except programs.TimedOut as error:
+        return [], f"{error}{instead}"
+    output = done.stdout
     # scontrol exits 0 after an error, with "Invalid hostlist: ..." among its output.
     if done.returncode != 0 or done.stderr.strip() or "Invalid hostlist" in output:
         return [], failed

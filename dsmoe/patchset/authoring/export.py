@@ -7,49 +7,56 @@ exactly the edited tree before one file of the project is written.
 
 from __future__ import annotations
 
-import shutil
+import os
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable, Mapping, Sequence
 
 from dsmoe.common.errors import ExportRefused, NotApplied, UsageError
 from dsmoe.patchset.authoring.history import History, make_diff, read_history, take_edit, touching
 from dsmoe.patchset.authoring.publish import Item, publish
 from dsmoe.patchset.base import Base
-from dsmoe.patchset.checkout.actions import Outcome, found_line
-from dsmoe.patchset.checkout.build import Built, build, lock_content
-from dsmoe.patchset.checkout.open import Checkout, open_checkout, workspace
-from dsmoe.patchset.checkout.records import Notes, Record, locked
-from dsmoe.patchset.checkout.state import (
+from dsmoe.patchset.checkout.actions import ActionResult, found_line
+from dsmoe.patchset.checkout.build import Built, build
+from dsmoe.patchset.checkout.lock import locked
+from dsmoe.patchset.checkout.open import Checkout, need_base, open_checkout, workspace
+from dsmoe.patchset.checkout.records import Record, Records
+from dsmoe.patchset.checkout.situation import (
     APPLIED,
     APPLIED_EDITED,
     BASE_EDITED,
     PRISTINE,
     Situation,
     classify,
-    describe_checkout,
     look,
 )
+from dsmoe.patchset.checkout.state import describe_checkout
 from dsmoe.patchset.git import Git
+from dsmoe.patchset.locked_result import result_content
+from dsmoe.patchset.overlay import is_junk, overlay_mode
+from dsmoe.patchset.patch_file import Patch, read_patch
+from dsmoe.patchset.placing import place
 from dsmoe.patchset.series import (
     Series,
     digest_of,
-    is_junk,
+    finish_exports,
     load_series,
     name_in,
-    overlay_mode,
-    read_patch,
+    series_lines,
 )
 from dsmoe.patchset.tree import (
     GITLINK,
+    IN_THE_WAY,
     Change,
-    Entries,
     Entry,
-    diff_trees,
+    hash_files,
     index_info,
+    local_entries,
     make_tree,
-    work_entries,
+    read_index,
+    read_tree,
 )
 
 Say = Callable[[str], None]
@@ -73,7 +80,9 @@ class Draft:
     overlay: dict[str, Entry | None]
 
 
-def export(path: Path, bases: Sequence[Base], to: str | None = None, say: Say = print) -> Outcome:
+def export(
+    path: Path, bases: Sequence[Base], to: str | None = None, say: Say = print
+) -> ActionResult:
     """Write the edits of the checkout at ``path`` into its base's series, overlay and lock.
 
     ``to`` names the patch that takes all edits of upstream files; a new name appends a patch.
@@ -84,19 +93,23 @@ def export(path: Path, bases: Sequence[Base], to: str | None = None, say: Say = 
     """
     checkout = open_checkout(path, bases)
     say(found_line(checkout))
+    need_base(checkout)
+    finish_exports(checkout.base)
     series = load_series(checkout.base)
     with locked(checkout, say) as handle, workspace(checkout, dry=False) as scratch:
         git = scratch.using(lock_fd=handle)
         built = build(git, checkout, series)
         at = look(checkout, built)
         _require_applied(at, classify(at), path)
-        changes = _changes(git, checkout, built.tree, say)
-        draft = _draft(git, series, built.base_entries, changes, to)
+        changes = _changes(checkout, read_tree(git, built.tree), say)
+        draft = _draft(git, series, built, changes, to)
         with tempfile.TemporaryDirectory(prefix="dsmoe-") as folder:
             new_series = _stage(git, series, draft, Path(folder))
             new = build(git, checkout, new_series)
             if new.tree != make_tree(git, {p: c[1] for p, c in changes.items()}, built.tree):
-                raise ExportRefused("the exported series does not give the edited tree: a defect")
+                raise ExportRefused(
+                    "the exported series does not give the edited tree; this is a bug"
+                )
             items = _items(series, new_series, new)
             _refuse_shared(items, path)
             written = publish(series.base.series.parent, items)
@@ -107,7 +120,7 @@ def export(path: Path, bases: Sequence[Base], to: str | None = None, say: Say = 
         say(f"  {line}")
     message = f"exported: {len(written)} files" if written else "nothing to export"
     name = "exported" if written else "nothing-to-export"
-    return Outcome(name, message, state, [str(item.target) for item in written], new.tops)
+    return ActionResult(name, message, state, [str(item.target) for item in written], new.tops)
 
 
 def _require_applied(at: Situation, name: str, path: Path) -> None:
@@ -120,38 +133,42 @@ def _require_applied(at: Situation, name: str, path: Path) -> None:
     )
 
 
-def _changes(git: Git, checkout: Checkout, old: str, say: Say) -> dict[str, Change]:
-    """What the work tree changes in tree ``old``: tracked files, and new ones git would show."""
-    if git.index is None:
-        raise ValueError("needs a temporary index")
-    # The real index as a start keeps skip-worktree marks and what the user added by force.
-    # Its time of change too: by it git knows which files were written too late to trust their size.
-    shutil.copy2(checkout.git_dir / "index", git.index)
-    git.run("-c", "advice.addEmbeddedRepo=false", "add", "-A", ".")
-    edited = git.run("write-tree", "--missing-ok").text
+def _changes(checkout: Checkout, old: Mapping[str, Entry], say: Say) -> dict[str, Change]:
+    """What the work tree changes in the files of ``old``; new files are those git would show.
+
+    The bytes are taken raw: neither a filter nor an attribute has a say.
+    """
+    git = checkout.git
+    now: dict[str, Entry | None] = {**read_index(git), **local_entries(git)}
     found: dict[str, Change] = {}
-    for path, (before, after) in diff_trees(git, old, edited).items():
+    for path in sorted({*old, *now}):
+        before, after = old.get(path), now.get(path)
+        if before == after:
+            continue
         modes = {entry[0] for entry in (before, after) if entry is not None}
-        if GITLINK in modes:
+        if GITLINK in modes or path.endswith("/"):
             say(f"  left out (a repository of its own): {path}")
         elif before is not None or not is_junk(path):
-            found[path] = (before, after)
-    index: Entries = {path: change[1] for path, change in found.items() if change[1] is not None}
-    work = work_entries(checkout.git, found, index)
-    bent = [path for path, change in found.items() if work[path] != change[1]]
-    if bent:
-        raise ExportRefused(
-            f"git attributes change the bytes of {len(bent)} edited files; remove them", bent
-        )
+            found[path] = (before, None if after == IN_THE_WAY else after)
+    _store(git, {path: change[1] for path, change in found.items() if change[1] is not None})
     return found
 
 
+def _store(git: Git, entries: Mapping[str, Entry]) -> None:
+    """Put the content of these files into the object database."""
+    hash_files(git, [path for path, entry in entries.items() if entry[0] != "120000"], write=True)
+    for path in (path for path, entry in entries.items() if entry[0] == "120000"):
+        target = os.fsencode(os.readlink(git.path / path))
+        git.run("hash-object", "-w", "--stdin", stdin=target)
+
+
 def _draft(
-    git: Git, series: Series, base: Entries, changes: dict[str, Change], to: str | None
+    git: Git, series: Series, built: Built, changes: dict[str, Change], to: str | None
 ) -> Draft:
+    base = built.base_entries
     names = [patch.name for patch in series.patches]
     headers = [patch.header for patch in series.patches]
-    history = read_history(series, base)
+    history = read_history(series, built)
     upstream = {p: c for p, c in changes.items() if p in base or p in history}
     chosen = None
     if to is not None:
@@ -179,18 +196,29 @@ def _draft(
     return Draft(names, headers, history, overlay)
 
 
+# What a series, a shell and every file system take as it is.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,120}\.(patch|diff)")
+
+
 def _new_name(to: str, folder: Path) -> str:
-    if Path(to).name != to or not to.endswith((".patch", ".diff")) or to.startswith((".", "-")):
-        raise UsageError(f"--to {to}: a new patch is a plain file name that ends in .patch")
-    if (folder / to).exists():
+    if not _NAME.fullmatch(to):
+        raise UsageError(
+            f"--to {to[:200]!r}: expected a plain file name that ends in .patch, of at most 120 "
+            "letters, digits and . _ + -"
+        )
+    if os.path.lexists(folder / to):
         raise UsageError(f"--to {to}: {folder / to} exists but is not in the series; list it there")
     return to
 
 
 def _stage(git: Git, series: Series, draft: Draft, folder: Path) -> Series:
     """The new series, its patches and changed overlay files as files in ``folder``."""
-    patches, overlay = [], dict(series.overlay)
+    patches: list[Patch] = []
+    overlay = dict(series.overlay)
     for number, (name, header) in enumerate(zip(draft.names, draft.headers)):
+        if number < len(series.patches) and _stays(git, series.patches[number], draft, number):
+            patches.append(series.patches[number])
+            continue
         diff = make_diff(git, draft.history, number)
         if diff:
             file = folder / f"{number}.diff"
@@ -212,6 +240,18 @@ def _stage(git: Git, series: Series, draft: Draft, folder: Path) -> Series:
     )
 
 
+def _stays(git: Git, patch: Patch, draft: Draft, number: int) -> bool:
+    """Whether a shared patch, as it is, still makes the step that the draft asks for."""
+    if not patch.shared:
+        return False
+    steps = {path: states[number : number + 2] for path, states in draft.history.items()}
+    paths = [item.path for item in patch.files]
+    if any(before != after for path, (before, after) in steps.items() if path not in paths):
+        return False
+    wanted = {path: steps[path][1] for path in paths if steps[path][1] is not None}
+    return place(git, patch, {path: steps[path][0] for path in paths}) == wanted
+
+
 def _items(old: Series, new: Series, built: Built) -> list[Item]:
     """The project's files as the new series has them."""
     base, folder = old.base, old.base.series.parent
@@ -229,7 +269,8 @@ def _items(old: Series, new: Series, built: Built) -> list[Item]:
     items += [Item(folder, name, None) for name in gone]
     if kept != [patch.name for patch in old.patches]:
         items.append(Item(folder, base.series.name, _series_text(base.series, kept)))
-    items.append(Item(base.folder, base.result_file.name, lock_content(new, built)))
+    content = result_content(base, built.digest, built.tops)
+    items.append(Item(base.folder, base.result_file.name, content))
     return items
 
 
@@ -248,7 +289,7 @@ def _refuse_shared(items: Sequence[Item], path: Path) -> None:
 
 
 def _series_text(path: Path, kept: list[str]) -> bytes:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = series_lines(path)
     named: list[tuple[str, str]] = [(line, line.split("#", 1)[0].strip()) for line in lines]
     text = [line for line, name in named if not name or name in kept]
     present = {name for _, name in named}
@@ -261,10 +302,10 @@ def _renew_index(git: Git, checkout: Checkout, new: Built, changes: dict[str, Ch
         entries = {path: change[1] for path, change in changes.items()}
         git.run("update-index", "-z", "--index-info", stdin=index_info(entries))
         git.run("update-index", "-q", "--refresh", ok=(0, 1))
-    notes = Notes(checkout.private)
+    records = Records(checkout.private)
     if not new.changes:
-        notes.clear(notes.applied)
+        records.clear(records.applied)
         return
     after = {path: change[1] for path, change in new.changes.items()}
     before = {path: change[0] for path, change in new.changes.items()}
-    notes.write(notes.applied, Record("applied", new.digest, before, after))
+    records.write(records.applied, Record("applied", new.digest, before, after))

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from dsmoe.common.errors import SeriesBroken
 from dsmoe.common.places import project_root
-from dsmoe.patchset.authoring.publish import STAGE
 from dsmoe.patchset.base import Base
-from dsmoe.patchset.series import Patch, overlay_files, read_names, read_patch
+from dsmoe.patchset.overlay import overlay_files
+from dsmoe.patchset.patch_file import Patch, read_patch
+from dsmoe.patchset.pending import STAGE
+from dsmoe.patchset.series import read_names
 
 MAX_ADDED = 60
 _FIELD = re.compile(r"^([A-Z][A-Za-z-]*):(.*)$")
@@ -58,7 +60,7 @@ def read_fields(header: bytes) -> dict[str, str]:
 
 
 def lint(base: Base, root: Path | None = None, allow_empty: bool = False) -> list[str]:
-    """Every problem of the series of ``base``, one a line; none when it is in order.
+    """Every problem of the series of ``base``, a line for each; empty when there is none.
 
     ``root`` is the folder that X-Test and Defect refer to (default: the project's).
     """
@@ -86,9 +88,9 @@ def lint(base: Base, root: Path | None = None, allow_empty: bool = False) -> lis
         else:
             problems += [f"{name}: {text}" for text in lint_patch(patch, root)]
             owned.update({item.path: name for item in patch.files})
-    for file in overlay_files(base.overlays):
-        if file in owned:
-            problems.append(f"{owned[file]}: {file} is also a file of the overlay")
+    for target in overlay_files(base.overlays):
+        if target in owned:
+            problems.append(f"{owned[target]}: {target} is also a file of the overlay")
     return problems
 
 

@@ -1,12 +1,12 @@
 """Writing several project files as one step: staged first, renamed after a commit point.
 
-A kill before the manifest is in place changes nothing; after it, the next reader of the series
-finishes the renames. So patch/, overlay/ and result.json never disagree.
+A kill before the manifest is in place changes nothing; after it, the next command that writes
+finishes the renames (:mod:`dsmoe.patchset.pending`). So patch/, overlay/ and result.json never
+disagree for longer than that.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
 
-from dsmoe.common.files import remove_file, write_atomically
-
-STAGE = ".export"
+from dsmoe.common.files import write_atomically
+from dsmoe.patchset.pending import MANIFEST, STAGE, finish
 
 
 @dataclass(frozen=True)
@@ -59,25 +58,6 @@ def publish(folder: Path, items: Sequence[Item]) -> list[Item]:
             write_atomically(stage / str(number), item.content, item.mode)
         root = os.path.relpath(item.root, folder)
         manifest.append([root, item.path, None if item.content is None else str(number)])
-    write_atomically(stage / "manifest.json", json.dumps(manifest).encode())
+    write_atomically(stage / MANIFEST, json.dumps(manifest).encode())
     finish(folder)
     return todo
-
-
-def finish(folder: Path) -> bool:
-    """Carry out what a killed :func:`publish` left; False when nothing was pending."""
-    stage = folder / STAGE
-    try:
-        manifest = json.loads((stage / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    for root, path, staged in manifest:
-        target = Path(os.path.normpath(folder / root)) / path
-        if staged is None:
-            remove_file(Path(os.path.normpath(folder / root)), path)
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # renamed before the kill
-            (stage / staged).replace(target)
-    shutil.rmtree(stage, ignore_errors=True)
-    return True

@@ -1,15 +1,17 @@
 """Carrying the series of one base over to another base.
 
-A patch is a step a file: its content before and after. Where the target base has the same content
-before, the step is the same; a patch with only such steps is shared, and the target's series
-names the file of the source's folder. Any other step is merged three-way onto the target's
-content, and the patch is written into the target's folder under the source's header.
+A patch is a step for each file: its content before and after. Where the target base has the same
+content before, the step is the same. Any other step is merged three-way onto the target's content.
+A patch whose hunks, placed by their context, make exactly these steps on the target is shared:
+the target's series names the file of the source's folder. Any other patch is written into the
+target's folder under the source's header.
 
 Where a step does not merge, the target's own patch of that name is the resolution if it applies;
-else the file with conflict markers is put into a folder, and its edited form is taken by the next
-run. Two things of the target are kept: patches with the header field ``X-Port`` (made by hand;
-those of a name that the source has not come first, in their order), and lines of its series of
-the form ``# without NAME.patch: reason``.
+else the edited form of a file with conflict markers that an earlier run has put into a folder;
+else the source's patch, if the context of each hunk gives it one place. Two things of the target
+are kept: patches with the header field ``X-Port`` (made by hand; those of a name that the source
+has not come first, in their order), and lines of its series of the form
+``# without NAME.patch: reason``.
 """
 
 from __future__ import annotations
@@ -22,16 +24,32 @@ from pathlib import Path
 from typing import Callable, Optional, Sequence, Tuple
 
 from dsmoe.common.errors import SeriesBroken, UsageError
-from dsmoe.patchset.authoring.history import History, make_diff, read_history
+from dsmoe.patchset.authoring.history import (
+    History,
+    make_diff,
+    merge_contents,
+    read_blob,
+    read_history,
+)
 from dsmoe.patchset.authoring.publish import Item, publish
 from dsmoe.patchset.base import Base
-from dsmoe.patchset.checkout.actions import Outcome, found_line
-from dsmoe.patchset.checkout.build import Built, build, lock_content
-from dsmoe.patchset.checkout.open import open_checkout, workspace
+from dsmoe.patchset.checkout.actions import ActionResult, found_line
+from dsmoe.patchset.checkout.build import Built, build
+from dsmoe.patchset.checkout.open import need_base, open_checkout, workspace
 from dsmoe.patchset.checkout.state import describe_checkout
 from dsmoe.patchset.git import Git
-from dsmoe.patchset.series import Patch, Series, digest_of, load_series, read_names, read_patch
-from dsmoe.patchset.tree import Entries, index_info, read_tree
+from dsmoe.patchset.locked_result import result_content
+from dsmoe.patchset.patch_file import Patch, read_patch
+from dsmoe.patchset.placing import place
+from dsmoe.patchset.series import (
+    Series,
+    digest_of,
+    finish_exports,
+    load_series,
+    read_names,
+    series_lines,
+)
+from dsmoe.patchset.tree import Entries, Entry, index_info, read_index_at, read_tree
 
 Say = Callable[[str], None]
 Content = Optional[Tuple[str, bytes]]  # the mode and the bytes; None: no such file
@@ -68,11 +86,9 @@ class _Carrier:
             self._by_hand(patch, own)
             return
         before = self._begin(list(steps))
-        if all(before[path] == steps[path][0] for path in steps):
-            for path, step in steps.items():
-                self.history[path][-1] = self._store(step[1])
-            self._append(os.path.relpath(patch.path, self.base.series.parent), patch)
-            return
+        entries = {path: self.history[path][-1] for path in steps}
+        shared = replace(patch, name=os.path.relpath(patch.path, self.base.series.parent))
+        placed = place(self.git, shared, entries)
         for path, step in steps.items():
             if path in self.stuck:  # what comes after a conflict cannot be judged
                 continue
@@ -80,8 +96,15 @@ class _Carrier:
                 self.history[path][-1] = self._store(step[1])
                 continue
             content = self._merge(patch, path, step, before[path])
-            self._end(patch, path, content or self._apply(own, path) or self._edited(patch, path))
-        self._write(patch.name, patch.header)
+            content = content or self._apply(own, path) or self._edited(patch, path)
+            if content is None and placed is not None:
+                content = self._read(placed.get(path))
+            self._end(patch, path, content)
+        after = {path: self.history[path][-1] for path in steps}
+        if placed == {path: entry for path, entry in after.items() if entry is not None}:
+            self._append(shared.name, patch)
+        else:
+            self._write(patch.name, patch.header)
 
     def _by_hand(self, patch: Patch, own: Patch) -> None:
         paths = [item.path for item in own.files]
@@ -125,9 +148,10 @@ class _Carrier:
         return read_patch(path) if path.is_file() else None
 
     def _now(self, path: str) -> Content:
-        states = self.history.setdefault(path, [self.entries.get(path)])
-        last = states[-1]
-        return (last[0], _read(self.git, last[1])) if last else None
+        return self._read(self.history.setdefault(path, [self.entries.get(path)])[-1])
+
+    def _read(self, entry: Entry | None) -> Content:
+        return (entry[0], read_blob(self.git, entry[1])) if entry else None
 
     def _store(self, content: Content) -> tuple[str, str] | None:
         if content is None:
@@ -140,15 +164,10 @@ class _Carrier:
         old, new = step
         if now is None or old is None or new is None:
             return None
-        names = []
-        for name, content in (("here", now), ("before", old), ("after", new)):
-            (self.scratch / name).write_bytes(content[1])
-            names.append(str(self.scratch / name))
-        result = self.git.run("merge-file", "-p", "-q", *names, ok=tuple(range(256)))
-        mode = now[0] if old[0] == new[0] else new[0]
-        if result.status == 0:
-            return mode, result.out
-        self.unmerged = result.out
+        merged, clean = merge_contents(self.git, now[1], old[1], new[1])
+        if clean:
+            return (now[0] if old[0] == new[0] else new[0]), merged
+        self.unmerged = merged
         return None
 
     def _apply(self, own: Patch | None, path: str) -> Content:
@@ -161,8 +180,7 @@ class _Carrier:
         args = ("apply", "--cached", "--whitespace=nowarn", f"--include={path}", str(own.path))
         if self.git.run(*args, ok=(0, 1, 128)).status:
             return None
-        mode, oid = self.git.run("ls-files", "-s", path).text.split()[:2]
-        return mode, _read(self.git, oid)
+        return self._read(read_index_at(self.git, [path]).get(path))
 
     def _edited(self, patch: Patch, path: str) -> Content:
         place = self.conflicts / patch.name / path
@@ -173,7 +191,7 @@ class _Carrier:
         return None if any(mark in data for mark in _MARKERS) else (entry[0], data)
 
 
-def port(source: Path, target: Path, bases: Sequence[Base], say: Say = print) -> Outcome:
+def port(source: Path, target: Path, bases: Sequence[Base], say: Say = print) -> ActionResult:
     """Rewrite the series and the lock of ``target``'s base from the series of ``source``'s base.
 
     Both are checkouts, and are only read. Conflicts go to ``TARGET.conflicts/PATCH/FILE``.
@@ -184,11 +202,14 @@ def port(source: Path, target: Path, bases: Sequence[Base], say: Say = print) ->
     """
     origin, goal = open_checkout(source, bases), open_checkout(target, bases)
     say(found_line(goal))
+    for checkout in (origin, goal):
+        need_base(checkout)
+        finish_exports(checkout.base)
     if origin.base.name == goal.base.name:
         raise UsageError(f"{source} and {target} are both {goal.base.name}: nothing to carry over")
     wanted = load_series(origin.base)
     with workspace(origin, dry=True) as git:
-        steps = _read_steps(git, build(git, origin, wanted).base_entries, wanted)
+        steps = _read_steps(git, build(git, origin, wanted), wanted)
     conflicts = target.parent / f"{target.name}.conflicts"
     omitted = _omitted(goal.base)
     with workspace(goal, dry=True) as git, tempfile.TemporaryDirectory(prefix="dsmoe-") as scratch:
@@ -216,21 +237,19 @@ def port(source: Path, target: Path, bases: Sequence[Base], say: Say = print) ->
     shared = len(carrier.names) - own
     message = f"{shared} patches shared with {origin.base.name}, {own} of {goal.base.name}'s own"
     changed = [str(item.target) for item in written]
-    return Outcome("ported" if written else "nothing-to-port", message, state, changed, built.tops)
+    return ActionResult(
+        "ported" if written else "nothing-to-port", message, state, changed, built.tops
+    )
 
 
-def _read(git: Git, oid: str) -> bytes:
-    return git.run("cat-file", "blob", oid).out
-
-
-def _read_steps(git: Git, base: Entries, series: Series) -> dict[str, dict[str, Step]]:
-    history = read_history(series, base)
+def _read_steps(git: Git, built: Built, series: Series) -> dict[str, dict[str, Step]]:
+    history = read_history(series, built)
     found: dict[str, dict[str, Step]] = {}
     for number, patch in enumerate(series.patches):
         found[patch.name] = {}
         for item in patch.files:
             pair = history[item.path][number : number + 2]
-            old, new = ((e[0], _read(git, e[1])) if e else None for e in pair)
+            old, new = ((e[0], read_blob(git, e[1])) if e else None for e in pair)
             found[patch.name][item.path] = (old, new)
     return found
 
@@ -238,7 +257,7 @@ def _read_steps(git: Git, base: Entries, series: Series) -> dict[str, dict[str, 
 def _omitted(base: Base) -> set[str]:
     if not base.series.is_file():
         return set()
-    lines = base.series.read_text(encoding="utf-8").splitlines()
+    lines = series_lines(base.series)
     return {match.group(1) for match in map(_WITHOUT.match, lines) if match}
 
 
@@ -261,9 +280,10 @@ def _items(base: Base, carrier: _Carrier, series: Series, built: Built) -> list[
         for old in read_names(base.series):
             if old not in names and "/" not in old:
                 items.append(Item(folder, old, None))
-        lines = base.series.read_text(encoding="utf-8").splitlines()
+        lines = series_lines(base.series)
         comments = [line for line in lines if line.startswith("#")]
     text = "\n".join(comments + names) + "\n"
     items.append(Item(folder, base.series.name, text.encode()))
-    items.append(Item(base.folder, base.result_file.name, lock_content(series, built)))
+    content = result_content(base, built.digest, built.tops)
+    items.append(Item(base.folder, base.result_file.name, content))
     return items

@@ -1,6 +1,6 @@
 """Moving index and work tree from one known content to another, safely against kills.
 
-The plan is made from what is there now: every path that must change has to hold a content that
+The steps follow from what is there now: every path that must change has to hold a content that
 the applier itself puts there, or the move is refused before anything is written. A journal is
 written first and removed last. The plain case is git's two-way ``read-tree -m -u``, which guards
 local changes once more; from a mixed state (a killed move) each path is written on its own.
@@ -15,9 +15,10 @@ from typing import Mapping
 from dsmoe.common.errors import DsmoeError, GitFailed, LocalChanges
 from dsmoe.common.files import remove_file
 from dsmoe.patchset.checkout.build import Built
+from dsmoe.patchset.checkout.lock import clear_stale_index_lock
 from dsmoe.patchset.checkout.open import Checkout, workspace
-from dsmoe.patchset.checkout.records import Notes, Record, clear_stale_index_lock
-from dsmoe.patchset.checkout.state import (
+from dsmoe.patchset.checkout.records import Record, Records
+from dsmoe.patchset.checkout.situation import (
     APPLIED_EDITED,
     PARTLY,
     Situation,
@@ -25,14 +26,13 @@ from dsmoe.patchset.checkout.state import (
     look,
     torn,
 )
+from dsmoe.patchset.checkout.state import edits
 from dsmoe.patchset.git import Git
 from dsmoe.patchset.tree import IN_THE_WAY, Entry, index_info, make_tree, work_entries
 
-_CONVERTED = "line ends converted by git (core.autocrlf)"
-
 
 @dataclass(frozen=True)
-class Plan:
+class Steps:
     """Paths to change, with what they hold now and what they must hold."""
 
     before: dict[str, Entry | None]
@@ -40,7 +40,7 @@ class Plan:
     uniform: bool
 
 
-def plan(checkout: Checkout, at: Situation, target: Mapping[str, Entry | None]) -> Plan:
+def plan_steps(checkout: Checkout, at: Situation, target: Mapping[str, Entry | None]) -> Steps:
     """What has to change to reach ``target`` on the paths in scope.
 
     Raises:
@@ -48,7 +48,7 @@ def plan(checkout: Checkout, at: Situation, target: Mapping[str, Entry | None]) 
     """
     before: dict[str, Entry | None] = {}
     after: dict[str, Entry | None] = {}
-    blocked: list[str] = []
+    blocked: dict[str, str] = {}
     name = classify(at)
     settling = at.journal is not None or name == PARTLY
     onto_result = name == APPLIED_EDITED and all(target[p] == at.result.get(p) for p in at.scope)
@@ -63,38 +63,37 @@ def plan(checkout: Checkout, at: Situation, target: Mapping[str, Entry | None]) 
         before[path], after[path] = index, want
         uniform = uniform and work == index
         if not mine:
-            blocked.append(_reason(checkout, path, work, index))
+            blocked[path] = _reason(work, index)
         elif index not in at.known(path) and index != work:
-            blocked.append(f"{path}: staged change")
-    if blocked:
+            blocked[path] = "staged change"
+    if blocked or (before and at.left_out):
+        raise _refusal(checkout, at, blocked)
+    return Steps(before, after, uniform)
+
+
+def _refusal(checkout: Checkout, at: Situation, blocked: Mapping[str, str]) -> LocalChanges:
+    """The refusal: each edited file, and one line for all files that differ for another cause."""
+    edited, causes = edits(checkout, at, classify(at))
+    lines = causes.lines(edited)
+    own = [f"{path}: {why}" for path, why in blocked.items() if path not in causes.converted]
+    if not lines:
         remedy = "move them away or undo them, then repeat"
-        if any(text.endswith(_CONVERTED) for text in blocked):
-            remedy = (
-                "check the files out byte for byte: git config core.autocrlf false; "
-                "git rm -q --cached -r .; git reset -q --hard"
-            )
-        raise LocalChanges(
-            f"{len(blocked)} files in {checkout.path} have local changes where the applier must "
+        return LocalChanges(
+            f"{len(own)} files in {checkout.path} have local changes where the applier must "
             f"write; nothing was changed; {remedy}",
-            blocked,
+            own,
         )
-    return Plan(before, after, uniform)
+    return LocalChanges(f"nothing was changed in {checkout.path}: {lines[0]}", [*lines[1:], *own])
 
 
-def _reason(checkout: Checkout, path: str, work: Entry | None, index: Entry | None) -> str:
+def _reason(work: Entry | None, index: Entry | None) -> str:
     if work == IN_THE_WAY:
-        return f"{path}: a folder or a link stands in the way"
+        return "a folder or a link stands in the way"
     if index is None:
-        return f"{path}: untracked file in the way"
+        return "untracked file in the way"
     if work is None:
-        return f"{path}: deleted"
-    if work[1] == index[1]:
-        return f"{path}: mode changed"
-    if work[0].startswith("100"):
-        plain = (checkout.path / path).read_bytes().replace(b"\r\n", b"\n")
-        if checkout.git.run("hash-object", "--stdin", stdin=plain).text == index[1]:
-            return f"{path}: {_CONVERTED}"
-    return f"{path}: edited"
+        return "deleted"
+    return "mode changed" if work[1] == index[1] else "edited"
 
 
 def move(
@@ -109,7 +108,7 @@ def move(
     Call with the lock held. Returns the paths that were changed; none when all was in place.
 
     Raises:
-        LocalChanges: see :func:`plan`.
+        LocalChanges: see :func:`plan_steps`.
         EnvironmentProblem, GitFailed: writing failed; the checkout was put back, or the
             message says that it is partly applied.
     """
@@ -117,15 +116,17 @@ def move(
     wanted: dict[str, Entry | None] = {
         path: (at.result if target == "applied" else at.base).get(path) for path in at.scope
     }
-    todo = plan(checkout, at, wanted)
-    notes = Notes(checkout.private)
+    todo = plan_steps(checkout, at, wanted)
+    records = Records(checkout.private)
     git = checkout.git.using(lock_fd=lock_fd)
     if todo.after:
         _refuse_filters(git, list(todo.after))
         # The union with an older journal: a second kill must still know the first one's content.
         before = dict(at.journal.before) if at.journal else {}
         before.update(todo.before)
-        notes.write(notes.journal, Record(target, built.digest, before, {**before, **todo.after}))
+        records.write(
+            records.journal, Record(target, built.digest, before, {**before, **todo.after})
+        )
         try:
             _write(git, checkout, at, todo)
             _verify(git, todo.after)
@@ -136,10 +137,10 @@ def move(
     if target == "applied" and changed_by_series:
         keep = {path: entry for path, entry in wanted.items() if path in changed_by_series}
         base = {path: at.base.get(path) for path in keep}
-        notes.write(notes.applied, Record(target, record.series, base, keep))
+        records.write(records.applied, Record(target, record.series, base, keep))
     else:
-        notes.clear(notes.applied)
-    notes.clear(notes.journal)
+        records.clear(records.applied)
+    records.clear(records.journal)
     return sorted(todo.after)
 
 
@@ -162,7 +163,7 @@ def _refuse_filters(git: Git, paths: list[str]) -> None:
         )
 
 
-def _write(git: Git, checkout: Checkout, at: Situation, todo: Plan) -> None:
+def _write(git: Git, checkout: Checkout, at: Situation, todo: Steps) -> None:
     if todo.uniform and at.journal is None:
         # before is what the index holds now, so HEAD's tree with it set is the index's tree
         # on these paths, and user's staged changes elsewhere are equal on both sides.
@@ -192,24 +193,24 @@ def _put_back(
     git: Git,
     checkout: Checkout,
     built: Built,
-    todo: Plan,
+    todo: Steps,
     earlier: Record | None,
     error: DsmoeError,
 ) -> DsmoeError:
     """Undo a failed move as far as the disk lets us; the error to raise."""
-    notes = Notes(checkout.private)
+    records = Records(checkout.private)
     remedy = "the checkout is partly applied: repeat the command to finish, or use --revert"
     try:
         clear_stale_index_lock(checkout)
         now = replace(look(checkout, built), scope=sorted(todo.before))
-        back = plan(checkout, now, todo.before)
+        back = plan_steps(checkout, now, todo.before)
         if back.after:
             _write(git, checkout, now, replace(back, uniform=False))
             _verify(git, back.after)
         if earlier is not None:
-            notes.write(notes.journal, earlier)
+            records.write(records.journal, earlier)
         else:
-            notes.clear(notes.journal)
+            records.clear(records.journal)
             remedy = "the checkout was put back as it was"
     except (DsmoeError, OSError):
         pass

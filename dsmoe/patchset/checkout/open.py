@@ -11,7 +11,8 @@ from typing import Iterator, Sequence
 
 from dsmoe.common.errors import NotACheckout, OtherBase
 from dsmoe.patchset.base import Base
-from dsmoe.patchset.git import Git
+from dsmoe.patchset.git import Git, damaged
+from dsmoe.patchset.locked_result import read_result
 from dsmoe.patchset.tree import read_tops
 
 
@@ -20,7 +21,8 @@ class Checkout:
     """A work tree whose HEAD is a known base.
 
     ``label`` says which kind (a clone, the release archive); ``head`` and ``tree`` are the ids
-    of HEAD and its root tree, ``tops`` those of the root tree's entries.
+    of HEAD and its root tree, ``tops`` those of the root tree's entries. ``committed`` says that
+    HEAD is a commit of the applied series: its trees are the locked result, not the base's.
     """
 
     path: Path
@@ -32,10 +34,11 @@ class Checkout:
     tree: str
     tops: dict[str, str]
     git: Git
+    committed: bool = False
 
     @property
     def private(self) -> Path:
-        """Our own folder in the git folder of this work tree: lock, journal, state."""
+        """Our own folder in the git folder of this work tree: lock and records."""
         return self.git_dir / "dsmoe"
 
 
@@ -49,8 +52,8 @@ def open_checkout(path: Path, bases: Sequence[Base]) -> Checkout:
     path = Path.cwd() / path
     wanted = bases[0]
     remedy = f"python apply_patch.py {path} --from-release builds one"
-    if not path.is_dir():
-        kind = "is not a folder" if path.exists() else "does not exist"
+    if not _is_folder(path):
+        kind = "is not a folder" if os.path.lexists(path) else "does not exist"
         raise NotACheckout(f"{path} {kind}; expected a git checkout of DeepSpeed; {remedy}")
     git = _open_git(path, remedy)
     out = git.run(
@@ -74,6 +77,8 @@ def open_checkout(path: Path, bases: Sequence[Base]) -> Checkout:
         )
     head = git.run("rev-parse", "--verify", "-q", "HEAD^{commit}", ok=(0, 1, 128))
     if head.status:
+        if git.run("rev-parse", "--verify", "-q", "HEAD", ok=(0, 1, 128)).status == 0:
+            raise damaged(path, "HEAD names a commit that is not there")
         raise OtherBase(
             f"{path} has no commit yet; expected HEAD at {wanted.commit} ({wanted.name}); {remedy}"
         )
@@ -83,6 +88,9 @@ def open_checkout(path: Path, bases: Sequence[Base]) -> Checkout:
         label = base.commits.get(head.text)
         if label is None and all(tops.get(top) == oid for top, oid in base.trees.items()):
             label = "the same trees under another commit"
+        committed = label is None and _is_committed(base, tops)
+        if committed:
+            label = "the applied series, committed"
         if label is not None:
             return Checkout(
                 path,
@@ -94,8 +102,43 @@ def open_checkout(path: Path, bases: Sequence[Base]) -> Checkout:
                 tree=tree,
                 tops=tops,
                 git=git,
+                committed=committed,
             )
     raise OtherBase(_other_base(git, head.text, bases), _tree_lines(tops, wanted))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name that is too long, a folder that is closed to us
+        raise NotACheckout(
+            f"{str(path)[:300]} cannot be looked at: {error.strerror}; expected a git checkout of "
+            "DeepSpeed that you can read"
+        ) from None
+
+
+def _is_committed(base: Base, tops: dict[str, str]) -> bool:
+    """Whether ``tops`` are those of the locked result of ``base``."""
+    try:
+        locked, _ = read_result(base)
+    except (OSError, ValueError):
+        return False
+    wanted = {**base.trees, **locked}
+    return bool(locked) and all(tops.get(top) == oid for top, oid in wanted.items())
+
+
+def need_base(checkout: Checkout) -> None:
+    """``OtherBase`` when HEAD is a commit of the applied series: there is no base to start from."""
+    if not checkout.committed:
+        return
+    git, base = checkout.git, checkout.base
+    there = [i for i in base.commits if git.run("cat-file", "-e", i, ok=(0, 1, 128)).status == 0]
+    path, commit = checkout.path, (there or [base.commit])[0]
+    raise OtherBase(
+        f"HEAD of {path} is {checkout.head}, a commit of the applied series; this command needs "
+        f"HEAD at the base: git -C {path} reset --soft {commit} takes the commit back and keeps "
+        "every file; then repeat"
+    )
 
 
 def _open_git(path: Path, remedy: str) -> Git:
@@ -124,15 +167,16 @@ def _other_base(git: Git, head: str, bases: Sequence[Base]) -> str:
     if not set(wanted.trees) & set(read_tops(git, head + "^{tree}")):
         folders = ", ".join(f"{top}/" for top in wanted.trees)
         return (
-            f"{git.path} is no DeepSpeed checkout (HEAD {head} has none of {folders}); expected a "
-            f"clone of {wanted.upstream} at {wanted.commit}, or a new folder with --from-release"
+            f"{git.path} is not a checkout of DeepSpeed (HEAD {head} has none of {folders}); "
+            f"expected a clone of {wanted.upstream} at {wanted.commit}, or a new folder with "
+            "--from-release"
         )
     known = git.run("cat-file", "-e", wanted.commit + "^{commit}", ok=(0, 1, 128)).status == 0
-    mend = f"git -C {git.path} checkout {wanted.commit}"
+    fix = f"git -C {git.path} checkout {wanted.commit}"
     if not known:
-        mend = f"git -C {git.path} fetch origin {wanted.commit} && {mend}"
+        fix = f"git -C {git.path} fetch origin {wanted.commit} && {fix}"
     names = " or ".join(f"{base.commit} ({base.name})" for base in bases)
-    return f"HEAD of {git.path} is {head}, expected {names}; to get it: {mend}"
+    return f"HEAD of {git.path} is {head}, expected {names}; to get it: {fix}"
 
 
 def _tree_lines(tops: dict[str, str], base: Base) -> Sequence[str]:

@@ -33,7 +33,7 @@ def fetch_archive(base: Base, cache: Path | None = None, say: Say = print) -> Pa
         ArchiveProblem: pip cannot fetch it, or its sha256 is not the pinned one.
     """
     cache = cache or archive_cache()
-    name: str = base.release["archive"]
+    name = str(base.release["archive"])
     target = cache / name
     if not target.is_file():
         say(f"fetching {name} with pip into {cache}")
@@ -97,7 +97,7 @@ def unpack(archive: Path, folder: Path, root: str) -> None:
     """Unpack the files below ``root`` in ``archive`` into ``folder``, with modes 644 and 755.
 
     Raises:
-        ArchiveProblem: a member is no plain file or folder, or lies outside ``root``.
+        ArchiveProblem: a member is neither a plain file nor a folder, or lies outside ``root``.
     """
     try:
         with tarfile.open(archive, "r:gz") as tar:

@@ -11,11 +11,12 @@ from typing import Callable, Iterator, Sequence
 
 from dsmoe.common.errors import Busy, LocalChanges, NotACheckout, OtherBase, SeriesBroken
 from dsmoe.patchset.base import Base
-from dsmoe.patchset.checkout.actions import Outcome
-from dsmoe.patchset.checkout.build import Built, check_lock
+from dsmoe.patchset.checkout.actions import ActionResult
+from dsmoe.patchset.checkout.build import Built
+from dsmoe.patchset.checkout.lock import locked
 from dsmoe.patchset.checkout.open import Checkout
-from dsmoe.patchset.checkout.records import Record, locked
-from dsmoe.patchset.checkout.state import (
+from dsmoe.patchset.checkout.records import Record
+from dsmoe.patchset.checkout.situation import (
     APPLIED,
     APPLIED_EDITED,
     BASE_EDITED,
@@ -24,10 +25,11 @@ from dsmoe.patchset.checkout.state import (
     OTHER_SERIES,
     PARTLY,
     PRISTINE,
-    State,
 )
+from dsmoe.patchset.checkout.state import State
 from dsmoe.patchset.git import Git
-from dsmoe.patchset.series import load_series
+from dsmoe.patchset.locked_result import check_result
+from dsmoe.patchset.series import finish_exports, pending_exports, readable
 from dsmoe.patchset.sources.installed_files import (
     LABEL,
     PACKAGE,
@@ -43,12 +45,12 @@ Say = Callable[[str], None]
 @contextlib.contextmanager
 def _reading(package: Installed) -> Iterator[Patcher]:
     """A patcher whose database is temporary and reads the kept one, so that nothing is written."""
-    with tempfile.TemporaryDirectory(prefix="dsmoe-") as name:
+    with tempfile.TemporaryDirectory(prefix="dsmoe-") as name, readable(package.base) as base:
         git = _init(Path(name))
         if package.folder.is_dir():
             alternates = Path(name) / "objects/info/alternates"
             alternates.write_text(f"{package.folder / 'objects'}\n", encoding="utf-8")
-        yield Patcher(package, git)
+        yield Patcher(replace(package, base=base), git)
 
 
 @contextlib.contextmanager
@@ -80,12 +82,14 @@ def describe(bases: Sequence[Base]) -> State:
         return State(NOT_A_CHECKOUT, "", message=str(error))
     except OtherBase as error:
         return State(OTHER_BASE, "", message=str(error))
+    pending = [str(folder) for folder in pending_exports(package.base)]
     with _reading(package) as patcher:
         try:
-            return _state(patcher, patcher.build())
+            return replace(_state(patcher, patcher.build()), pending=pending)
         except LocalChanges as error:
             state = State(BASE_EDITED, str(package.site / PACKAGE), package.base.name, LABEL)
-            return replace(state, edited=error.details, head=package.base.commit)
+            head = package.base.commit
+            return replace(state, edited=error.details, head=head, pending=pending)
 
 
 def _state(patcher: Patcher, built: Built) -> State:
@@ -121,7 +125,7 @@ def found_line(package: Installed) -> str:
     return f"{package.site / PACKAGE}: {PACKAGE} {base.version}, base {base.name} ({LABEL})"
 
 
-def apply(bases: Sequence[Base], say: Say = print, dry: bool = False) -> Outcome:
+def apply(bases: Sequence[Base], say: Say = print, dry: bool = False) -> ActionResult:
     """Apply the series to the installed package; finish a killed run; renew an older series.
 
     With ``dry`` it is only tried, and nothing is written.
@@ -132,6 +136,8 @@ def apply(bases: Sequence[Base], say: Say = print, dry: bool = False) -> Outcome
     """
     package = find(bases)
     say(found_line(package))
+    if not dry:
+        finish_exports(package.base)
     with _reading(package) as patcher:  # refuse before the package's folder is written
         built = _checked(patcher)
         todo = patcher.wanted(built, applied=True)
@@ -139,26 +145,26 @@ def apply(bases: Sequence[Base], say: Say = print, dry: bool = False) -> Outcome
             name = "already-applied" if patcher.holds(todo) else "would-apply"
             message = "applying would change the package" if dry else "already applied"
             message = message if name == "would-apply" else "already applied, nothing to do"
-            return Outcome(name, message, _state(patcher, built), [], built.tops)
+            return ActionResult(name, message, _state(patcher, built), [], built.tops)
     with _writing(package, say) as patcher:
         built = _checked(patcher)
-        notes, after = patcher.notes, patcher.wanted(built, applied=True)
+        records, after = patcher.kept, patcher.wanted(built, applied=True)
         # What an older series put there must stay known until every file is the new one.
         for record in patcher.records[:1]:
-            notes.write(notes.journal, record)
+            records.write(records.journal, record)
         before = patcher.wanted(built, applied=False)
-        notes.write(notes.applied, Record("applied", built.digest, before, after))
+        records.write(records.applied, Record("applied", built.digest, before, after))
         changed = patcher.write(after)
-        notes.clear(notes.journal)
+        records.clear(records.journal)
         patcher.look(built)
         state = _state(patcher, built)
     message = f"applied: {len(changed)} files changed; --installed --revert takes it back"
-    return Outcome("applied", message, state, changed, built.tops)
+    return ActionResult("applied", message, state, changed, built.tops)
 
 
 def _checked(patcher: Patcher) -> Built:
     built = patcher.build()
-    check_lock(load_series(patcher.package.base), built, patcher.package.site)
+    check_result(patcher.package.base, built.digest, built.tops, patcher.package.site)
     paths = [*patcher.files, *(p for p in patcher.touched(built) if p not in patcher.files)]
     edited = patcher.edited(built, paths)
     if edited:
@@ -166,13 +172,14 @@ def _checked(patcher: Patcher) -> Built:
     return built
 
 
-def revert(bases: Sequence[Base], say: Say = print) -> Outcome:
+def revert(bases: Sequence[Base], say: Say = print) -> ActionResult:
     """Give the installed package its own files back, and remove what was added."""
     package = find(bases)
     say(found_line(package))
+    finish_exports(package.base)
     if not package.folder.is_dir():
         state = describe(bases)
-        return Outcome("already-pristine", "not applied, nothing to revert", state)
+        return ActionResult("already-pristine", "not applied, nothing to revert", state)
     with _writing(package, say) as patcher:
         built: Built | None
         try:
@@ -187,4 +194,4 @@ def revert(bases: Sequence[Base], say: Say = print) -> Outcome:
         changed = patcher.write(before)
         shutil.rmtree(package.folder)
     message = f"reverted: {len(changed)} files changed"
-    return Outcome("reverted", message, describe(bases), changed)
+    return ActionResult("reverted", message, describe(bases), changed)

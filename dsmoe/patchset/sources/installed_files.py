@@ -1,10 +1,10 @@
 """Patching the ``deepspeed`` package that pip installed, and taking the patches back.
 
-An installed package is no checkout, but its files are those of a base: ``bases/NAME/files`` lists
-them, and the trees made from that list have the base's ids. The result is built from these files
-in an object database of our own beside the package's (``.dsmoe.git`` in its folder), by the same
-code as for a checkout. That database keeps the original of every file that is changed, so that
-reverting needs nothing else. Content decides at every run: a file holds the base's bytes, the
+An installed package is not a checkout, but its files are those of a base: ``bases/NAME/files``
+lists them, and the trees made from that list have the base's ids. The result is built from these
+files in an object database of our own beside the package's (``.dsmoe.git`` in its folder), by the
+same code as for a checkout. That database keeps the original of every file that is changed, so
+that reverting needs nothing else. Content decides at every run: a file holds the base's bytes, the
 result's, or those of the series applied before; anything else is somebody's edit and is refused.
 """
 
@@ -15,15 +15,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Iterable, Mapping, Sequence
 
-from dsmoe.common.errors import LocalChanges, NotACheckout, OtherBase, SeriesBroken
+from dsmoe.common.errors import LocalChanges, NotACheckout, OtherBase, SeriesBroken, UsageError
 from dsmoe.common.files import remove_file, write_atomically
 from dsmoe.patchset.base import Base
 from dsmoe.patchset.checkout.build import Built, build
 from dsmoe.patchset.checkout.open import Checkout, workspace
-from dsmoe.patchset.checkout.records import Notes, Record, read_record
+from dsmoe.patchset.checkout.records import Record, Records, read_record
 from dsmoe.patchset.git import Git
+from dsmoe.patchset.inputs import read_input
 from dsmoe.patchset.series import load_series
-from dsmoe.patchset.tree import Entries, Entry, make_tree, read_tops
+from dsmoe.patchset.tree import Entries, Entry, hash_files, make_tree, read_tops
 
 PACKAGE = "deepspeed"
 LABEL = "the installed package"
@@ -85,10 +86,15 @@ def _read_files(base: Base) -> Entries:
     if base.files is None:
         return {}
     found: Entries = {}
-    for line in base.files.read_text(encoding="utf-8").splitlines():
-        meta, path = line.split("\t", 1)
-        mode, _, oid = meta.split()
-        found[path] = (mode, oid)
+    try:
+        for line in read_input(base.files).decode("utf-8").splitlines():
+            meta, path = line.split("\t", 1)
+            mode, _, oid = meta.split()
+            found[path] = (mode, oid)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{base.files} is not a list of files as git ls-tree -r writes it: {error}"
+        ) from None
     return found
 
 
@@ -97,8 +103,8 @@ class Patcher:
 
     def __init__(self, package: Installed, git: Git) -> None:
         self.package, self.git = package, git
-        self.notes = Notes(package.folder / "dsmoe")
-        found = (read_record(self.notes.applied), read_record(self.notes.journal))
+        self.kept = Records(package.folder / "dsmoe")
+        found = (read_record(self.kept.applied), read_record(self.kept.journal))
         self.records: list[Record] = [record for record in found if record is not None]
         absent = [s["path"] for s in package.base.release["steps"] if s["do"] == "index-only"]
         links = [path for path, entry in package.files.items() if entry[0] == "120000"]
@@ -110,9 +116,7 @@ class Patcher:
         """Note the blob id of every installed file of ``paths`` and keep the blob."""
         files = [place for path in paths for place in self.package.places(path)]
         there = [place for place in files if place.is_file()]
-        names = "".join(f"{place}\n" for place in there).encode("utf-8", "surrogateescape")
-        args = ("hash-object", "-w", "--no-filters", "--stdin-paths")
-        ids = self.git.run(*args, stdin=names).text.split() if there else []
+        ids = hash_files(self.git, [str(place) for place in there], write=True)
         self.found.update(dict.fromkeys(files))
         self.found.update(zip(there, ids))
 

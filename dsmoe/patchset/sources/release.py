@@ -28,7 +28,7 @@ from dsmoe.common.errors import (
 from dsmoe.patchset.base import Base
 from dsmoe.patchset.checkout.open import open_checkout
 from dsmoe.patchset.git import Git
-from dsmoe.patchset.sources.archive import archive_cache, check_archive, fetch_archive, unpack
+from dsmoe.patchset.sources.archive import check_archive, fetch_archive, unpack
 from dsmoe.patchset.tree import index_info, read_tops
 
 Say = Callable[[str], None]
@@ -46,8 +46,8 @@ _CONFIG = {
 def build_checkout(path: Path, base: Base, archive: Path | None = None, say: Say = print) -> bool:
     """Build the checkout of ``base`` at ``path``; False when one is there already.
 
-    ``path`` must not exist or be an empty folder. The work is done in a hidden folder beside it
-    and renamed at the end: a kill leaves nothing at ``path``.
+    ``path`` must not exist or be an empty folder. The work is done in a hidden folder beside it,
+    which is renamed at the end: after a kill nothing is at ``path``.
 
     Raises:
         LocalChanges: something else is at ``path``.
@@ -236,13 +236,3 @@ def _commit(git: Git, tree: str, base: Base) -> str:
     git.run("symbolic-ref", "HEAD", f"refs/heads/{base.name}")
     git.run("update-ref", "HEAD", commit)
     return commit
-
-
-__all__ = [
-    "archive_cache",
-    "build_checkout",
-    "check_archive",
-    "fetch_archive",
-    "restore",
-    "unpack",
-]

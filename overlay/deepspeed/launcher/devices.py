@@ -7,7 +7,7 @@ import re
 from typing import Mapping, Sequence
 
 from .errors import LaunchError
-from .hostfile import MAX_SLOTS
+from .host_grammar import MAX_SLOTS
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 # The number of GPUs of this machine, set by a program that has counted them already.

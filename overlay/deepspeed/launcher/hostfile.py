@@ -1,28 +1,20 @@
-"""Reads the host file strictly, and selects the slots of a run.
+"""The host file as the launcher reads it, and the slots of it that a run takes.
 
-One ``NAME slots=N`` a line; blank lines and CRLF are fine. Comments, a byte-order mark, ``lots=8``,
-counts outside 1 to MAX_SLOTS, repeated hosts, an empty file and names with another meaning to ssh,
-pdsh or ``--include`` are errors that name file and line.
+The grammar is in host_grammar.py, which dsmoe shares.
 """
 
 from __future__ import annotations
 
 import collections
 import os
-import re
+import stat
 from pathlib import Path
 from typing import Any, Callable
 
 from deepspeed.utils import logger
 
+from . import host_grammar
 from .errors import LaunchError
-
-MAX_SLOTS = 1024
-MAX_BYTES = 4 << 20
-_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-_BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_IPV4 = re.compile(rf"(?:{_BYTE}\.){{3}}{_BYTE}")
 
 
 class HostPool(collections.OrderedDict):
@@ -33,65 +25,31 @@ class HostPool(collections.OrderedDict):
         self.where: dict[str, str] = {}
 
 
-def usable_name(name: str) -> bool:
-    """Whether ``name`` is a host name or IPv4 address without another meaning to ssh and pdsh."""
-    if len(name) > 253 or not _NAME.fullmatch(name):
-        return False
-    return bool(_IPV4.fullmatch(name)) or not re.fullmatch(r"[0-9.]+", name)
-
-
 def read(path: str) -> HostPool | None:
     """The hosts in ``path``; None if there is no such file. Raises LaunchError."""
     if path == os.devnull:
         return None
-    if not Path(path).exists():
+    try:
+        # A FIFO would wait for a writer, a device may never end.
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            raise LaunchError(f"{path}: found no regular file, expected a host file")
+        with Path(path).open("rb") as stream:
+            data = stream.read(host_grammar.MAX_BYTES + 1)
+    except FileNotFoundError:
         logger.warning(f"no host file {path}: the processes start on this machine")
         return None
-    try:
-        with Path(path).open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise LaunchError(f"{path}: the host file cannot be read: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise LaunchError(f"{path}: found over {MAX_BYTES} bytes, expected a host file")
-    if data.startswith(b"\xef\xbb\xbf"):
-        raise LaunchError(
-            f"{path}:1: found a byte-order mark, expected 'NAME slots=N'; save it as UTF-8 without"
-        )
+    except LaunchError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise LaunchError(f"{path[:200]!a}: the host file cannot be read: {reason}") from None
     pool = HostPool()
-    seen: dict[str, str] = {}
-    for number, line in enumerate(re.split(rb"\r\n|\r|\n", data), start=1):
-        where = f"{path}:{number}"
-        _add_line(pool, seen, line.decode("utf-8", "backslashreplace"), where)
-    if not pool:
-        raise LaunchError(f"{path}: found no host, expected at least one 'NAME slots=N' line")
+    try:
+        for name, slots, number in host_grammar.parse(data, path):
+            pool[name], pool.where[name] = slots, f"{path}:{number}"
+    except host_grammar.GrammarError as error:
+        raise LaunchError(str(error)) from None
     return pool
-
-
-def _add_line(pool: HostPool, seen: dict[str, str], line: str, where: str) -> None:
-    words = line.split()
-    if not words:
-        return
-    plain = line.replace("\t", " ").isprintable()
-    if len(words) != 2 or not words[1].startswith("slots=") or not plain:
-        raise LaunchError(f"{where}: found {line[:60]!a}, expected 'NAME slots=N'")
-    name, count = words[0], words[1][len("slots=") :]
-    if not usable_name(name):
-        raise LaunchError(
-            f"{where}: found the host name {name[:60]!a}, expected letters, digits, '-', '_' "
-            "and '.', or an IPv4 address"
-        )
-    if not re.fullmatch("[0-9]{1,9}", count) or not 1 <= int(count) <= MAX_SLOTS:
-        raise LaunchError(
-            f"{where}: found the slot count {count[:60]!a}, expected 1 to {MAX_SLOTS}"
-        )
-    if name.lower() in seen:
-        raise LaunchError(
-            f"{where}: found the host {name} again, first at {seen[name.lower()]}; expected each "
-            "host once"
-        )
-    seen[name.lower()] = pool.where[name] = where
-    pool[name] = int(count)
 
 
 def check_named(path: str | None, default: str) -> str:
@@ -101,7 +59,8 @@ def check_named(path: str | None, default: str) -> str:
     """
     if path is None:
         return default
-    if path != os.devnull and not Path(path).is_file():
+    # os.path.isfile, not Path: False for every path that cannot be asked, on all versions.
+    if path != os.devnull and not os.path.isfile(path):  # noqa: PTH113
         raise LaunchError(f"--hostfile {path}: found no such file; get_hostfiles.py writes one")
     return path
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 from typing import Any, Mapping, Sequence
@@ -11,10 +13,11 @@ from typing import Any, Mapping, Sequence
 from deepspeed.utils import logger
 
 from .errors import LaunchError
-from .hostfile import usable_name
+from .host_grammar import usable_name
 from .lifeline import INTERVAL, PROBES
 
 CONNECT_SECONDS = 10
+REACH_SECONDS = 2 * CONNECT_SECONDS
 SSH_OPTIONS = (
     f"-o BatchMode=yes -o ConnectTimeout={CONNECT_SECONDS} "
     f"-o ServerAliveInterval={INTERVAL} -o ServerAliveCountMax={PROBES}"
@@ -25,7 +28,7 @@ _MARK = "deepspeed-reached"
 def ssh_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """``environ`` for pdsh: ssh without questions, and with keep-alive to detect a lost host.
 
-    The user's PDSH_SSH_ARGS_APPEND comes first: ssh uses the first value of an option.
+    The user's PDSH_SSH_ARGS_APPEND goes first, because ssh takes an option's first value.
     """
     own = environ.get("PDSH_SSH_ARGS_APPEND", "")
     words = f"{own} {SSH_OPTIONS}".strip()
@@ -110,43 +113,64 @@ def _source_towards(host: str) -> str:
 def reach(hosts: Sequence[str]) -> dict[str, str]:
     """Log in to every host once, through pdsh; host -> the address at which it was reached.
 
-    Raises LaunchError with one line for each host that refuses a login without a password.
+    Raises LaunchError, one line a host, for those that cannot be logged in to without a password,
+    or do not answer within REACH_SECONDS and a second more for each 20 hosts.
     """
     command = ["pdsh", "-S", "-b", "-f", str(len(hosts)), "-w", ",".join(hosts)]
+    limit = REACH_SECONDS + len(hosts) // 20
+    late = ""
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [*command, f"echo {_MARK} $SSH_CONNECTION"],
             env=ssh_environment(os.environ),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=6 * CONNECT_SECONDS,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
     except FileNotFoundError:
         raise LaunchError("found no pdsh; install it (Debian: apt-get install pdsh)") from None
-    except subprocess.TimeoutExpired:
-        raise LaunchError(
-            f"logging in to {','.join(hosts)} took over {6 * CONNECT_SECONDS} s; try ssh by hand"
-        ) from None
+    except OSError as error:
+        raise LaunchError(f"pdsh cannot be started: {error.strerror}; use fewer hosts") from None
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        out, err = error.output or b"", error.stderr or b""
+        late = f"pdsh and ssh gave no answer within {limit} s"
+    finally:
+        _end_pdsh(process)
     reached: dict[str, str] = {}
-    for line in done.stdout.decode("utf-8", "replace").splitlines():
+    for line in out.decode("utf-8", "replace").splitlines():
         host, _, said = line.partition(": ")
         if said.startswith(_MARK):
             words = said.split()
             reached[host] = words[3].split("%")[0] if len(words) == 5 else ""
     missing = [host for host in hosts if host not in reached]
     if missing:
-        said = done.stderr.decode("utf-8", "replace")
-        raise LaunchError("\n".join(_why(host, said) for host in missing))
+        said = err.decode("utf-8", "replace")
+        raise LaunchError("\n".join(_why(host, said, late) for host in missing))
     return reached
 
 
-def _why(host: str, stderr: str) -> str:
+def _end_pdsh(process: subprocess.Popen[bytes]) -> None:
+    """End ``process`` and, where it still runs, its ssh processes: it ends them on SIGINT."""
+    for number, seconds in ((signal.SIGINT, 2.0), (signal.SIGKILL, 10.0)):
+        if process.poll() is None:
+            process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=seconds)
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def _why(host: str, stderr: str, late: str) -> str:
     lines = [line[len(host) + 2 :] for line in stderr.splitlines() if line.startswith(f"{host}: ")]
-    reason = lines[-1].strip() if lines else "no answer"
+    reason = lines[-1].strip() if lines else late or "no answer"
     if "Permission denied" in reason:
-        fix = f"expected a login without a password: ssh-copy-id {host}"
+        remedy = f"expected a login without a password: ssh-copy-id {host}"
     elif "Host key verification failed" in reason:
-        fix = f"its key is not known here, or has changed: ssh {host} once by hand"
+        remedy = f"its key is not known here, or has changed: ssh {host} once by hand"
     else:
-        fix = f"try: ssh -o BatchMode=yes {host} true"
-    return f"host {host} cannot be logged in to ({reason}); {fix}"
+        remedy = f"try: ssh -o BatchMode=yes {host} true"
+    return f"host {host} cannot be logged in to ({reason}); {remedy}"

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Mapping
 
+from .errors import LaunchError
 from .lifeline import dies_with_parent
 
 END_SECONDS = 10.0
@@ -68,16 +69,22 @@ class _State:
 
 def _run(command: list[str], env: dict[str, str], state: _State) -> int:
     pdsh = Path(command[0]).name == "pdsh"
-    # pdsh does not get Ctrl-C from the terminal: it is ended here, by SIGINT, the one signal on
-    # which it ends its ssh processes (each is in a session of its own).
-    process = subprocess.Popen(
-        command,
-        env=env,
-        stdin=subprocess.DEVNULL if pdsh else None,
-        stderr=subprocess.PIPE if pdsh else None,
-        start_new_session=pdsh,
-        preexec_fn=dies_with_parent(signal.SIGINT if pdsh else signal.SIGTERM),
-    )
+    # pdsh gets no Ctrl-C of the terminal: it is ended here, by the one signal on which it ends
+    # its ssh processes (each is in a session of its own).
+    try:
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL if pdsh else None,
+            stderr=subprocess.PIPE if pdsh else None,
+            start_new_session=pdsh,
+            preexec_fn=dies_with_parent(signal.SIGINT if pdsh else signal.SIGTERM),
+        )
+    except OSError as error:  # E2BIG for one: all hosts are one argument of at most 128 KiB
+        raise LaunchError(
+            f"{command[0]} cannot be started: {error.strerror}; expected fewer hosts, or a "
+            "program that runs here"
+        ) from None
     reader = threading.Thread(target=_relay, args=(process.stderr, state), daemon=True)
     if pdsh:
         reader.start()

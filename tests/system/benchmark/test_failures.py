@@ -262,10 +262,9 @@ def test_exceptions_in_words(error: BaseException, kind: str, expected: str) -> 
     assert found == kind and expected in words and "\n" not in words
 
 
-DIED = (
-    "subprocess.CalledProcessError: Command '['python', '--local_rank=3', 'x']' "
-    "died with <Signals.SIGKILL: 9>."
-)
+DIED = "n2: deepspeed: error: rank 3 on n2 (process 77) was killed by signal 9 (SIGKILL)"
+STATUS = "deepspeed: error: rank 1 on n1 (process 78) ended with exit status 7"
+HOST = "deepspeed: error: host n2: exited with exit code 1; ending all hosts"
 
 
 def test_the_reason_is_the_cause_and_not_its_consequence() -> None:
@@ -274,7 +273,17 @@ def test_the_reason_is_the_cause_and_not_its_consequence() -> None:
     log = Path("log.txt")
     assert reason(1, said, [DIED], log) == "out of memory"
     assert reason(1, [*started, lost], [DIED], log).startswith("training process 3 was killed by")
-    assert "process 1 ended without a word" in reason(1, [*started, lost], ["x"], log)
+    # Killed before the other one failed, or after it: what came first is the cause.
+    failed = Mark(1, FAILED, 2, "no such tensor")
+    assert "process 3 was killed" in reason(1, [failed], [DIED, failed.line()], log)
+    assert reason(1, [failed], [failed.line(), DIED], log) == "no such tensor"
+    assert reason(1, [], ["ValueError: no", STATUS, HOST], log).startswith(
+        "training process 1 ended with exit status 7: ValueError: no"
+    )
+    # A process that lost another one is not the cause.
+    lost_by_one = Mark(1, LOST_PEER, 2, "peer gone")
+    assert reason(1, [lost_by_one], [STATUS, HOST], log).startswith("host n2: exited with")
+    assert "process 1 ended without a message" in reason(1, [*started, lost], ["x"], log)
     assert "peer gone" in reason(1, [*started, lost], ["x"], log)
     assert "launcher was killed by signal 9 (SIGKILL)" in reason(-9, started, [], log)
     assert "launcher was killed by signal 15 (SIGTERM)" in reason(143, started, [], log)

@@ -18,8 +18,8 @@ from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.rows import read_rows
 from dsmoe.benchmark.results.store import RECORDS, ROWS, check_agreement, read_records
 
-FRONT = str(ROOT / "run_deepspeed_benchmark.sh")
-MARK = "pretrain.py"
+SCRIPT = str(ROOT / "run_deepspeed_benchmark.sh")
+MARK = "train/process.py"
 # A machine under load takes its time to start; how long the end takes is what is measured.
 START_SECONDS = 300
 # Sums of floats in another order: 4 processes against 2, fp32.
@@ -58,13 +58,13 @@ def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(processes: int, *more: str) -> list[str]:
     short = ["--suite", "smoke", "--steps", "2", "--data", "text.txt"]
-    return [FRONT, str(processes), *short, *more]
+    return [SCRIPT, str(processes), *short, *more]
 
 
 def test_the_environment_of_every_host(hosts: Cluster, folder: Path) -> None:
     """n1 to n3 are right in every respect; n4, whose cable is pulled, is one failure."""
     hosts.plug("n4", "down")
-    command = [sys.executable, "-m", "dsmoe.benchmark.preflight.local", "--json"]
+    command = [sys.executable, "-m", "dsmoe", "check", "--json"]
     done = clean(hosts, *command, "--hostfile", "hostfile_4node", folder=folder)
     assert done.returncode == 8, done.stderr
     checks = [check for check in json.loads(done.stdout)["checks"] if check["host"]]
@@ -134,15 +134,15 @@ def test_a_host_is_cut_off(hosts: Cluster, folder: Path) -> None:
 
 
 def test_processes_that_do_not_fill_hosts(tmp_path: Path, capsys) -> None:
-    from dsmoe.commands import run as cli
+    from dsmoe.cli import main
 
     (tmp_path / "hosts").write_text("n1 slots=4\nn2 slots=2\n")
     for processes in ("2", "4"):
         options = ["--suite", "smoke", "--hostfile", str(tmp_path / "hosts"), "--dry-run"]
-        assert cli.main([processes, *options]) == 0
+        assert main(["run", processes, *options]) == 0
         line = capsys.readouterr().out.splitlines()[-1]
         assert f"--num_nodes 1 --num_gpus {processes}" in line and "--master_addr" not in line
     (tmp_path / "hosts").write_text("localhost slots=3\nn2 slots=3\n")
-    assert cli.main(["4", "--suite", "smoke", "--hostfile", str(tmp_path / "hosts")]) == 2
+    assert main(["run", "4", "--suite", "smoke", "--hostfile", str(tmp_path / "hosts")]) == 2
     error = capsys.readouterr().err
     assert "4 processes do not fill hosts of 3 slots" in error and error.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from support import stand_in
 
 from dsmoe.common.errors import HostProblem
-from dsmoe.hosts.hostfile import parse_hostfile
+from dsmoe.hosts.hostfile import parse_hostfile, read_hostfile
 
 FILES = [
     b"n1 slots=4\n",
@@ -65,13 +66,27 @@ def test_same_rules_as_dsmoe_hosts(data: bytes, tmp_path: Path) -> None:
     try:
         expected = [(host.name, host.slots) for host in parse_hostfile(data, str(path))]
     except HostProblem as error:
-        where = str(error).split(": ")[0]  # file and line
         with pytest.raises(LaunchError) as refused:
             fetch_hostfile(str(path))
-        assert str(refused.value).startswith(f"{where}: ")
-        assert "\n" not in str(refused.value)
+        assert str(refused.value) == str(error)
+        assert str(error).startswith(f"{path}:") and "\n" not in str(error)
     else:
         assert list(fetch_hostfile(str(path)).items()) == expected
+
+
+@pytest.mark.timeout(30)
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    """A FIFO would wait for a writer, and /dev/zero never ends."""
+    from deepspeed.launcher.errors import LaunchError
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    os.mkfifo(tmp_path / "fifo")
+    for path in (str(tmp_path / "fifo"), str(tmp_path), "/dev/zero"):
+        with pytest.raises(LaunchError, match="no regular file"):
+            fetch_hostfile(path)
+        with pytest.raises(HostProblem, match="not a regular file"):
+            read_hostfile(path)
+    assert fetch_hostfile(str(tmp_path / "absent")) is None
 
 
 @pytest.fixture

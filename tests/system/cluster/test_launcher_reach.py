@@ -5,6 +5,7 @@ Addresses are of 203.0.113.0/24, which is set aside for documentation.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,34 @@ def test_no_login_is_one_line_a_host(started, capsys: pytest.CaptureFixture[str]
     for host in ("203.0.113.2", "203.0.113.3"):
         assert f"host {host} cannot be logged in to (" in error
         assert f"without a password: ssh-copy-id {host}" in error
+
+
+def test_a_login_that_hangs_is_one_line(
+    started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The host that does not answer is named, and the one that does is not."""
+    from deepspeed.launcher import reach
+
+    monkeypatch.setattr(reach, "REACH_SECONDS", 3)
+    begin = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        started(HOSTS, PDSH_HOST_1="hang")
+    assert ended.value.code == 2 and time.monotonic() - begin < 20
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "host 203.0.113.2 cannot be logged in to (pdsh and ssh gave no answer within 3" in error
+
+
+def test_a_command_that_is_too_long_is_one_line(
+    started, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Linux takes 128 KiB in one argument, and the names of all hosts are one."""
+    hosts = "".join(f"host-{number} slots=1\n" for number in range(20_000))
+    with pytest.raises(SystemExit) as ended:
+        started(hosts, "--master_addr", "203.0.113.1")
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "pdsh cannot be started: Argument list too long" in error
 
 
 def test_ssh_asks_nothing_and_the_user_goes_first(started, tmp_path: Path) -> None:

@@ -17,17 +17,17 @@ from support.patch_project import BASE_FILES, Project, git, read_files, result_f
 
 from dsmoe.common import files
 from dsmoe.common.errors import LocalChanges
-from dsmoe.patchset.checkout import actions, move, records
+from dsmoe.patchset.checkout import actions, lock, move, records
 from dsmoe.patchset.checkout.state import describe
 
-TRACED = {module.__file__ for module in (move, records, files)}
+TRACED = {module.__file__ for module in (move, lock, records, files)}
 
 
 def run_until(action: Callable[[], object], line: int) -> int:
     """Run ``action`` in a forked child that kills itself at the ``line``-th line it executes.
 
-    Counts lines of move.py, records.py and files.py; returns how many were executed when the
-    child came to its end, else 0.
+    Counts lines of move.py, lock.py, records.py and files.py; returns how many were executed when
+    the child came to its end, else 0.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -175,7 +175,7 @@ def test_an_edit_after_a_kill_is_kept(large: Project, checkout: Path, shim, quie
 
 
 def test_the_lock_outlives_a_killed_applier(template: Project, checkout: Path, shim, quiet) -> None:
-    env = shim('kill -9 $PPID; sleep 1; exec "$git" "$@"')
+    env = shim('kill -9 $PPID; sleep 5; exec "$git" "$@"')
     first = subprocess.Popen(template.command(checkout), env=env, stdout=subprocess.DEVNULL)
     assert first.wait(timeout=60) == -signal.SIGKILL
     start = time.monotonic()

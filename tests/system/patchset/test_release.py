@@ -235,14 +235,14 @@ def test_the_cache(real_archive: Path, real_base: Base, tmp_path: Path, quiet, m
     """A cached archive is used without pip; a damaged one is refused; pip's needs are named."""
     monkeypatch.setattr(archive, "_pip_download", lambda *args: pytest.fail("pip was called"))
     shutil.copy(real_archive, tmp_path / real_base.release["archive"])
-    assert release.fetch_archive(real_base, tmp_path, quiet).parent == tmp_path
+    assert archive.fetch_archive(real_base, tmp_path, quiet).parent == tmp_path
     (tmp_path / real_base.release["archive"]).write_bytes(b"damaged")
     with pytest.raises(ArchiveProblem, match="remove it"):
-        release.fetch_archive(real_base, tmp_path, quiet)
+        archive.fetch_archive(real_base, tmp_path, quiet)
     monkeypatch.undo()
     monkeypatch.setattr(archive, "_importable", lambda name: name != "torch")
     with pytest.raises(ArchiveProblem, match="needs torch in"):
-        release.fetch_archive(real_base, tmp_path / "empty", quiet)
+        archive.fetch_archive(real_base, tmp_path / "empty", quiet)
 
 
 def test_a_place_that_cannot_be_written(real_archive: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_folder_is_all_that_a_base_needs(
     parts = json.loads(run(project, "-m", "dsmoe", "--version", "--json").stdout)["bases"]
     [ours] = [part for part in parts if part["name"] == NAME]
     assert ours["series"] == ours["locked_series"] and ours["commit"] == head
-    # The front door takes it by its name.
+    # The benchmark takes it by its name.
     words = ["-m", "dsmoe", "run", "1", "--suite", "smoke", "--dry-run"]
     assert str(place / "deepspeed/launcher/lean.py") in run(project, *words, DSMOE_BASE=NAME).stdout
     run(project, "apply_patch.py", place, "--revert")

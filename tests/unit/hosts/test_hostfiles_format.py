@@ -79,7 +79,7 @@ def test_refused_with_file_and_line(data: bytes, line: int, words: str, tmp_path
 
 @pytest.mark.parametrize("data", [b"", b"\n \t\r\n"])
 def test_empty_file_is_refused(data: bytes, tmp_path: Path) -> None:
-    # The launcher would run on this machine alone without a word.
+    # DeepSpeed's own launcher would silently run on this machine alone.
     path = tmp_path / "hostfile"
     path.write_bytes(data)
     with pytest.raises(HostProblem, match="no host"):
@@ -89,7 +89,7 @@ def test_empty_file_is_refused(data: bytes, tmp_path: Path) -> None:
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HostProblem, match="no such file"):
         read_hostfile(tmp_path / "absent")
-    with pytest.raises(HostProblem, match="no plain file"):
+    with pytest.raises(HostProblem, match="not a regular file"):
         read_hostfile(tmp_path)
 
 

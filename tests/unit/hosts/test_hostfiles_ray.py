@@ -82,7 +82,7 @@ def test_a_real_cluster(cluster: Any, tmp_path: Path) -> None:
         # Two raylets at one address cannot be two hosts (here, or after a restart).
         twin = cluster.add_node(num_cpus=1, num_gpus=2, node_ip_address="127.0.0.3")
         done = _run(tmp_path, "--slots", "1", RAY_ADDRESS=cluster.address)
-        assert done.returncode == 3 and "2 live Ray nodes at 127.0.0.3" in done.stderr
+        assert done.returncode == 16 and "2 live Ray nodes at 127.0.0.3" in done.stderr
         assert done.stderr.count("\n") == 1
         found.recheck()
         cluster.remove_node(twin)
@@ -113,14 +113,14 @@ def test_auto_never_starts_a_cluster(tmp_path: Path) -> None:
     forced = _run(tmp_path, "--from", "ray", **env)
     if forced.returncode == 0:
         pytest.skip("a Ray cluster runs on this machine")
-    assert forced.returncode == 4 and "no running Ray cluster" in forced.stderr
+    assert forced.returncode == 17 and "no running Ray cluster" in forced.stderr
     assert forced.stderr.count("\n") == 1
     automatic = _run(tmp_path, "--dry-run", "--json", **env)
     assert automatic.returncode == 0, automatic.stderr
     report = json.loads(automatic.stdout)
     assert report["source"] == "local" and "no running Ray cluster" in report["reason"]
     refused = _run(tmp_path, RAY_ADDRESS="local", **env)
-    assert refused.returncode == 4 and "starts a new cluster" in refused.stderr
+    assert refused.returncode == 17 and "starts a new cluster" in refused.stderr
 
 
 @needs_ray
@@ -130,7 +130,7 @@ def test_addresses_that_refuse_or_hang() -> None:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(SourceProblem, match="no connection to Ray"):
             ray.find(address, 5, "test", any_device=False)
-        # Listens, and never says a word: Ray alone would wait for minutes.
+        # Listens, and never answers: Ray alone would wait for minutes.
         server.listen()
         start = time.monotonic()
         with pytest.raises(SourceProblem, match=r"did not answer within 2 s"):
@@ -142,5 +142,5 @@ def test_without_ray(tmp_path: Path) -> None:
     if ray.installed():
         pytest.skip("ray is installed here")
     done = _run(tmp_path, "--from", "ray")
-    assert done.returncode == 4 and "pip install ray" in done.stderr
+    assert done.returncode == 17 and "pip install ray" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -226,11 +226,12 @@ def test_scontrol_that_disagrees_is_refused(
         slurm.find(JOB, "why")
 
 
-def test_scontrol_that_hangs_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scontrol_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _stand_in(tmp_path, "exec sleep 30", monkeypatch)
     monkeypatch.setattr(slurm, "SCONTROL_SECONDS", 0.3)
     found = slurm.find(JOB, "why")
     assert [candidate.name for candidate in found.candidates] == ["gpu01", "gpu02"]
+    assert any("scontrol did not end within 0.3 s" in warning for warning in found.warnings)
 
 
 def _stand_in(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

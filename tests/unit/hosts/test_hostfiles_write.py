@@ -31,7 +31,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def _child(body: str, *arguments: str) -> subprocess.Popen[str]:
-    head = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['deepspeed'] = None\n"
+    head = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + body, *arguments],
         stdin=subprocess.PIPE,
@@ -39,13 +39,6 @@ def _child(body: str, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-@pytest.fixture(autouse=True)
-def _no_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Where it is there, asking its parser takes 2 s a write; test_hostfiles_command.py asks.
-    monkeypatch.setitem(sys.modules, "deepspeed", None)
-    monkeypatch.setenv("DSMOE_DEEPSPEED", "/nonexistent")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def test_the_real_series_is_in_order(real_base: Base) -> None:
 @pytest.fixture
 def root(project: Project) -> Path:
     """Where the synthetic headers' X-Test points."""
-    path = project.root / "tests/unit/patchset/test_apply.py"
+    path = project.root / "tests/system/patchset/test_apply.py"
     path.parent.mkdir(parents=True)
     path.write_text("class TestX:\n def test_in(self): pass\n"
                     "def test_apply_gives_the_expected_bytes(): pass\n")  # fmt: skip
@@ -67,15 +67,19 @@ FAULTS = {
         b"Description: change things (0)\n and say why.\n", b""
     ),
     "one.patch: header: Forwarded is missing": swap(b"Forwarded: not-needed\n", b""),
-    "one.patch: header: X-Test is missing or empty": swap(b"X-Test: tests/patchset/" + X_TEST, b""),
+    "one.patch: header: X-Test is missing or empty": swap(
+        b"X-Test: tests/system/patchset/" + X_TEST, b""
+    ),
     "one.patch: header: neither Origin nor Bug": swap(b"Origin: here\n", b""),
     "one.patch: header: unknown field Sponsor": swap(b"Origin:", b"Sponsor: x\nOrigin:"),
     "one.patch: header: line 3: Description comes twice": swap(b"Origin: here", b"Description: b"),
     "one.patch: header: TODO left": swap(b"Origin: here", b"Origin: TODO"),
     "one.patch: header: Defect is 'one'": swap(b"Origin:", b"Defect: one\nOrigin:"),
     "over 72 characters": swap(b"change things", b"c" * 80),
-    "one.patch: X-Test: there is no tests/none.py": swap(b"patchset/test_apply.py", b"none.py"),
-    "one.patch: X-Test: tests/unit/patchset/test_apply.py has no t": swap(
+    "one.patch: X-Test: there is no tests/none.py": swap(
+        b"system/patchset/test_apply.py", b"none.py"
+    ),
+    "one.patch: X-Test: tests/system/patchset/test_apply.py has no t": swap(
         X_TEST, b"test_apply.py::t"
     ),
     "test_apply.py has no test_out": swap(X_TEST, b"test_apply.py::TestX::test_out"),
@@ -101,9 +105,10 @@ def test_each_fault_is_seen(wanted: str, project: Project, root: Path) -> None:
 
 def test_what_is_allowed(project: Project, root: Path) -> None:
     several = (
-        b"X-Test: tests/unit/patchset/test_apply.py::TestX::test_in\n tests/patchset/" + X_TEST
+        b"X-Test: tests/system/patchset/test_apply.py::TestX::test_in\n tests/system/patchset/"
+        + X_TEST
     )
-    swap(b"X-Test: tests/patchset/" + X_TEST, several + b"[case]\nDefect: 3, 4")(root)
+    swap(b"X-Test: tests/system/patchset/" + X_TEST, several + b"[case]\nDefect: 3, 4")(root)
     swap(b"Origin: here", b"Bug: https://example.org/1")(root)
     assert lint(project.base, root) == []
     (root / "patch/series").write_text("# nothing yet\n")

@@ -1,11 +1,11 @@
 """Messages between the GPUs of one host, sent by copy engines instead of multiprocessors.
 
 NCCL's kernels occupy multiprocessors while they send, so that concurrent products are slower
-(figures: docs/lab/performance.md). Here every process has an inbox in memory that the others write to
-(torch's symmetric memory). A sender copies its message there and sets a flag; the receiver's stream
-waits for the flag (``cuStreamWaitValue32``), copies the message out and sets a flag of the sender,
-which frees the place. Every flag returns to its first value, so that a CUDA graph can repeat an
-exchange. (In a CUDA graph the driver copies within a GPU by small kernels.)
+(figures: docs/lab/performance.md). Here every process has an inbox in memory that the others
+write to (torch's symmetric memory). A sender copies its message there and sets a flag; the
+receiver's stream waits for the flag (``cuStreamWaitValue32``), copies the message out and sets a
+flag of the sender, which frees the place. Every flag returns to its first value, so that a CUDA
+graph can repeat an exchange. (In a CUDA graph the driver copies within a GPU by small kernels.)
 """
 
 from __future__ import annotations

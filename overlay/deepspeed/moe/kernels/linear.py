@@ -1,7 +1,7 @@
 """x W^T + b for a compiled training pass, by hopper_products.py where that library is used.
 
-cuBLAS takes 4 to 25 % longer for these products (docs/lab/performance.md). torch computes the weight's
-gradient, a sum over tokens, for which cuBLAS is faster.
+cuBLAS takes 4 to 25 % longer for these products (docs/lab/performance.md). torch computes the
+weight's gradient, a sum over tokens, for which cuBLAS is faster.
 
 Shape suffixes: E products in a batch, R rows, K width of the sum, N width of the result.
 """

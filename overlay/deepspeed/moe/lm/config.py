@@ -75,7 +75,7 @@ class MoELMConfig:
     """"index" (gathers), "einsum" (the product form) or "deepspeed" (bd3ebd's own layer)."""
     attention: str = "fused"
     """"fused" (torch's scaled_dot_product_attention where there is one), "math" (written out, the
-    softmax in fp32) or "megatron" (written out in the model's precision, as the artifact had it)."""
+    softmax in fp32) or "megatron" (written out in the model's precision, as in the artifact)."""
     init_std: float = 0.02
 
     def __post_init__(self) -> None:

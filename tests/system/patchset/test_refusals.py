@@ -36,7 +36,8 @@ def test_what_is_no_checkout(template: Project, checkout: Path, tmp_path: Path) 
 
 
 def test_another_base(template: Project, checkout: Path, tmp_path: Path) -> None:
-    git(checkout, "checkout", "-q", "--detach", "origin/main")
+    (checkout / "lib/a.py").write_bytes(b"another version\n")
+    git(checkout, "commit", "-qam", "another version")
     head = git(checkout, "rev-parse", "HEAD")
     commit = template.base.commit
     refused(template, checkout, 4, head, commit, f"git -C {checkout} checkout {commit}", "lib/ is")
@@ -45,7 +46,7 @@ def test_another_base(template: Project, checkout: Path, tmp_path: Path) -> None
     git(other, "init", "-q")
     refused(template, other, 4, "no commit yet")
     git(other, "commit", "-q", "--allow-empty", "-m", "x")
-    refused(template, other, 4, "is no DeepSpeed checkout", "--from-release")
+    refused(template, other, 4, "is not a checkout of DeepSpeed", "--from-release")
     (other / "lib").mkdir()
     (other / "lib" / "a.py").write_text("another version\n")
     git(other, "add", "lib")
@@ -98,7 +99,7 @@ def test_edits_of_applied_files_survive_a_revert(template: Project, checkout: Pa
 
 def test_an_unfinished_merge_and_a_foreign_index_lock(template: Project, checkout: Path) -> None:
     (checkout / ".git/index.lock").write_bytes(b"")
-    refused(template, checkout, 9, "index.lock", "rm ")
+    refused(template, checkout, 14, "index.lock", "rm ")
     assert (checkout / ".git/index.lock").exists()
     (checkout / ".git/index.lock").unlink()
     blob = git(checkout, "rev-parse", "HEAD:lib/a.py")
@@ -134,7 +135,7 @@ def test_missing_git_or_gitpython(template: Project, checkout: Path, tmp_path: P
     assert read_files(checkout) == BASE_FILES
 
 
-def test_the_front_door_imports_little() -> None:
+def test_the_command_imports_little() -> None:
     code = "import sys, dsmoe.commands.apply; print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
@@ -182,13 +183,13 @@ def test_two_appliers_at_once(template: Project, checkout: Path) -> None:
 def test_a_lock_that_is_held_too_long(template: Project, checkout: Path, monkeypatch) -> None:
     import fcntl
 
-    from dsmoe.patchset.checkout import records
+    from dsmoe.patchset.checkout import lock
 
-    monkeypatch.setattr(records, "LOCK_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "LOCK_WAIT_SECONDS", 0.2)
     (checkout / ".git/dsmoe").mkdir()
     with (checkout / ".git/dsmoe/lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         start = time.monotonic()
-        refused(template, checkout, 9, "another applier")
+        refused(template, checkout, 14, "another applier")
         assert time.monotonic() - start < 10
     assert read_files(checkout) == BASE_FILES

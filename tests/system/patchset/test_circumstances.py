@@ -164,20 +164,6 @@ def test_a_submodule(initialised: bool, project: Project, tmp_path: Path) -> Non
         assert (checkout / "Examples/docs/read.txt").read_bytes() == b"mine\n"
 
 
-def test_a_clone_with_converted_line_ends(project: Project, tmp_path: Path) -> None:
-    checkout = project.clone(tmp_path / "converted", "-c", "core.autocrlf=true")
-    before = read_files(checkout)
-    assert before["lib/a.py"].startswith(b"line 0\r\n")
-    code, text = project.main(checkout)
-    assert code == 7 and "lib/a.py: line ends converted" in text and "core.autocrlf" in text
-    assert read_files(checkout) == before
-    # The command that the message names mends it.
-    for command in text.split("byte for byte: ")[1].splitlines()[0].split("; "):
-        git(checkout, *command.split()[1:])
-    assert project.main(checkout)[0] == 0
-    assert read_files(checkout) == result_files()
-
-
 @contextlib.contextmanager
 def tmpfs(path: Path, size: str):
     """A small file system of its own at ``path``; skips where mounting is not allowed."""

@@ -19,7 +19,7 @@ def refuse_silent(names: Sequence[str], port: int, seconds: float = PROBE_SECOND
     if silent:
         raise HostGone(
             f"no connection to port {port} of {', '.join(silent)}; nothing was written; "
-            "mend or leave out these hosts"
+            "start sshd there, or remove these hosts from the list"
         )
 
 

@@ -7,24 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.patch_project import BASE_FILES, Project, git, read_files, result_files
+from support.patch_project import BASE_FILES, Project, git, read_files, result_files, snapshot
 
 from dsmoe.common.errors import LocalChanges, ResultMismatch, SeriesBroken
 from dsmoe.patchset.checkout.actions import apply, check, lock, revert
 from dsmoe.patchset.checkout.state import EXIT_CODES, describe
-
-
-def snapshot(path: Path) -> dict[str, tuple]:
-    """Content, mode and time of everything below ``path``, .git included."""
-    return {
-        item.relative_to(path).as_posix(): (
-            item.lstat().st_mode,
-            # git freshens the time of an object that it was to write and already has
-            0 if item.is_dir() or "objects" in item.parts else item.lstat().st_mtime_ns,
-            item.read_bytes() if item.is_file() and not item.is_symlink() else b"",
-        )
-        for item in path.rglob("*")
-    }
 
 
 def test_apply_gives_the_expected_bytes(template: Project, checkout: Path) -> None:
@@ -81,7 +68,8 @@ def test_status_names_each_state(template: Project, tmp_path: Path, quiet) -> No
     assert state() == ("partly-applied", [])
     revert(checkout, template.bases, quiet)
     assert read_files(checkout) == BASE_FILES
-    git(checkout, "checkout", "-q", "origin/main")
+    (checkout / "lib/a.py").write_bytes(b"another version\n")
+    git(checkout, "commit", "-qam", "another version")
     code, text = template.main(checkout, "--status", "--json")
     assert (code, json.loads(text)["outcome"]) == (4, "other-base")
     code, text = template.main(tmp_path / "nothing", "--status", "--json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,10 +10,18 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from support.patch_project import BASE_FILES, Project, git, read_files, steps, write_files
+from support.patch_project import (
+    BASE_FILES,
+    Project,
+    git,
+    read_files,
+    snapshot,
+    steps,
+    write_files,
+)
 
 from dsmoe.common.errors import ExportRefused, NotApplied, UsageError
-from dsmoe.patchset.authoring import publish
+from dsmoe.patchset import pending
 from dsmoe.patchset.authoring.export import export
 from dsmoe.patchset.checkout.actions import apply, check
 from dsmoe.patchset.checkout.state import describe
@@ -120,7 +129,8 @@ def test_an_edit_to_a_new_patch(project: Project, applied: Path, tmp_path: Path,
     with pytest.raises(ExportRefused) as caught:
         export(applied, project.bases, None, quiet)
     assert caught.value.details == ["docs/read.txt"] and "--to" in str(caught.value)
-    for name in ("../x.patch", "x", ".x.patch"):
+    bad = "#x.patch", "a\nb.patch", "a b.patch", " a.patch", "a\0.patch", "\udcff.patch"
+    for name in ("../x.patch", "x", ".x.patch", "-x.patch", "x" * 300 + ".patch", *bad):
         with pytest.raises(UsageError):
             export(applied, project.bases, name, quiet)
     assert project_files(project) == before
@@ -167,11 +177,13 @@ def test_the_first_patch_of_an_empty_series(project: Project, checkout: Path, qu
     )
 
 
-def test_a_killed_export_is_finished(project: Project, applied: Path, quiet, monkeypatch) -> None:
-    """Killed after the commit point, between two renames: the next reader carries on."""
+def stop_an_export(project: Project, applied: Path, quiet, monkeypatch) -> dict[str, bytes | str]:
+    """An export killed after its commit point, between two renames; the edited files."""
     edited = read_files(applied)
     for name in ("lib/a.py", "lib/crlf.py", "lib/new/crlf.py"):
-        edited[name] += b"# edited\n"
+        content = edited[name]
+        assert isinstance(content, bytes)
+        edited[name] = content + b"# edited\n"
     write_files(applied, edited)
 
     class Killed(Exception):
@@ -181,21 +193,63 @@ def test_a_killed_export_is_finished(project: Project, applied: Path, quiet, mon
     replace = Path.replace
 
     def dies(self: Path, target: Path) -> Path:
-        if publish.STAGE in self.parts and self.name != "manifest.json" and self.name[0] != ".":
+        if pending.STAGE in self.parts and self.name != pending.MANIFEST and self.name[0] != ".":
             replaced.append(target)
             if len(replaced) == 2:
                 raise Killed
         return replace(self, target)
 
-    monkeypatch.setattr(Path, "replace", dies)
-    with pytest.raises(Killed):
-        export(applied, project.bases, None, quiet)
-    monkeypatch.undo()
-    assert (project.root / "patch" / publish.STAGE / "manifest.json").exists()
-    assert describe(applied, project.bases).name == "other-series"
-    assert not (project.root / "patch" / publish.STAGE).exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", dies)
+        with pytest.raises(Killed):
+            export(applied, project.bases, None, quiet)
+    assert pending.is_pending(project.root / "patch")
+    return edited
+
+
+def test_reading_names_a_stopped_export_and_writing_completes_it(
+    project: Project, applied: Path, quiet, monkeypatch
+) -> None:
+    edited = stop_an_export(project, applied, quiet, monkeypatch)
+    before = snapshot(project.root), snapshot(applied)
+    code, text = project.main(applied, "--status")
+    # The edits are the series that the export writes: the index still has the one before.
+    assert code == 24 and "an export was stopped half-way" in text and "patch/.export" in text
+    code, text = project.main(applied, "--status", "--json")
+    assert json.loads(text)["state"]["pending"] == [str(project.root / "patch")]
+    assert project.main(applied, "--check")[0] == 0
+    assert (snapshot(project.root), snapshot(applied)) == before
     assert apply(applied, project.bases, quiet).state.name == "applied"
+    assert not (project.root / "patch" / pending.STAGE).exists()
     assert read_files(applied) == edited
+    assert project.main(applied, "--status")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\0",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        b'[["..", "../x", "0"]]',
+        b'[["nowhere", "x", null]]',
+    ],
+    ids=range(7),
+)
+def test_a_damaged_record_of_an_export(
+    content: bytes, project: Project, applied: Path, quiet
+) -> None:
+    stage = project.root / "patch" / pending.STAGE
+    stage.mkdir()
+    (stage / pending.MANIFEST).write_bytes(content)
+    before = snapshot(project.root)
+    for args in (["--status"], ["--check"], [], ["--export"]):
+        code, text = project.main(applied, *args)
+        [line] = [line for line in text.splitlines() if "damaged record" in line]
+        assert code == 5 and str(stage) in line, text
+    assert snapshot(project.root) == before
 
 
 LINES = st.lists(

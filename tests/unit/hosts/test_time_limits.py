@@ -1,0 +1,67 @@
+"""Outside programs that hang are ended after some seconds, and the message names them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dsmoe.benchmark.preflight import hosts, probe
+from dsmoe.common import programs
+from dsmoe.common.errors import EnvironmentProblem
+
+
+def test_a_program_that_ends_in_time() -> None:
+    code = (
+        "import sys; print('ready', flush=True)\n"
+        "print(sys.stdin.read(), file=sys.stderr); sys.exit(3)"
+    )
+    for first in (None, ("ready", 20.0)):
+        done = programs.ask([sys.executable, "-c", code], 30.0, text="é", first_word=first)
+        assert (done.returncode, done.stdout, done.stderr) == (3, "ready\n", "é\n")
+
+
+def test_a_program_that_hangs(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    code = (
+        f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code]
+    begin = time.monotonic()
+    with pytest.raises(programs.TimedOut, match=r"python\S* did not end within 2 s"):
+        programs.ask(command, 2.0)
+    with pytest.raises(programs.TimedOut, match=r"python\S* gave no answer within 1 s"):
+        programs.ask(command, 50.0, first_word=("other", 1.0))
+    # It answers and does not end: the whole time counts.
+    with pytest.raises(programs.TimedOut, match=r"python\S* did not end within 5 s"):
+        programs.ask(command, 5.0, first_word=("ready", 4.0))
+    assert time.monotonic() - begin < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    with pytest.raises(FileNotFoundError):
+        programs.ask([str(tmp_path / "absent")], 1.0)
+
+
+def _stand_in(folder: Path, name: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = folder / name
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_ssh_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(tmp_path, "ssh", "exec sleep 60", monkeypatch)
+    monkeypatch.setattr(hosts, "HELLO_SECONDS", 0.5)
+    with pytest.raises(EnvironmentProblem, match=r"^n2: ssh gave no answer within 0\.5 s"):
+        hosts.head_facts("n2", tmp_path / "hostfile", tmp_path, tmp_path)
+
+
+def test_nvidia_smi_that_hangs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(tmp_path, "nvidia-smi", "exec sleep 60", monkeypatch)
+    monkeypatch.setattr(probe, "NVIDIA_SMI_SECONDS", 0.5)
+    facts = probe.free_gpus()
+    assert facts == {"free_gpus": None, "gpu_error": "nvidia-smi gave no answer within 0.5 s"}
