@@ -94,10 +94,10 @@ def run_on_gpu(options: argparse.Namespace) -> int:
 
     A rung that fails is a row that says so, and the next one goes on.
     """
+    from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.results.store import RECORDS, read_records
     from dsmoe.benchmark.run.every_case import RUN_FAILED, run_cases, step
     from dsmoe.benchmark.run.layout import lay_out
-    from dsmoe.benchmark.run.machine import this_machine
     from dsmoe.benchmark.run.request import Request, Text, limits
     from dsmoe.benchmark.timing import ladder
 

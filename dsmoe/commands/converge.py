@@ -124,7 +124,7 @@ def make_parser(prog: str) -> OneLineParser:
 
 def run(options: argparse.Namespace) -> int:
     """Train the arms, print the table, draw the figure."""
-    from dsmoe.benchmark.run.machine import this_machine
+    from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.convergence.comparison_run import Comparison, run_all, show
 
     if options.plot_only:

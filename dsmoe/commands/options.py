@@ -14,7 +14,7 @@ from dsmoe.benchmark.cases.case import (
 )
 from dsmoe.benchmark.cases.choice import Changes, Wanted
 from dsmoe.benchmark.cases.suites import SUITES
-from dsmoe.common.arguments import count, seed, whole
+from dsmoe.common.arguments import count, positive, seed, whole
 
 ARTIFACT_IDS = "artifact-ids"
 SWITCHES = (
@@ -126,6 +126,22 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     )
     text.add_argument(
         "--tokenizer", metavar="FILE", help="A tokenizers JSON file makes the tokens."
+    )
+
+
+def add_plan_options(group: argparse._ArgumentGroup) -> None:
+    """The options that a plan alone has."""
+    group.add_argument(
+        "--model", metavar="NAME", help="The plan is for this named size, on any number of GPUs."
+    )
+    group.add_argument(
+        "--global-batch",
+        type=count,
+        metavar="N",
+        help="With --model, an iteration has N sequences.",
+    )
+    group.add_argument(
+        "--device-memory", type=positive, metavar="GIB", help="One GPU has so much memory."
     )
 
 

@@ -8,7 +8,6 @@ import os
 from typing import Any
 
 from dsmoe.commands import options as shared
-from dsmoe.commands.run import add_plan_options
 from dsmoe.common.arguments import OneLineParser
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
@@ -36,7 +35,7 @@ def make_parser(prog: str) -> OneLineParser:
         epilog=EXAMPLES.replace("dsmoe plan", prog) + exit_code_lines(0, 1, 2, 8, 130),
     )
     shared.add_case_options(parser)
-    add_plan_options(parser.add_argument_group("what is planned for"))
+    shared.add_plan_options(parser.add_argument_group("what is planned for"))
     shared.add_json(parser)
     return parser
 
@@ -48,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
     """
     from dsmoe.benchmark.cases.choice import case_of_model, chosen_cases
     from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
+    from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.run import patched_deepspeed
-    from dsmoe.benchmark.run.machine import this_machine
 
     check_kernels(os.environ)
     machine = this_machine()

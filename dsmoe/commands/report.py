@@ -38,7 +38,7 @@ def make_parser(prog: str) -> OneLineParser:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page. Raises ResultsError."""
-    from dsmoe.benchmark.results.html import write_page
+    from dsmoe.benchmark.results.page import write_page
 
     write_page(options.results, options.output)
     print(f"wrote {options.output}")

@@ -19,7 +19,7 @@ from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import chosen_checkout, import_root, work_folder
 
 if TYPE_CHECKING:  # importing these takes time and packages that --help does not need
-    from dsmoe.benchmark.run.machine import Machine
+    from dsmoe.benchmark.preflight.machine import Machine
     from dsmoe.benchmark.run.request import Request
 
 NEEDS = ("filelock", "git", "numpy", "psutil")
@@ -102,24 +102,8 @@ def make_parser(prog: str) -> OneLineParser:
         "three times that and at least 300 seconds (default: 600).",
     )
     plan = parser.add_argument_group("with --plan")
-    add_plan_options(plan)
+    shared.add_plan_options(plan)
     return parser
-
-
-def add_plan_options(group: argparse._ArgumentGroup) -> None:
-    """The options that a plan alone has."""
-    group.add_argument(
-        "--model", metavar="NAME", help="The plan is for this named size, on any number of GPUs."
-    )
-    group.add_argument(
-        "--global-batch",
-        type=count,
-        metavar="N",
-        help="With --model, an iteration has N sequences.",
-    )
-    group.add_argument(
-        "--device-memory", type=positive, metavar="GIB", help="One GPU has so much memory."
-    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -191,7 +175,7 @@ def _hostfile_of(options: argparse.Namespace) -> Path | None:
 
     As the artifact's script, which takes hostfile_2node for 16 GPUs and hostfile_4node for 32.
     """
-    from dsmoe.benchmark.run.machine import this_machine
+    from dsmoe.benchmark.preflight.machine import this_machine
 
     gpus = this_machine().gpus
     nodes = -(-options.gpus // gpus) if gpus else 1
@@ -210,7 +194,7 @@ def _head(options: argparse.Namespace) -> Machine:
 
     A login machine, from which a run may be started, is often of another kind.
     """
-    from dsmoe.benchmark.run.machine import machine_of, this_machine
+    from dsmoe.benchmark.preflight.machine import machine_of, this_machine
 
     if options.hostfile is None or options.dry_run:
         return this_machine()

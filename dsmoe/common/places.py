@@ -14,6 +14,8 @@ from pathlib import Path
 DEFAULT_BASE = "bd3ebd"
 BASE_VARIABLE = "DSMOE_BASE"
 CHECKOUT_VARIABLE = "DSMOE_DEEPSPEED"
+#: The launcher that starts a run, in a checkout.
+LAUNCHER = Path("deepspeed/launcher/lean.py")
 #: The variable of the artifact's own scripts.
 ARTIFACT_VARIABLE = "DEEPSPEED_PATH"
 

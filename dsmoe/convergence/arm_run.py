@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.preflight.machine import Machine
 from dsmoe.benchmark.run import launch, patched_deepspeed
 from dsmoe.benchmark.run.folder import (
     CASE,
@@ -22,7 +23,6 @@ from dsmoe.benchmark.run.folder import (
 )
 from dsmoe.benchmark.run.launch import Job
 from dsmoe.benchmark.run.layout import lay_out
-from dsmoe.benchmark.run.machine import Machine
 from dsmoe.benchmark.run.progress import Progress
 from dsmoe.benchmark.run.request import limits
 from dsmoe.common.errors import ResultsError

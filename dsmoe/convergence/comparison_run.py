@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsmoe.benchmark.preflight import local
+from dsmoe.benchmark.preflight.machine import Machine
 from dsmoe.benchmark.results.figure import pyplot
 from dsmoe.benchmark.run import patched_deepspeed
 from dsmoe.benchmark.run.every_case import FINISHED, RUN_FAILED, step
-from dsmoe.benchmark.run.machine import Machine
 from dsmoe.common.errors import DataError, ResultsError
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.places import checkout_folder, work_folder

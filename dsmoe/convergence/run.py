@@ -19,16 +19,10 @@ import torch.distributed as dist
 
 from dsmoe.benchmark.data.batches import WindowSampler, as_torch
 from dsmoe.benchmark.run.folder import CASE, ITERATIONS, OUTCOME, read_json, write_json
+from dsmoe.benchmark.train.failure import Stage
 from dsmoe.benchmark.train.measures import parameter_count, peak_memory
-from dsmoe.benchmark.train.stage import Stage
-from dsmoe.benchmark.train.training import (
-    Run,
-    one_step,
-    say_notes,
-    start,
-    step_tokens,
-    stop,
-)
+from dsmoe.benchmark.train.start import Run, say_notes, start
+from dsmoe.benchmark.train.training import one_step, step_tokens, stop
 from dsmoe.common.errors import TrainingFailed
 
 

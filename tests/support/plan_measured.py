@@ -19,7 +19,7 @@ from deepspeed.utils import groups
 
 from dsmoe.benchmark.plan.ledger import Ledger
 from dsmoe.benchmark.train.measures import micro_batch_size
-from dsmoe.benchmark.train.training import model_config
+from dsmoe.benchmark.train.start import model_config
 
 
 def measure(case: dict, config: dict) -> dict:

@@ -79,7 +79,7 @@ def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     from deepspeed.moe.lm import MoELM, param_groups
     from deepspeed.utils import groups  # type: ignore[attr-defined]
 
-    from dsmoe.benchmark.train.training import model_config
+    from dsmoe.benchmark.train.start import model_config
 
     # In a compiled region products with GELU, and the loss, are one operator each.
     fuses = case.compiled and device == "cuda" and case.precision != "fp32"

@@ -23,7 +23,13 @@ NVIDIA_SMI_SECONDS = 10
 BUSY_SHARE = 0.05
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def torch_facts() -> dict[str, Any]:
+    """torch's version and what it sees: ``torch`` None where it cannot be imported."""
     try:
         import torch
     except ImportError as error:
@@ -36,7 +42,7 @@ def torch_facts() -> dict[str, Any]:
         facts["cuda"] = str(torch.version.cuda)
     else:
         facts["device_name"] = platform.processor() or platform.machine()
-        facts["cores"] = os.cpu_count()
+        facts["cores"] = cores()
     return facts
 
 

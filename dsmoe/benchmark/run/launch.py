@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+from dsmoe.benchmark.preflight.probe import cores
 from dsmoe.benchmark.run.folder import ITERATIONS, LOG, IterationLog
 from dsmoe.benchmark.run.layout import Layout
 from dsmoe.benchmark.run.marks import NOTE
@@ -19,10 +20,9 @@ from dsmoe.benchmark.run.processes import Output, own_session
 from dsmoe.benchmark.run.reasons import reason
 from dsmoe.common.errors import EnvironmentProblem, UsageError
 from dsmoe.common.interrupts import StopSignals
-from dsmoe.common.places import import_root
+from dsmoe.common.places import LAUNCHER, import_root
 
 POLL_SECONDS = 0.1
-LAUNCHER = Path("deepspeed/launcher/lean.py")  # of the checkout
 TRAINING_PROCESS = import_root() / "dsmoe" / "benchmark" / "train" / "process.py"
 LOCALHOST = "127.0.0.1"
 
@@ -125,11 +125,6 @@ class Job:
                 f"{launcher}: no such file; expected DeepSpeed's launcher: run "
                 f"dsmoe apply {shlex.quote(str(self.checkout))}"
             )
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

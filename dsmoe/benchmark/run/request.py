@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.preflight.machine import Machine
 from dsmoe.benchmark.run.launch import Limits
 from dsmoe.benchmark.run.layout import Layout
-from dsmoe.benchmark.run.machine import Machine
 
 DEFAULT_TEXT_CAP = 8_000_000  # bytes of the standard library; a user's text is taken whole
 # The first iteration comes after the imports, the model and, on GPUs, the kernels' first use.

@@ -56,8 +56,9 @@ def profile(case: Any, text: dict[str, Any], cache: Path) -> list[tuple[str, flo
     from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
     from dsmoe.benchmark.data.batches import WindowSampler
     from dsmoe.benchmark.run.folder import CASE, DEEPSPEED, write_json
-    from dsmoe.benchmark.train.stage import Stage
-    from dsmoe.benchmark.train.training import one_step, start, step_tokens
+    from dsmoe.benchmark.train.failure import Stage
+    from dsmoe.benchmark.train.start import start
+    from dsmoe.benchmark.train.training import one_step, step_tokens
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

@@ -85,7 +85,7 @@ class _Trainer:
         from deepspeed.moe.lm import MoELM, param_groups
 
         from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
-        from dsmoe.benchmark.train.training import compile_training, micro_batch_of, model_config
+        from dsmoe.benchmark.train.start import compile_training, micro_batch_of, model_config
 
         self.case = case
         device = "cuda" if torch.cuda.is_available() else "cpu"

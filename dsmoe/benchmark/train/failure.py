@@ -1,9 +1,11 @@
-"""Why a training process failed, from the exception that ended it, in one line."""
+"""Where a training process is, and why it failed, from the exception that ended it, in one line."""
 
 from __future__ import annotations
 
 import errno
+import faulthandler
 import re
+from dataclasses import dataclass
 
 from dsmoe.benchmark.run.marks import FAILED, LOST_PEER
 from dsmoe.common.errors import DsmoeError
@@ -17,6 +19,20 @@ _PEER = re.compile(
     re.IGNORECASE,
 )
 _COMMUNICATION = re.compile(r"gloo|nccl|c10d|store|Dist\w*Error", re.IGNORECASE)
+
+
+@dataclass
+class Stage:
+    """What this process is doing, in ``words``."""
+
+    words: str = "while torch and DeepSpeed are imported"
+
+    def enter(self, words: str, seconds: float = 0.0) -> None:
+        """A new stage. With ``seconds``, the limit after which the front door ends the run, every
+        thread's stack goes to the log a little before."""
+        self.words = words
+        if seconds:
+            faulthandler.dump_traceback_later(0.9 * seconds, exit=False)
 
 
 def explain(error: BaseException, stage: str) -> tuple[str, str]:

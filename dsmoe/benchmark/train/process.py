@@ -24,8 +24,7 @@ def main(work: str = "dsmoe.benchmark.train.training") -> None:
     # The launcher starts this file by its path, which puts its own folder first in sys.path.
     sys.path[0] = str(Path(__file__).resolve().parents[3])
     from dsmoe.benchmark.run import marks
-    from dsmoe.benchmark.train.failure import explain
-    from dsmoe.benchmark.train.stage import Stage
+    from dsmoe.benchmark.train.failure import Stage, explain
     from dsmoe.common.errors import DsmoeError
 
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])

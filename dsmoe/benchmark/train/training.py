@@ -12,67 +12,25 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
-from deepspeed.moe.gshard.all_to_all import group_name
-from deepspeed.moe.kernels import copy_engines
-from deepspeed.moe.kernels.policy import find_ahead, kernels, notes
-from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem, param_groups
-from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, graph_problem, plain_micro_batch
-from deepspeed.utils import groups  # type: ignore[attr-defined]
-from deepspeed.utils.neutral import backend
 
-from dsmoe.benchmark.cases.case import Case
-from dsmoe.benchmark.data import corpus
 from dsmoe.benchmark.data.batches import WindowSampler, artifact_ids, as_torch
 from dsmoe.benchmark.run import marks
-from dsmoe.benchmark.run.folder import CASE, DEEPSPEED, ITERATIONS, OUTCOME, read_json, write_json
-from dsmoe.benchmark.run.layout import INTERFACE, gloo_interface
+from dsmoe.benchmark.run.folder import ITERATIONS, OUTCOME, write_json
+from dsmoe.benchmark.train.failure import Stage
 from dsmoe.benchmark.train.measures import (
     expert_load,
     held_out_loss,
     parameter_count,
     peak_memory,
 )
-from dsmoe.benchmark.train.stage import Stage
+from dsmoe.benchmark.train.start import Run, kernel_names, say_notes, start
 from dsmoe.common.errors import TrainingFailed
-
-
-def model_config(case: Case) -> MoELMConfig:
-    """The model's configuration, whose names a case has."""
-    return MoELMConfig(**case.model_settings())
-
-
-@dataclass
-class Run:
-    """What the steps of a run share. ``device`` is where the tokens go.
-
-    ``micro_batch(tokens, labels)`` does the forward and backward pass of one and returns its loss.
-    """
-
-    folder: Path
-    case: Case
-    engine: Any
-    text: corpus.Corpus
-    device: torch.device
-    # Where the run is, and the seconds that one iteration may take (0: any).
-    stage: Stage
-    seconds: float
-    micro_batch: Callable[..., torch.Tensor] | None
-
-    @property
-    def rank(self) -> int:
-        return dist.get_rank()
-
-    def wait_for_device(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def train_whole(folder: Path, stage: Stage) -> None:
@@ -90,96 +48,6 @@ def train_whole(folder: Path, stage: Stage) -> None:
         outcome[name] = measure(run)
         _write(folder / OUTCOME, outcome, run.rank)
     stop(run)
-
-
-def start(folder: Path, stage: Stage) -> Run:
-    """Join the process group, build the model and the engine, open the text."""
-    spec = read_json(folder / CASE)
-    case = Case.from_dict(spec["case"])
-    limits = spec.get("limits", {"first": 0, "later": 0})
-    stage.enter("while the processes meet", limits["first"])
-    cuda = torch.cuda.is_available()
-    if cuda and case.compiled:
-        find_ahead()
-    if case.deterministic:
-        be_deterministic()
-    local_rank = int(os.environ["LOCAL_RANK"])
-    if cuda:
-        torch.cuda.set_device(local_rank)
-    interface = gloo_interface(os.environ)
-    if interface:
-        os.environ[INTERFACE] = interface
-    deepspeed.init_distributed(dist_backend=backend(), verbose=False)  # type: ignore[attr-defined]
-    groups.initialize(ep_size=case.parallel.expert_parallel_size)
-    text = corpus.prepare(Path(spec["cache"]), **spec["text"])
-    torch.manual_seed(case.seed)
-    stage.words = "while the model is built"
-    model = MoELM(model_config(case))
-    engine, *_ = deepspeed.initialize(  # type: ignore[attr-defined]
-        model=model,
-        model_parameters=param_groups(model),
-        config=read_json(folder / DEEPSPEED),
-    )
-    if case.compiled:
-        compile_training(model)
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    passes = micro_batch_of(engine, case)
-    return Run(folder, case, engine, text, device, stage, limits["later"], passes)
-
-
-def be_deterministic() -> None:
-    """Let torch take the operations that give the same bits in every run, or fail.
-
-    Call it before CUDA is used: cuBLAS reads its variable when it starts.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    if hasattr(torch.utils, "deterministic"):  # torch 2.2: uninitialised memory may stay so
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def kernel_names(case: Case) -> dict[str, str]:
-    """What computed the products with GELU and attention's gradient, and with expert parallelism
-    what exchanged the tokens; {} if nothing is compiled."""
-    if not case.compiled:
-        return {}
-    exchange = {}
-    if case.parallel.expert_parallel_size > 1:
-        name = group_name(groups.get_expert_parallel_group())
-        exchange["exchange"] = "copy engines" if copy_engines.connected(name) else backend()
-    if case.precision == "fp32":
-        return {**dict.fromkeys(("products", "attention"), "torch"), **exchange}
-    # with dropout attention is torch's (deepspeed/moe/lm/attention.py)
-    attention = {"attention": "torch"} if case.dropout else {}
-    return {**kernels().names(), **attention, **exchange}
-
-
-def compile_training(model: MoELM) -> None:
-    """Let ``model`` train through torch.compile; raises TrainingFailed where torch cannot."""
-    problem = compile_problem()
-    if problem:
-        raise TrainingFailed(f"{problem}; or run without: --no-compiled")
-    try:
-        kernels().libraries()
-    except ValueError as error:
-        raise TrainingFailed(str(error)) from error
-    model.compile_training()
-
-
-def say_notes(run: Run) -> None:
-    """Let the front door know what is left to slower means; what it knows it does not repeat."""
-    for words in notes() if run.case.compiled else ():
-        marks.say(run.rank, marks.NOTE, words)
-
-
-def micro_batch_of(engine: Any, case: Case) -> Callable[..., torch.Tensor]:
-    """What does a micro-batch's passes; raises TrainingFailed where no graph can be recorded."""
-    if not case.cuda_graph:
-        return plain_micro_batch(engine)
-    problem = graph_problem(engine)
-    if problem:
-        raise TrainingFailed(f"{problem}; or run without: --no-cuda-graph")
-    return MicroBatchGraph(engine)
 
 
 def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import pytest
 from dsmoe.benchmark.preflight import hosts as hosts_check
 from dsmoe.benchmark.preflight import local
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
+from dsmoe.benchmark.preflight.machine import Machine
 from dsmoe.benchmark.preflight.probe import SIGN
 from dsmoe.benchmark.run import patched_deepspeed
-from dsmoe.benchmark.run.machine import Machine
 from dsmoe.commands import run as cli
 from dsmoe.common import dependencies
 from dsmoe.common.errors import EnvironmentProblem

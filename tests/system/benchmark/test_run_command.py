@@ -16,10 +16,10 @@ from support import ROOT
 from support.benchmark_runs import FrontDoor
 
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
+from dsmoe.benchmark.preflight.machine import Machine
 from dsmoe.benchmark.results.store import RECORDS
 from dsmoe.benchmark.run import launch
 from dsmoe.benchmark.run.layout import Layout
-from dsmoe.benchmark.run.machine import Machine
 from dsmoe.commands import run as cli
 from dsmoe.common.errors import UsageError
 

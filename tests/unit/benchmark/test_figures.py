@@ -10,7 +10,7 @@ import pytest
 from support.records import failure, record
 
 from dsmoe.benchmark.cases.suites import find_case
-from dsmoe.benchmark.results import html, plot
+from dsmoe.benchmark.results import plot
 from dsmoe.benchmark.results.comparison import compare, load_reference, table_lines
 from dsmoe.benchmark.results.figure import MEASURED_STYLE, OTHER_MODEL_STYLE, draw_comparison
 from dsmoe.benchmark.results.record import measured

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsmoe import __version__
-from dsmoe.benchmark.run.launch import cores
+from dsmoe.benchmark.preflight.probe import torch_facts
 from dsmoe.common.dependencies import how_to_install
 from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.common.requires import torch_problem
@@ -29,7 +29,7 @@ class Machine:
 
 
 def machine_of(facts: dict[str, Any]) -> Machine:
-    """Another host, by what host_probe.py says there."""
+    """A host, by what probe.py says there (``python`` and its torch_facts)."""
     versions = {"python": facts["python"], "torch": facts["torch"], "dsmoe": __version__}
     name = facts["device_name"]
     if not facts["gpus"]:
@@ -43,30 +43,14 @@ def machine_of(facts: dict[str, Any]) -> Machine:
     return Machine("cuda", name.replace(" ", "-"), hardware, {**versions, "cuda": facts["cuda"]})
 
 
-def this_machine(instance: str | None = None) -> Machine:
-    """This host as torch sees it. Raises EnvironmentProblem where torch is missing."""
-    try:
-        import torch
-    except ImportError as error:
+def this_machine() -> Machine:
+    """This host as torch sees it. Raises EnvironmentProblem where torch is missing or too old."""
+    facts = torch_facts()
+    if facts["torch"] is None:
         raise EnvironmentProblem(
-            f"torch cannot be imported ({error}); run {how_to_install('run')}"
-        ) from error
-    problem = torch_problem(torch.__version__)
+            f"torch cannot be imported ({facts['torch_error']}); run {how_to_install('run')}"
+        )
+    problem = torch_problem(facts["torch"])
     if problem:
         raise EnvironmentProblem(problem)
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "dsmoe": __version__,
-    }
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        versions["cuda"] = str(torch.version.cuda)
-        hardware = {
-            "device_name": properties.name,
-            "device_count": torch.cuda.device_count(),
-            "device_memory_bytes": properties.total_memory,
-        }
-        return Machine("cuda", instance or properties.name.replace(" ", "-"), hardware, versions)
-    hardware = {"device_name": platform.processor() or platform.machine(), "cores": cores()}
-    return Machine("cpu", "cpu", hardware, versions)
+    return machine_of({**facts, "python": platform.python_version()})
