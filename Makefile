@@ -3,14 +3,17 @@ PYTHON = $$(scripts/setup.sh dev)
 # What make test runs on the other base; make test-all runs everything on both.
 SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py \
 	tests/engine/test_flat_gradients.py
+# Two processes; tests/conftest.py says which tests stay in one of them.
+PARALLEL = -n 2
 .PHONY: test test-unit test-all test-matrix test-ray bench bench-gpu docs lint coverage dist series
 
 test: lint
-	@python=$(PYTHON) && "$$python" -m pytest -m "not slow" && \
+	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) -m "not slow" && \
 	DSMOE_BASE=0.5.4 "$$python" -m pytest -q -m "not slow" $(SHORT)
 
 test-all: lint test-ray
-	@python=$(PYTHON) && "$$python" -m pytest && DSMOE_BASE=0.5.4 "$$python" -m pytest
+	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) && \
+	DSMOE_BASE=0.5.4 "$$python" -m pytest $(PARALLEL)
 
 test-matrix:
 	@python=$(PYTHON) && "$$python" scripts/matrix.py

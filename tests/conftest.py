@@ -1,9 +1,6 @@
-"""Every test sees the patched DeepSpeed: $DSMOE_DEEPSPEED, else build/DeepSpeed, made if missing.
+"""What every test sees: the project's folder, one thread, and fixtures for what costs something.
 
-With DSMOE_BASE=0.5.4 that is build/DeepSpeed-0.5.4; so for every base in bases/.
-
-A checkout with local edits is tested as it is, so that a change can be tried before it is
-exported; one that holds an older series is brought up to date.
+Only tests that ask for it (the fixture ``checkout``, the folders engine and gpu) have a DeepSpeed.
 """
 
 from __future__ import annotations
@@ -12,66 +9,66 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+if TYPE_CHECKING:
+    from dsmoe.patchset.base import Base
 
-from dsmoe.benchmark.run import patched_deepspeed  # noqa: E402
-from dsmoe.common import places  # noqa: E402
-from dsmoe.common.errors import DsmoeError  # noqa: E402
-from dsmoe.patchset.base import Base, load_bases  # noqa: E402
-from dsmoe.patchset.checkout import state  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
+# Tests of these folders share what is expensive to make (processes, hosts), so pytest-xdist keeps
+# each of them in one process; elsewhere it keeps a file together (pytest_xdist_make_scheduler).
+TOGETHER = ("tests/engine", "tests/system/cluster")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    place = places.checkout_folder()
-    if not os.environ.get(places.CHECKOUT_VARIABLE):
-        found = state.describe(place).name if place.exists() else "missing"
-        if found not in (state.APPLIED, state.APPLIED_EDITED):
-            try:
-                patched_deepspeed.ensure(place)
-            except DsmoeError as error:
-                raise pytest.UsageError(str(error)) from None
-    # In front of a deepspeed that may be installed, here and in every process a test starts.
-    sys.path.insert(0, str(place))
-    paths = [
-        str(place),
-        str(ROOT),
-        str(ROOT / "tests"),
-        *filter(None, [os.environ.get("PYTHONPATH")]),
-    ]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    # for the processes that tests start; pyproject.toml does the same for this one
+    paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    # the artifact's variable would name a checkout of the user's
+    os.environ.pop("DEEPSPEED_PATH", None)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 @pytest.fixture(scope="session")
 def checkout() -> Path:
-    """The patched DeepSpeed that the tests run."""
-    return places.checkout_folder()
+    """The patched DeepSpeed that the tests run; built where it is missing."""
+    from support import patched
 
-
-def _base() -> Base:
-    name = os.environ.get(places.BASE_VARIABLE)
-    if not name and os.environ.get(places.CHECKOUT_VARIABLE):
-        name = state.describe(places.checkout_folder()).base
-    return load_bases(name=name or places.base_name())[0]
+    return patched.importable()
 
 
 @pytest.fixture(scope="session")
 def base() -> Base:
     """The base of that DeepSpeed."""
-    return _base()
+    from support import patched
+
+    return patched.base()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``: a folder of TOGETHER, else a file, stays in one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return next((f for f in TOGETHER if file.startswith(f"{f}/")), file)
+
+    return Together(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = _base().name
     for item in items:
         for mark in item.iter_markers("not_on"):
-            if mark.args[0] == here:
-                item.add_marker(pytest.mark.skip(reason=f"base {here}: {mark.kwargs['reason']}"))
+            from support import patched
+
+            if mark.args[0] == patched.base().name:
+                reason = f"base {mark.args[0]}: {mark.kwargs['reason']}"
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

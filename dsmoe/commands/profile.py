@@ -42,6 +42,11 @@ def make_parser(prog: str) -> OneLineParser:
 
 def run(options: argparse.Namespace) -> int:
     """Profile one step. Raises EnvironmentProblem where there is no GPU."""
+    check_kernels(os.environ)
+    given = [name for name in ("all", "steps", "warmup") if getattr(options, name)]
+    if given:
+        words = ", ".join(f"--{name}" for name in given)
+        raise UsageError(f"{words}: one step of one case is profiled; leave it out")
     import torch
 
     from dsmoe.benchmark.cases.choice import chosen_cases
@@ -49,11 +54,6 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.benchmark.run.request import Text
     from dsmoe.benchmark.timing.profile import cut, print_tables, profile
 
-    check_kernels(os.environ)
-    given = [name for name in ("all", "steps", "warmup") if getattr(options, name)]
-    if given:
-        words = ", ".join(f"--{name}" for name in given)
-        raise UsageError(f"{words}: one step of one case is profiled; leave it out")
     if not torch.cuda.is_available():
         raise EnvironmentProblem("the GPU's time is profiled, and there is no CUDA device here")
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):

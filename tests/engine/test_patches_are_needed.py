@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from dsmoe.benchmark.run import patched_deepspeed
+from dsmoe.common.places import base_name
 from dsmoe.patchset.authoring.lint import read_fields
 from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.patch_file import Patch
 from dsmoe.patchset.series import load_series
 
-SERIES = load_series(load_bases(name=patched_deepspeed.base_name())[0])
+SERIES = load_series(load_bases(name=base_name())[0])
 PARTS = ("bin", "deepspeed", "op_builder", "version.txt")
 
 pytestmark = pytest.mark.slow

@@ -5,12 +5,13 @@ The oracle is torch_optimizer 0.3.0's Adafactor, one separate parameter for each
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import torch
 import torch_optimizer
@@ -21,8 +22,6 @@ from support import ROOT
 try:
     from torch.utils._python_dispatch import TorchDispatchMode
 except ImportError:  # torch 1.10: nothing is watched there, and tests/oldest.txt says so
-    import contextlib
-
     TorchDispatchMode = contextlib.nullcontext
 
 OVERLAY = ROOT / "overlay" / "deepspeed"
@@ -38,21 +37,48 @@ def read_data(path: Path) -> Any:
 def load_package() -> ModuleType:
     """AdaFactor of the patched checkout where one is importable, else of overlay/.
 
-    Loaded by path under a name of its own: it needs nothing of DeepSpeed, whose import is slow.
+    Loaded by path under a name of its own: it needs nothing of DeepSpeed but the overlay's module
+    ``deepspeed.utils.neutral``, and importing DeepSpeed is slow.
     """
     name = "deepspeed_adafactor"
     if name not in sys.modules:
         found = importlib.util.find_spec("deepspeed")
         places = list(found.submodule_search_locations or []) if found else []
-        folders = [Path(place) / "ops" / "adafactor" for place in [*places, OVERLAY]]
-        folder = next(folder for folder in folders if folder.is_dir())
+        roots = [root for root in map(Path, [*places, OVERLAY]) if _has_adafactor(root)]
+        folder = roots[0] / "ops" / "adafactor"
         spec = importlib.util.spec_from_file_location(
             name, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
         assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
+        module = importlib.util.module_from_spec(spec)
+        with _packages_at(roots[0]):
+            sys.modules[name] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
     return sys.modules[name]
+
+
+def _has_adafactor(root: Path) -> bool:
+    return (root / "ops" / "adafactor").is_dir()
+
+
+@contextlib.contextmanager
+def _packages_at(root: Path) -> Iterator[None]:
+    """Inside, ``deepspeed.utils.X`` is root/utils/X.py, without deepspeed's own __init__."""
+    before = dict(sys.modules)
+    for name, folder in (("deepspeed", root), ("deepspeed.utils", root / "utils")):
+        if name not in sys.modules:
+            package = ModuleType(name)
+            package.__path__ = [str(folder)]
+            sys.modules[name] = package
+    try:
+        yield
+    finally:
+        for name in [n for n in sys.modules if n.split(".")[0] == "deepspeed" and n not in before]:
+            del sys.modules[name]
 
 
 class Oracle:

@@ -1,7 +1,8 @@
-"""Real benchmark runs for the tests: the front door in a process of its own, on a tiny case."""
+"""Real benchmark runs for the tests: ``dsmoe run`` in a process of its own, on a tiny case."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,32 +11,36 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
+import psutil
+
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.rows import read_rows
 from dsmoe.benchmark.results.store import RECORDS, ROWS, check_agreement, read_records
 from dsmoe.benchmark.run.processes import session_members
 
-# The front door with a suite of tiny cases; the checkout is taken as it is, as conftest does.
+# ``dsmoe run`` with a suite of tiny cases; the checkout is taken as it is (support/patched.py).
 # A shell starts background jobs with SIGINT ignored; the tests shall not depend on that.
-FRONT = """
+COMMAND = """
 import dataclasses, json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from dsmoe.benchmark import checkout, cli, suites
-from dsmoe.benchmark.cases.suites import Case, ModelCase, Parallel
-model = ModelCase("tiny", 16, 2, 2, heads=2, sequence=16, vocab=260)
+from dsmoe import cli
+from dsmoe.benchmark.cases import suites
+from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
+from dsmoe.benchmark.run import patched_deepspeed
+model = ModelCase("tiny", 16, 2, 2, num_heads=2, sequence_length=16, vocab_size=260)
 base = Case("tiny", model, Parallel(1), 4, 1, "fp32", remat=False, dropout=0.0, iterations=5)
 changes = json.loads(sys.argv[1])
 base = dataclasses.replace(base, model=dataclasses.replace(model, **changes.pop("model", {})))
 base = dataclasses.replace(base, **changes)
 two = dataclasses.replace(base, parallel=Parallel(2, 2))
 suites.SUITES["tiny"] = (base, two)
-checkout.ensure = lambda path: None
-sys.exit(cli.main(["--suite", "tiny", *sys.argv[2:]]))
+patched_deepspeed.ensure = lambda path, say=print: None
+sys.exit(cli.main(["run", *sys.argv[2:], "--suite", "tiny"]))
 """
 
 
-class FrontDoor:
-    """A started front door; ``output`` is its results folder."""
+class StartedRun:
+    """A started ``dsmoe run``; ``output`` is its results folder. Needs the fixture checkout."""
 
     def __init__(
         self,
@@ -44,16 +49,15 @@ class FrontDoor:
         changes: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
-        import json
-
         self.output = output
+        self.said = ""
         text = output.parent / "text.txt"
         if not text.exists():
             text.write_text("All work and no play makes Jack a dull boy.\n" * 200)
         places = [] if "--data" in options else ["--data", str(text)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", FRONT, json.dumps(changes or {}), "--output", str(output)]
-            + [*options, *places],
+            [sys.executable, "-c", COMMAND, json.dumps(changes or {}), *options, *places]
+            + ["--output", str(output)],
             env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -82,21 +86,17 @@ class FrontDoor:
 
     def launcher(self) -> int:
         """The launcher's process id, which is that of its session."""
-        import psutil
-
         children = psutil.Process(self.process.pid).children()
         [launcher] = [child.pid for child in children if os.getsid(child.pid) == child.pid]
         return launcher
 
     def ranks(self) -> list[int]:
         """The ids of the training processes, by local rank."""
-        import psutil
-
         found = {}
         for pid in session_members(self.launcher()):
             words = psutil.Process(pid).cmdline()
             rank = [word for word in words if word.startswith("--local_rank=")]
-            if rank and any(word.endswith("pretrain.py") for word in words):
+            if rank and any(word.endswith("train/process.py") for word in words[:4]):
                 found[rank[0]] = pid
         return [found[key] for key in sorted(found)]
 
@@ -107,7 +107,8 @@ class FrontDoor:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise
-        return out + err
+        self.said = out + err
+        return self.said
 
     @property
     def code(self) -> int:

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsmoe.commands.apply import main
+from dsmoe.cli import main
 from dsmoe.patchset.base import Base, load_base
 from support import ROOT
 
@@ -166,7 +166,7 @@ class Project:
         """The same in this process: exit code, and stdout with stderr."""
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            code = main([str(item) for item in args] + ["--bases", str(self.root / "bases")])
+            code = main(["apply", *map(str, args), "--bases", str(self.root / "bases")])
         return code, out.getvalue()
 
     def command(self, *args: object) -> list[str]:

@@ -1,4 +1,4 @@
-"""One process that trains two steps of each case for real and measures what plan.py predicts.
+"""One process that trains two steps of each case for real and measures what the plan predicts.
 
 ``python plan_measured.py FILE``: FILE holds [[case, DeepSpeed configuration], …] as JSON; a line
 of JSON for each is printed by rank 0. Started once a rank with RANK, WORLD_SIZE and so on set.
@@ -17,12 +17,12 @@ import torch.distributed as dist
 from deepspeed.moe.lm import MoELM, param_groups
 from deepspeed.utils import groups
 
+from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.plan.ledger import Ledger
-from dsmoe.benchmark.train.measures import micro_batch_size
 from dsmoe.benchmark.train.start import model_config
 
 
-def measure(case: dict, config: dict) -> dict:
+def measure(case: Case, config: dict) -> dict:
     torch.manual_seed(0)
     ledger = Ledger()
     with ledger:
@@ -30,11 +30,11 @@ def measure(case: dict, config: dict) -> dict:
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=param_groups(model), config=config
         )
-        shape = (2, micro_batch_size(case), case["model"]["sequence_length"])
+        shape = (2, case.micro_batch_size, case.model.sequence_length)
         for _ in range(2):
             ledger.restart()
-            for _ in range(case["micro_batches"]):
-                tokens = torch.randint(0, case["model"]["vocab_size"], shape)
+            for _ in range(case.micro_batches):
+                tokens = torch.randint(0, case.model.vocab_size, shape)
                 loss = engine(tokens[0], tokens[1])
                 engine.backward(loss)
                 engine.step()
@@ -45,7 +45,7 @@ def measure(case: dict, config: dict) -> dict:
 deepspeed.init_distributed(dist_backend="gloo", verbose=False)
 groups.initialize(ep_size=dist.get_world_size())
 for case, config in json.loads(Path(sys.argv[1]).read_text()):
-    found = measure(case, config)
+    found = measure(Case.from_dict(case), config)
     if dist.get_rank() == 0:
         print("measured " + json.dumps(found), flush=True)
 dist.barrier()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Iterator
 
 import pytest
 from deepspeed.moe.kernels import copy_engines, policy
 
-from dsmoe.benchmark.train import training
+from dsmoe.benchmark.cases.suites import find_case
+from dsmoe.benchmark.train import start
 
-CASE: dict[str, Any] = {
-    "compiled": True,
-    "precision": "bf16",
-    "dropout": 0.0,
-    "parallel": {"expert_parallel": 1},
-}
-TWO = {"parallel": {"expert_parallel": 2}}
+CASE = find_case("tuned", 1)  # compiled, bf16, no dropout
+TWO = find_case("tuned", 2)  # the same, with the experts shared out
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +20,7 @@ def all_libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     class Library:
         VERSION = "library 1"
 
-    monkeypatch.setattr(training.groups, "get_expert_parallel_group", lambda: None)
+    monkeypatch.setattr(start.groups, "get_expert_parallel_group", lambda: None)
     libraries = policy.Libraries(Library, Library, Library, copy_engines=True)
     with policy.using(policy.KernelPolicy(libraries)):
         yield
@@ -32,7 +29,7 @@ def all_libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"compiled": False}, {}),
+        ({"compiled": False, "cuda_graph": False}, {}),
         ({}, {"products": "library 1", "attention": "library 1"}),
         ({"dropout": 0.1}, {"products": "library 1", "attention": "torch"}),
         ({"precision": "fp32"}, {"products": "torch", "attention": "torch"}),
@@ -41,7 +38,7 @@ def all_libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_without_expert_parallelism_products_and_attention_are_named(
     changes: dict[str, Any], expected: dict[str, str]
 ) -> None:
-    assert training.kernel_names({**CASE, **changes}) == expected
+    assert start.kernel_names(replace(CASE, **changes)) == expected
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -50,7 +47,7 @@ def test_with_expert_parallelism_the_exchange_is_named(
     connected: bool, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copy_engines, "connected", lambda name: connected)
-    monkeypatch.setattr(training, "backend", lambda: "nccl")
-    names = training.kernel_names({**CASE, **TWO, "precision": precision})
+    monkeypatch.setattr(start, "backend", lambda: "nccl")
+    names = start.kernel_names(replace(TWO, precision=precision))
     assert names["exchange"] == ("copy engines" if connected else "nccl")
-    assert not training.kernel_names({**CASE, **TWO, "compiled": False})
+    assert not start.kernel_names(replace(TWO, compiled=False, cuda_graph=False))

@@ -20,7 +20,7 @@ esac
 
 
 def bench(folder: Path, gpus: int, code: int) -> tuple[int, str, list[str]]:
-    """Exit code, standard error, and what was run after ``-m dsmoe.benchmark``."""
+    """Exit code, standard error, and what was run after ``-m dsmoe``."""
     python = folder / "python"
     python.write_text(PYTHON.format(gpus=gpus, folder=folder, code=code))
     python.chmod(0o755)
@@ -28,7 +28,7 @@ def bench(folder: Path, gpus: int, code: int) -> tuple[int, str, list[str]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     calls = folder / "calls"
     lines = calls.read_text().splitlines() if calls.exists() else []
-    return done.returncode, done.stderr, [line.split("benchmark", 1)[1] for line in lines]
+    return done.returncode, done.stderr, [line.split("-m dsmoe ", 1)[1] for line in lines]
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
@@ -36,16 +36,16 @@ def test_every_case_and_then_the_tables(gpus: int, tmp_path: Path) -> None:
     code, error, calls = bench(tmp_path, gpus, 0)
     assert (code, error) == (0, "")
     assert len(calls) == 5 + (gpus == 2) + 2
-    assert any(call.startswith(" 2 --suite tuned") for call in calls) == (gpus == 2)
-    assert calls[-2].startswith(".speed --table")
-    assert calls[-1].startswith(".profile_step 1")
+    assert any(call.startswith("run 2 --suite tuned") for call in calls) == (gpus == 2)
+    assert calls[-2].startswith("bench --table")
+    assert calls[-1].startswith("profile 1")
 
 
 def test_a_case_that_fails_does_not_end_it(tmp_path: Path) -> None:
-    code, error, calls = bench(tmp_path, 2, 20)
-    assert code == 20
+    code, error, calls = bench(tmp_path, 2, 1)
+    assert code == 1
     assert error == "error: a case failed; its reason is above\n"
-    assert calls[-1].startswith(".profile_step 1")
+    assert calls[-1].startswith("profile 1")
 
 
 def test_an_interrupt_ends_it(tmp_path: Path) -> None:

@@ -10,16 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from support.commands import NO_GPU, dsmoe
 
-from dsmoe.benchmark.preflight import hosts as hosts_check
-from dsmoe.benchmark.preflight import local
-from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
-from dsmoe.benchmark.preflight.machine import Machine
+from dsmoe.benchmark.preflight import machine
+from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK
 from dsmoe.benchmark.preflight.probe import SIGN
 from dsmoe.benchmark.run import patched_deepspeed
-from dsmoe.commands import run as cli
-from dsmoe.common import dependencies
-from dsmoe.common.errors import EnvironmentProblem
 
 # Host a answers for real, from this machine; b wants a password; c is another kind of machine; d
 # has no such Python. What ssh was called with is kept.
@@ -53,9 +49,9 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hostfile"
 
 
-def test_hosts_one_by_one(hosts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hosts_one_by_one(checkout: Path, hosts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = time.monotonic()
-    assert local.main(["--hostfile", str(hosts), "--json"]) == 8
+    assert dsmoe("check", "--hostfile", hosts, "--json") == 8
     assert time.monotonic() - start < 60
     said = json.loads(capsys.readouterr().out)
     assert said["ok"] is False
@@ -90,82 +86,23 @@ def test_hosts_one_by_one(hosts: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_a_run_asks_its_hosts_first(
     text: str, processes: str, expected: str, hosts: Path, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(cli, "this_machine", lambda: Machine("cpu", "cpu", {}, {}))
-    monkeypatch.setattr(patched_deepspeed, "ensure", lambda place: None)
+    monkeypatch.setattr(machine, "this_machine", lambda: NO_GPU)
+    monkeypatch.setattr(patched_deepspeed, "ensure", lambda path, say=print: None)
     hosts.write_text(text)
     output = hosts.parent / "out"
     suite = ["--suite", "smoke"] if processes == "2" else []
     options = ["--hostfile", str(hosts), "--output", str(output), *suite]
-    assert cli.main([processes, *options]) == 8
+    assert dsmoe("run", processes, *options) == 8
     [line] = capsys.readouterr().err.splitlines()
-    assert re.match(f"error: {expected}", line) and "environment --hostfile" in line
+    assert re.match(f"error: {expected}", line) and "dsmoe check --hostfile" in line
     assert not output.exists()
 
 
-def test_a_busy_gpu_and_a_wrong_clock_are_warnings(tmp_path: Path, monkeypatch) -> None:
-    found = [
-        Check("clock", FAIL, "+9.0 s", "set it", "a"),
-        Check("free GPUs", FAIL, "3 of 8, 4 asked for", "end what uses them", "a"),
-        Check("torch", OK, "2.13.0", host="a"),
-    ]
-    monkeypatch.setattr(hosts_check, "check_hosts", lambda *_: found)
-    lines = hosts_check.refuse_unfit([], tmp_path, tmp_path, tmp_path)
-    assert lines == ["a: clock: +9.0 s; set it",
-                     "a: free GPUs: 3 of 8, 4 asked for; end what uses them"]  # fmt: skip
-    found.append(Check("torch", FAIL, "1.10.0, here 2.13.0", "install it", "b"))
-    with pytest.raises(EnvironmentProblem, match=r"^b: torch: 1\.10\.0, here 2\.13\.0; install"):
-        hosts_check.refuse_unfit([], tmp_path, tmp_path, tmp_path)
-
-
-def test_this_machine_has_a_mark_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert local.main([]) == 0
+def test_this_machine_has_a_mark_a_line(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dsmoe("check") == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith(("[ ok ] ", "[note] ")) or "mend: " in line for line in lines)
     text = "\n".join(lines)
     for what in ("Python", "torch", "device", "patched DeepSpeed", "import deepspeed", "disk"):
         assert what in text
-    assert str(patched_deepspeed.location() / "deepspeed" / "__init__.py") in text
-
-
-def test_what_is_missing_has_its_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert local.tool_check("pdsh", needed=True).state == FAIL
-    assert local.tool_check("pdsh", needed=False).state == NOTE
-    [broken] = local.checkout_checks(tmp_path)
-    assert broken.state == FAIL and broken.found.startswith("git was not found on PATH")
-    monkeypatch.undo()
-    [there, launcher] = local.checkout_checks(tmp_path / "none")
-    assert there.mend.endswith("none --from-release") and launcher.state == NOTE
-    assert local.checkout_checks(tmp_path)[0].state == FAIL
-    monkeypatch.setattr(local, "PYTHONS", ((2, 6), (2, 7)))
-    with pytest.raises(EnvironmentProblem, match=r"Python: .*use Python 3.9 to 3.13"):
-        local.quick(tmp_path)
-
-
-def test_a_host_file_that_is_none_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "hostfile").write_text("a;touch planted slots=1\n")
-    assert local.main(["--hostfile", str(tmp_path / "hostfile")]) != 0
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and "hostfile:1" in said and said.count("\n") == 1
-
-
-def test_kernels_are_asked_of_a_hopper_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert local.kernel_checks(8) == []
-    monkeypatch.setattr(sys, "version_info", (3, 12))
-    here = {"quack-kernels": "0.6.5", "flash-attn-4": "4.0.0b36", "nvidia-cutlass-dsl": "4.8.1"}
-    monkeypatch.setattr(dependencies, "version_of", here.get)
-    [check] = local.kernel_checks(9)
-    assert (check.state, check.found) == (
-        OK,
-        "quack-kernels 0.6.5, flash-attn-4 4.0.0b36, nvidia-cutlass-dsl 4.8.1",
-    )
-    del here["quack-kernels"]
-    here["flash-attn-4"] = "4.0.0b35"
-    [check] = local.kernel_checks(9)
-    assert check.state == NOTE and "setup.sh" in check.mend
-    assert check.found.startswith("quack-kernels missing, flash-attn-4 4.0.0b35: ")
-    monkeypatch.setattr(sys, "version_info", (3, 9))
-    [check] = local.kernel_checks(9)
-    assert "need Python 3.10" in check.found
+    assert str(checkout / "deepspeed" / "__init__.py") in text

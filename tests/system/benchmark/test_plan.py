@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 from support import ROOT
+from support.commands import cases_of, dsmoe
 
-from dsmoe.benchmark.cases.chosen import chosen_cases, parser
+from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
-from dsmoe.benchmark.cases.suites import MODELS, Case, ModelCase, Parallel
-from dsmoe.benchmark.plan.estimate import worker
+from dsmoe.benchmark.cases.suites import MODELS
+from dsmoe.benchmark.plan.estimate import estimate, simulated
 from dsmoe.benchmark.results.store import read_records
 from dsmoe.benchmark.run import patched_deepspeed
 from dsmoe.benchmark.run.launch import free_port
-from dsmoe.commands import run as cli
 
 # The count is of the same tensors; what is left is scalars and the fused kernel's own scratch.
 TOLERANCE = 0.01
@@ -30,7 +30,7 @@ TOLERANCE = 0.01
 # 130,056 bytes. Why was not found; the reduction, which runs beside the next micro-batch there, is
 # the suspect.
 TOLERANCE_BESIDE = 0.03
-MODEL = ModelCase("plan", 64, 4, 4, heads=4, sequence=64, vocab=1000)
+MODEL = ModelCase("plan", 64, 4, 4, num_heads=4, sequence_length=64, vocab_size=1000)
 BASE = Case(
     "plan", MODEL, Parallel(2, 2), 16, 2, "fp32", remat=False, dropout=0.0, optimizer="adamw"
 )
@@ -60,7 +60,7 @@ def config_of(case: Case) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def measured(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Peak bytes and bytes sent on rank 0 of two real processes, by the name of the case."""
     file = tmp_path_factory.mktemp("plan") / "cases.json"
     file.write_text(json.dumps([[case.to_dict(), config_of(case)] for case in CASES.values()]))
@@ -85,13 +85,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 @pytest.fixture(scope="module")
-def planned() -> dict[str, dict[str, Any]]:
+def planned(checkout: Path) -> dict[str, dict[str, Any]]:
     """The plans of the same cases."""
     specs = [
         {"case": case.to_dict(), "config": config_of(case), "device": "cpu"}
         for case in CASES.values()
     ]
-    return dict(zip(CASES, worker(specs)))
+    return dict(zip(CASES, simulated(specs, checkout)))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -110,7 +110,7 @@ def test_the_plan_is_what_a_real_step_takes(
     case = CASES[name]
     times = case.micro_batches if case.parallel.zero_stage == 2 else 1
     size = 2 if case.precision == "bf16" else 4
-    width, hidden = MODEL.hidden, MODEL.hidden * MODEL.ffn_factor
+    width, hidden = MODEL.hidden_size, MODEL.hidden_size * MODEL.ffn_multiplier
     experts = 2 * 2 * (2 * width * hidden + hidden + width)  # 2 layers, 2 experts a process
     if case.flat_gradients:  # the dense parameters, with padding; the experts are not reduced
         size = 2 if case.parallel.zero_stage == 2 and case.precision == "bf16" else 4
@@ -124,45 +124,35 @@ def test_the_plan_is_what_a_real_step_takes(
     assert plan["sent"][kind] == (plan["local_parameters"] - experts) * size * times
 
 
-def test_a_plan_of_a_thousand_gpus_needs_none(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(patched_deepspeed, "ensure", lambda path: None)
-    arguments = ["1024", "--plan", "--model", "70B", "--device-memory", "80"]
-    assert cli.main(arguments) == 0
+def test_a_plan_of_a_thousand_gpus_needs_none(checkout: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(patched_deepspeed, "ensure", lambda path, say=print: None)
+    arguments = ["plan", 1024, "--model", "70B", "--device-memory", 80]
+    assert dsmoe(*arguments) == 0
     said = capsys.readouterr().out
-    assert "plan 70B on 1024 process(es): ZeRO-2, expert parallel 8" in said
+    assert "plan 70B on 1024 processes: ZeRO-2, expert parallel 8" in said
     # Two bytes a local parameter, by the closed formula: 64 experts of 16 layers, 8 to a process.
     model, h = MODELS["70B"], 2048
     expert = 2 * 8 * h * h + 8 * h + h
     local = model.parameter_count - 16 * (64 - 8) * expert
     assert re.search(rf"parameters +{2 * local / 2**30:.3f} ", said)
     assert "all-to-all" in said and "all-gather" in said and "fits: " in said
-    assert cli.main([*arguments[:-1], "20"]) == 1
-    assert "does not fit: " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["7", "--plan", "--model", "9B"], "model '9B': expected one of 380M"),
-        (["7", "--plan", "--model", "70B"], "1024 sequences does not divide among 7 GPUs"),
-        (["8", "--plan", "--global-batch", "8"], "goes with --plan --model"),
-        (["8", "--model", "70B"], "--model is for --plan alone"),
-    ],
-)
-def test_plans_that_cannot_be_made(arguments: list[str], expected: str, capsys) -> None:
-    assert cli.main(arguments) == 2 and expected in capsys.readouterr().err
+    # As JSON, and with too little memory: exit code 1, and the verdict says so.
+    assert dsmoe(*arguments[:-1], 20, "--json") == 1
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] is False and plan["verdict"].startswith("does not fit: ")
+    assert plan["local_parameters"] == local
+    assert Case.from_dict(plan["case"]).parallel == Parallel(1024, 8)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("suite", ["artifact", "tuned"])
-def test_the_plan_is_what_a_gpu_takes(suite: str, tmp_path: Path) -> None:
+def test_the_plan_is_what_a_gpu_takes(suite: str, checkout: Path, tmp_path: Path) -> None:
     """One iteration of the suite's case for one GPU, as it is but for small micro-batches."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and there is none")
     arguments = ["--suite", suite, "--micro-batch-size", "8", "--steps", "1", "--warmup", "1"]
-    assert cli.main(["1", *arguments, "--output", str(tmp_path)]) == 0
+    assert dsmoe("run", 1, *arguments, "--output", tmp_path) == 0
     [record] = read_records(tmp_path / "results_e2e.jsonl")
-    [case] = chosen_cases(parser().parse_args(["1", *arguments]), "cuda")
-    spec = {"case": case.to_dict(), "config": deepspeed_config(case, "cuda"), "device": "cuda"}
-    [plan] = worker([spec])
+    [case] = cases_of("1", *arguments)
+    plan = estimate(case, "cuda", checkout)
     assert plan["peak"] == pytest.approx(record.peak_memory_bytes, rel=0.1)

@@ -79,9 +79,9 @@ def test_the_default_text_is_the_standard_library(tmp_path: Path) -> None:
     corpus = prepare(tmp_path / "cache")
     assert Path(argparse.__file__).read_bytes() in held(corpus)
     assert 1_000_000 < corpus.train.size + corpus.held_out.size <= 8_100_000
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: other work does not count
     again = prepare(tmp_path / "cache")
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert again.info == corpus.info and inode(again) == inode(corpus)
     small = find_sources(cap=50_000)
     assert small == sorted(small) and 0 < sum(source.size for source in small) <= 50_000
@@ -133,7 +133,7 @@ def test_content_is_the_same_wherever_the_text_lies(texts: Path, tmp_path: Path)
 
 PREPARE = """
 import sys, json, pathlib, os, signal
-from dsmoe.benchmark import corpus
+from dsmoe.benchmark.data import corpus
 if sys.argv[3] == "kill":
     real = corpus._write
     def write(prefix, *rest):

@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 from support.records import failure, record
 
+from dsmoe import cli
 from dsmoe.benchmark.cases.suites import find_case
-from dsmoe.benchmark.results import plot
 from dsmoe.benchmark.results.comparison import compare, load_reference, table_lines
-from dsmoe.benchmark.results.figure import MEASURED_STYLE, OTHER_MODEL_STYLE, draw_comparison
+from dsmoe.benchmark.results.figure import (
+    DSMOE_STYLE,
+    PUBLISHED_STYLE,
+    REFERENCE_STYLE,
+    draw_comparison,
+)
 from dsmoe.benchmark.results.record import measured
 from dsmoe.benchmark.results.rows import read_rows, row_of
 from dsmoe.benchmark.results.store import RECORDS, append, read_records
@@ -20,11 +25,16 @@ from dsmoe.benchmark.results.store import RECORDS, append, read_records
 PUBLISHED = {1: 34.24, 2: 33.11, 4: 34.67, 8: 40.01, 16: 12.91, 32: 3.82}
 
 
+def ran(suite: str, gpus: int, seconds: float):
+    """A finished run on GPUs with iterations of so many seconds."""
+    return record(suite, gpus, "cuda", **measured(find_case(suite, gpus), [seconds]))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for gpus, seconds in ((1, 20.0), (1, 30.0), (8, 15.7), (16, 20.0)):
-        figures = measured(find_case("artifact", gpus), [seconds])
-        append(tmp_path, record("artifact", gpus, "cuda", **figures))
+        append(tmp_path, ran("artifact", gpus, seconds))
+    append(tmp_path, ran("published", 1, 40.0))
     append(tmp_path, failure("out of memory at iteration 1", "artifact", 4))
     append(tmp_path, failure("killed", "paper", 32))
     append(tmp_path, record())
@@ -34,60 +44,67 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_bar_and_every_gap_is_what_the_rows_say(folder: Path) -> None:
     pytest.importorskip("matplotlib")
+    from matplotlib.colors import to_rgb
+
     reference = load_reference()
-    rows = read_rows(folder / "results_e2e.tsv")
-    points = compare(rows, reference)
+    points = compare(read_rows(folder / "results_e2e.tsv"), reference)
     fig = draw_comparison(points, reference)
     [ax] = fig.axes
 
-    def bars(colour: str) -> dict[int, float]:
-        from matplotlib.colors import to_rgb
-
-        found = [b for b in ax.patches if b.get_facecolor()[:3] == to_rgb(colour)]
-        # A pair stands round the place of its point.
+    def bars(style: dict, hatch: str | None = None) -> dict[int, float]:
+        colour = to_rgb(style["color"])
+        found = [b for b in ax.patches if b.get_facecolor()[:3] == colour]
+        if hatch != "any":
+            found = [b for b in found if b.get_hatch() == hatch]
+        # The bars of a point stand round its place.
         return {points[round(b.get_x() + b.get_width() / 2)].gpus: b.get_height() for b in found}
 
-    assert bars("#c9c9c9") == PUBLISHED
-    best = {1: 20.0, 8: 15.7}
-    figures = {g: record("artifact", g, "cuda", **measured(find_case("artifact", g), [s])).tflops
-               for g, s in best.items()}  # fmt: skip
-    expected = {gpus: figure["artifact"] for gpus, figure in figures.items()}
-    assert bars(MEASURED_STYLE["color"]) == pytest.approx(expected)
-    # 16 GPUs: the artifact's script trains 4.5B, the figure 10B; drawn apart, and not compared.
-    assert list(bars(OTHER_MODEL_STYLE["color"])) == [16]
+    def figure(suite: str, gpus: int, seconds: float) -> float:
+        return ran(suite, gpus, seconds).tflops["artifact"]
+
+    assert bars(REFERENCE_STYLE, "any") == PUBLISHED
+    ours = {1: figure("artifact", 1, 20.0), 8: figure("artifact", 8, 15.7)}
+    assert bars(DSMOE_STYLE) == pytest.approx(ours)
+    assert bars(PUBLISHED_STYLE, "any") == pytest.approx({1: figure("published", 1, 40.0)})
+    # 16 GPUs: the artifact's script trains 4.5B, the figure 10B; drawn apart.
+    assert list(bars(DSMOE_STYLE, "...")) == [16]
     words = [text.get_text() for text in ax.texts]
-    assert words.count("not measured") == 2 and "here: out of memory" in words
-    assert "here: failed" in words and "reference: out of memory" in words
-    assert len(ax.patches) == len(PUBLISHED) + 3
+    assert words.count("dsmoe: not measured") == 2 and "dsmoe: out of memory" in words
+    assert "dsmoe: failed" in words and "reference: out of memory" in words
+    assert words.count("published method: not measured") == len(points) - 1
+    assert len(ax.patches) == len(PUBLISHED) + 3 + 1
     names = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert len(names) == 3 and names[0].startswith("reference: ")
+    assert len(names) == 4 and names[0].startswith("reference: ")
 
 
 def test_the_table_has_a_word_for_every_gap(folder: Path) -> None:
     reference = load_reference()
     points = compare(read_rows(folder / "results_e2e.tsv"), reference)
-    lines = {line.split()[0]: line for line in table_lines(points, reference)[1:]}
-    assert re.fullmatch(r"1 +380M +34.24 +110.68 +3.23 +p3.16 +2", lines["1"])
-    assert re.fullmatch(r"2 +690M +33.11 +not measured +- +- +0", lines["2"])
-    assert re.fullmatch(r"16 +10B +12.91 +\S+ \(4.5B\) +- +p3.16 +1", lines["16"])
-    assert re.fullmatch(r"64 +70B +out of memory +not measured +- +- +0", lines["64"])
+    head, *rows, note = table_lines(points, reference)
+    assert head.split()[:2] == ["GPUs", "model"]
+    lines = {line.split()[0]: line for line in rows}
+    assert re.fullmatch(r"1 +380M +34.24 +55.34 +110.68 +2.00", lines["1"])
+    assert re.fullmatch(r"2 +690M +33.11 +not measured +not measured +-", lines["2"])
+    assert re.fullmatch(r"16 +10B +12.91 +not measured +\S+ \(4.5B\) +-", lines["16"])
+    assert re.fullmatch(r"64 +70B +out of memory +not measured +not measured +-", lines["64"])
+    assert "measured on p3.16" in note
     nothing = compare([row_of(record()), row_of(record(device="cuda"))], reference)
-    assert all(point.measured is None and point.runs == 0 for point in nothing)
+    assert all(m.tflops is None and m.runs == 0 for p in nothing for m in (p.published, p.dsmoe))
 
 
 def test_the_commands_write_whole_files_or_say_why(folder: Path, capsys) -> None:
     pytest.importorskip("matplotlib")
-    assert plot.main([str(folder), "--output", str(folder / "fig.png")]) == 0
+    assert cli.main(["plot", str(folder), "--output", str(folder / "fig.png")]) == 0
     said = capsys.readouterr().out
     assert "1 CPU run(s) are not drawn" in said and "ratio" in said
     assert (folder / "fig.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "fig.pdf").read_bytes().startswith(b"%PDF")
-    assert plot.main([str(folder), "--cpu", "--output", str(folder / "cpu")]) == 0
+    assert cli.main(["plot", str(folder), "--cpu", "--output", str(folder / "cpu")]) == 0
     assert (folder / "cpu.pdf").stat().st_size and not list(folder.glob(".fig*"))
-    for command in (plot, html):
-        assert command.main([str(folder / "none.jsonl")]) == 10
+    for command in ("plot", "report"):
+        assert cli.main([command, str(folder / "none.jsonl")]) == 10
         assert capsys.readouterr().err.startswith("error: ")
-    assert plot.main([str(folder), "--output", "/proc/none/fig"]) == 10
+    assert cli.main(["plot", str(folder), "--output", "/proc/none/fig"]) == 10
     assert "the figure was not written" in capsys.readouterr().err
 
 
@@ -127,7 +144,7 @@ def test_the_report_is_one_page_that_loads_nothing(folder: Path) -> None:
     evil = "<script>alert(1)</script> & \"'"
     append(folder, failure(evil, "artifact", 1))
     records = read_records(folder / RECORDS)
-    assert html.main([str(folder), "--output", str(folder / "r.html")]) == 0
+    assert cli.main(["report", str(folder), "--output", str(folder / "r.html")]) == 0
     text = (folder / "r.html").read_text(encoding="utf-8")
     page = Page(text)
     assert "script" not in page.tags and "img" not in page.tags and evil in page.texts

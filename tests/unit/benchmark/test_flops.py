@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dsmoe.benchmark.cases.case import ModelCase
 from dsmoe.benchmark.cases.flops import FORMULAS, artifact_flop, tflops, useful_flop
-from dsmoe.benchmark.cases.suites import MODELS, ModelCase, find_case
+from dsmoe.benchmark.cases.suites import MODELS, find_case
 
 # osdi22_artifact/results_e2e.tsv at commit 02b5e335, method parax.inter_only (group 2048, remat):
 # model, GPUs, seconds of each iteration, TFLOPS a GPU to four decimals.
@@ -28,7 +29,7 @@ def test_artifact_formula_gives_the_published_figures(model, gpus, seconds, expe
 # attention 8*16 + 4*3*4 = 176; dense 4*8*16 = 512, so 688;
 # experts 8*8*16 = 1024, gate 2*4*2 = 16, masks 4*6 = 24, dispatch 8*4*6 = 192: 176+1256 = 1432;
 # one layer of each: 2120; output 2*4*5 = 40 forward, 120 in all.
-TINY = ModelCase("tiny", 4, 2, 2, heads=1, sequence=3, vocab=5)
+TINY = ModelCase("tiny", 4, 2, 2, num_heads=1, sequence_length=3, vocab_size=5)
 
 
 def test_formulas_against_hand_made_numbers() -> None:

@@ -41,7 +41,7 @@ def drawn_by_the_artifact(path: Path) -> dict[tuple[str, int, str], float]:
 def test_the_row_is_the_artifact_s_line() -> None:
     line = row_of(record("artifact", 8, "cuda")).line()
     names, value, stamp = line.rsplit("\t", 2)
-    assert names == "e2e\tp3.16\t1\t8\tmoe\tdeepspeed" and stamp == "1634066610.5"
+    assert names == "e2e\tp3.16\t1\t8\tmoe\tdsmoe" and stamp == "1634066610.5"
     # 2.5 s is the median; the parameter count is in billions.
     tflops = record("artifact", 8, "cuda").tflops["artifact"]
     assert value == f"{{'tflops': {tflops!r}, 'parameter_count': 2.384144384}}"
@@ -56,8 +56,8 @@ def test_the_artifact_s_plot_draws_paper_cases_and_nothing_else(tmp_path: Path) 
     for run in (slow, fast, lost, record("artifact", 1, "cpu"), record(), record(device="cuda")):
         append(tmp_path, run)
     assert drawn_by_the_artifact(tmp_path / ROWS) == {
-        ("moe", 8, "deepspeed"): fast.tflops["artifact"],
-        ("moe", 4, "deepspeed"): -1,
+        ("moe", 8, "dsmoe"): fast.tflops["artifact"],
+        ("moe", 4, "dsmoe"): -1,
     }
     assert [row.exp_name for row in read_rows(tmp_path / ROWS)][3:] == [
         "smoke-cpu",
@@ -185,7 +185,7 @@ KILLED = """
 import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[2])
 from support.records import record
-from dsmoe.benchmark import results
+from dsmoe.benchmark.results import store as results
 real = results._append_line
 def write(path, line):
     if path.name == results.ROWS: os.kill(os.getpid(), signal.SIGKILL)
@@ -294,8 +294,8 @@ def test_broken_record_files_are_one_line_with_its_number(tmp_path: Path) -> Non
     broken = {
         good[:-20]: "not a JSON record",
         "[1]": "a JSON list",
-        good.replace('"schema":1', '"schema":2'): "schema 2, this version reads 1",
-        good.replace('"schema":1', '"schema":1,"more":0'): "unknown fields: more",
+        good.replace('"schema":2', '"schema":3'): "schema 3, this version reads 1 and 2",
+        good.replace('"schema":2', '"schema":2,"more":0'): "unknown fields: more",
         good.replace('"device":"cpu",', ""): "fields are missing",
         good.replace("4.25", "NaN"): "NaN is not a number",
         "[" * 20000: "not a JSON record",

@@ -21,7 +21,6 @@ COMMANDS = [
     (["-m", "dsmoe", "run", "2", "--suite", "smoke", "--dry-run"], 0),
     (["-m", "dsmoe", "report", "absent"], 10),
     (["apply_patch.py", "--help"], 0),
-    (["-m", "dsmoe", "converge", "--help"], 0),
     (["-m", "dsmoe", "converge", "--steps", "none"], 2),
     (["-m", "dsmoe", "bench", "--steps", "0"], 2),
     (["-m", "dsmoe", "profile", "1", "--suite", "tuned", "--all"], 2),
@@ -54,16 +53,32 @@ def test_there_is_no_output(command: list[str], code: int) -> None:
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
+class Broken:
+    """A stream that cannot be written to, for a reason that no lost reader has."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EISDIR, "Is a directory")
+
+    def flush(self) -> None:
+        pass
+
+
 def test_another_failure_of_the_output_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full:
-        def write(self, text: str) -> int:
-            raise OSError(errno.EINVAL, "Invalid argument")
-
-        def flush(self) -> None:
-            pass
-
-    stream: Any = Full()
+    stream: Any = Broken()
     monkeypatch.setattr(sys, "stdout", stream)
-    with pytest.raises(OSError, match="Invalid"), patient_output():
+    with pytest.raises(OSError, match="Is a directory"), patient_output():
         print("something")
     assert sys.stdout is stream
+
+
+def test_a_character_that_the_output_lacks_is_written_by_its_number() -> None:
+    code = "from dsmoe.common.output import patient_output as patient\n"
+    code += "with patient(): print('caf\\xe9')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9\n"), done.stderr

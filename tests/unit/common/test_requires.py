@@ -20,6 +20,9 @@ COMMANDS = [
     ["get_hostfiles.py"],
     ["-m", "dsmoe", "--version"],
     ["-m", "dsmoe", "run", "1"],
+    ["-m", "dsmoe", "check"],
+    ["-m", "dsmoe", "plot", "results"],
+    ["-m", "dsmoe", "report", "results"],
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.commands import dsmoe
 
 from dsmoe.benchmark.timing.profile import kind_of
 
@@ -22,3 +23,10 @@ from dsmoe.benchmark.timing.profile import kind_of
 )
 def test_the_kind_of_a_kernel(kernel: str, kind: str) -> None:
     assert kind_of(kernel) == kind
+
+
+@pytest.mark.parametrize("option", ["--all", "--steps 3", "--warmup 2"])
+def test_options_that_a_profile_has_not(option: str, capsys) -> None:
+    assert dsmoe("profile", 1, "--suite", "tuned", *option.split()) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {option.split()[0]}: one step of one case is profiled")

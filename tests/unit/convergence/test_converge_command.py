@@ -1,0 +1,72 @@
+"""``dsmoe converge`` without training: the figure of what is there, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.commands import NO_GPU, dsmoe
+from support.comparison import recorded, words
+
+from dsmoe.benchmark.preflight import machine
+from dsmoe.benchmark.run import patched_deepspeed
+from dsmoe.convergence import plot
+
+
+def test_the_figure_is_drawn_from_the_files_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    recorded(tmp_path)
+    drawn: list[Any] = []
+    save = plot.save
+    monkeypatch.setattr(plot, "save", lambda fig, to: (drawn.append(fig), save(fig, to))[1])
+    assert dsmoe("converge", "--plot-only", "--output", tmp_path) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert all((tmp_path / f"convergence{suffix}").stat().st_size for suffix in (".png", ".pdf"))
+    losses, apart, load, dropped = drawn[0].axes
+    assert len(losses.lines) == 10  # five arms, two seeds
+    assert [t.get_text() for t in drawn[0].legends[0].get_texts()][1] == (
+        "dense, equal FLOPs per token: last 0.9630 ± 0.0010"
+    )
+    # Less the dense arm: -0.01 for the first arm at every token count; the last line is zero.
+    assert apart.lines[0].get_ydata() == pytest.approx([-0.01] * 10)
+    assert len(apart.lines) == 9
+    # Four arms with experts, two seeds: two layers and their mean each, and the line at 1.
+    assert len(load.lines) == 4 * 2 * 3 + 1 and len(dropped.lines) == 4 * 2 * 3
+    assert load.lines[2].get_ydata() == pytest.approx([1.5] * 10)
+    assert dropped.lines[2].get_ydata() == pytest.approx([6.0] * 10)
+    assert "moe-artifact-adafactor-same-lr" in out and "failed: out of memory" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--arms", "mole"], 2, "invalid choice: 'mole'"),
+        (["--steps", "0"], 2, "'0' is not a whole number from 1"),
+        (["--no-plot", "--micro-batch", "3"], 2, "expected a divisor of it"),
+        (["--no-plot", "--experts", "1"], 2, "expected at least 2 for top-2"),
+        (["--no-plot", "--layers", "3"], 2, "layers is odd"),
+        (["--plot-only", "--no-plot"], 2, "give one of them"),
+        (["--plot-only", "--output", "nothing-here"], 10, "no such file"),
+        (["--no-plot", "--data", "one.txt", "--output", "out"], 9, "expected at least 2, one to"),
+    ],
+)
+def test_refusals_are_one_line(
+    options: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(machine, "this_machine", lambda: NO_GPU)
+    monkeypatch.setenv("DSMOE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(patched_deepspeed, "ensure", lambda path, say=print: None)
+    monkeypatch.chdir(tmp_path)
+    Path("one.txt").write_text(words("one"))
+    assert dsmoe("converge", *options) == code
+    err = capfd.readouterr().err
+    assert message in err and err.count("\n") == 1 and err.startswith("error: ")
