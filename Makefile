@@ -5,7 +5,7 @@ SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/t
 	tests/engine/test_flat_gradients.py
 # Two processes; tests/conftest.py says which tests stay in one of them.
 PARALLEL = -n 2
-.PHONY: test test-all test-matrix test-ray bench bench-gpu docs lint series
+.PHONY: test test-unit test-all test-matrix test-ray bench bench-gpu docs lint coverage dist series
 
 test: lint
 	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) -m "not slow" && \
@@ -30,7 +30,22 @@ bench-gpu:
 	@python=$(PYTHON) && scripts/bench-gpu.sh "$$python"
 
 lint:
-	@python=$(PYTHON) && "$$python" -m ruff check . && "$$python" -m ruff format --check .
+	@python=$(PYTHON) && "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
+	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then "$$python" -m mypy; \
+	else echo "mypy is not run: it needs Python 3.11 or newer"; fi
+
+# The tests that need neither a DeepSpeed checkout nor process groups: under a minute.
+test-unit:
+	@python=$(PYTHON) && "$$python" -m pytest -q tests/unit
+
+# Which lines of dsmoe/ the tests run, also in the processes that they start: htmlcov/index.html.
+coverage:
+	@python=$(PYTHON) && "$$python" -m coverage erase && \
+	"$$python" -m pytest -q -m "not slow" --cov --cov-report=term --cov-report=html
+
+# The wheel, in dist/.
+dist:
+	@python=$(PYTHON) && "$$python" -m pip wheel -q --no-deps -w dist .
 
 # The site, in build/site: pages made from the code, their links and words checked, then mkdocs.
 docs:

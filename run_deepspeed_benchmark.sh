@@ -3,6 +3,11 @@
 # missing first: a virtual environment, the DeepSpeed checkout, the patches. See --help.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-python=$("$here/scripts/setup.sh")
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+for word in "$@"; do
+    case $word in # the help needs no package, so install none
+    -h | --help) exec "${DSMOE_PYTHON:-python3}" -m dsmoe run --help ;;
+    esac
+done
+python=$("$here/scripts/setup.sh")
 exec "$python" -m dsmoe run "$@"

@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 DATA = ("patch", "overlay", "bases")
 
 
-class WithData(build_py):
+class WithData(build_py):  # type: ignore[misc]  # setuptools takes it from distutils, untyped
     """build_py that also copies the project's data, byte for byte and with file modes."""
 
     def run(self) -> None:

@@ -8,6 +8,7 @@ check_python("dsmoe")
 
 
 def main():
+    # type: () -> int
     """Run the command line; a Ctrl-C while modules are imported is one line too."""
     try:
         from dsmoe.cli import main as run

@@ -2,7 +2,7 @@
 """Run the tests on several Pythons and torches, each in an environment of its own; write a table.
 
     python scripts/matrix.py               every stack whose Python is found here
-    python scripts/matrix.py 3.9 era       these alone
+    python scripts/matrix.py 3.9 oldest    these alone
     make test-matrix                       the first form
 
 Environments are kept in build/matrix/. A Python is looked for as python3.X on PATH and among
@@ -23,42 +23,57 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dsmoe.common.dependencies import requirements  # noqa: E402
+
 PLACE = ROOT / "build" / "matrix"
 TABLE = ROOT / "docs" / "reference" / "compatibility.md"
 MARKS = ("<!-- matrix -->\n", "<!-- end of matrix -->\n")
-#: What cannot work on the era stack: a test id a line, then "#" and the reason.
-ERA_LEFT_OUT = ROOT / "tests" / "era.txt"
-DEV = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100"]
-PLAIN = ["filelock", "rich>=13", "hjson", "packaging", "psutil", "py-cpuinfo", "tqdm", "wheel"]
-WHOLE = ["tests/engine", "tests/moe", "tests/adafactor"]
+#: What cannot work with the oldest torch: a test id a line, then "#" and the reason.
+OLDEST_LEFT_OUT = ROOT / "tests" / "oldest.txt"
+#: The folders that this tests; on base 0.5.4 the two files.
+WHOLE = ["tests/engine"]
 SHORT = ["tests/engine/test_compat.py", "tests/engine/test_parallel.py"]
 BASES = {"bd3ebd": WHOLE, "0.5.4": SHORT}
+#: Of the extra "dev": what the tests in those folders import.
+TOOLS = ("hypothesis", "pytest", "pytest-timeout", "tokenizers")
+
+
+def listed(*extras: str, only: tuple[str, ...] = (), but: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The requirements of ``extras`` in pyproject.toml, as pip takes them."""
+    found = requirements() + requirements(*extras)
+    return tuple(str(r) for r in found if (not only or r.name in only) and r.name not in but)
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A Python and what is installed for it: requirement files and packages, in steps of pip."""
+    """A Python and what is installed for it, in steps of pip."""
 
     name: str
     python: str
     steps: tuple[tuple[str, ...], ...]
-    era: bool = False
+    oldest: bool = False
 
 
-REQUIREMENTS = (("-r", "requirements.txt"), ("-U", "setuptools>=65", *DEV, "tokenizers"))
-STACKS = (
-    Stack("3.9", "3.9", REQUIREMENTS),
-    Stack("3.11", "3.11", REQUIREMENTS),
-    Stack("3.13", "3.13", REQUIREMENTS),
-    Stack(
-        "era",
-        "3.8",
-        (
-            ("torch==1.10.2", "numpy<2", "setuptools>=65", "GitPython>=3.1.40", *PLAIN, *DEV),
-            ("--no-deps", "torch-optimizer==0.3.0", "pytorch-ranger==0.1.1"),
-        ),
-        era=True,
+TESTED = (listed("run", "torch"), ("-U", "setuptools>=65", *listed("dev", only=TOOLS)))
+# Their metadata asks for a newer torch than they need.
+PINNED = ("torch-optimizer", "pytorch-ranger")
+OLDEST = (
+    (
+        "torch==1.10.2",
+        "numpy<2",
+        "setuptools>=65",
+        *listed("run", but=("torch", "numpy", "setuptools", *PINNED)),
+        *listed("dev", only=TOOLS[:-1]),
     ),
+    ("--no-deps", *listed("run", only=PINNED)),
+)
+STACKS = (
+    Stack("3.9", "3.9", TESTED),
+    Stack("3.11", "3.11", TESTED),
+    Stack("3.13", "3.13", TESTED),
+    Stack("oldest", "3.8", OLDEST, oldest=True),
 )
 
 
@@ -73,14 +88,14 @@ def find_python(version: str) -> str | None:
     return None
 
 
-def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=str(ROOT), capture_output=True, text=True, **options)
+def run(command: list[str], env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=str(ROOT), env=env, capture_output=True, text=True)
 
 
 def prepare(stack: Stack, python: str) -> Path | str:
     """The environment's python; a reason where it cannot be made."""
     place = PLACE / f"py{stack.python}"
-    stamp, wanted = place / "steps.json", json.dumps([stack.steps, requirements()])
+    stamp, wanted = place / "steps.json", json.dumps(stack.steps)
     ours = place / "bin" / "python"
     if stamp.is_file() and stamp.read_text() == wanted:
         return ours
@@ -97,24 +112,20 @@ def prepare(stack: Stack, python: str) -> Path | str:
     return ours
 
 
-def requirements() -> str:
-    return (ROOT / "requirements.txt").read_text(encoding="utf-8")
-
-
 def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:120] if lines else "no message"
 
 
 def left_out() -> list[str]:
-    lines = ERA_LEFT_OUT.read_text(encoding="utf-8").splitlines()
+    lines = OLDEST_LEFT_OUT.read_text(encoding="utf-8").splitlines()
     return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
 
 
 def test(stack: Stack, python: Path, base: str, tests: list[str]) -> str:
     """Run pytest; its last line, shortened, with the seconds."""
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
-    if stack.era:
+    if stack.oldest:
         command += [part for name in left_out() for part in ("--deselect", name)]
     started = time.monotonic()
     environment = {**os.environ, "DSMOE_BASE": base, "OMP_NUM_THREADS": "1"}
@@ -155,7 +166,7 @@ def row(stack: Stack) -> list[str]:
     versions = run([str(ours), "-c", code])
     if versions.returncode:
         return [stack.python, "", f"torch: {last_line(versions.stderr)}", "", ""]
-    cells = versions.stdout.split()
+    cells: list[str] = versions.stdout.split()
     for base, tests in BASES.items():
         cells.append(test(stack, ours, base, tests))
         print(f"   {base}: {cells[-1]}", flush=True)

@@ -156,7 +156,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_output(parser: argparse.ArgumentParser, default: str, words: str) -> None:
+def add_output(parser: argparse._ActionsContainer, default: str, words: str) -> None:
     parser.add_argument(
         "--output",
         type=Path,

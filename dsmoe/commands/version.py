@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import json
 import platform
-from importlib import metadata
 from typing import Any
 
 from dsmoe import __version__
+from dsmoe.common import dependencies
 from dsmoe.common.errors import DsmoeError
 from dsmoe.patchset.base import Base, load_bases
 from dsmoe.patchset.locked_result import read_result
 from dsmoe.patchset.series import load_series, readable
 
-#: Packages used at run time: name -> (licence as its own files state it, what it is used for).
-PACKAGES = {
+#: What a run uses: name -> (licence as its own files state it, what it is used for). The extras
+#: that EXTRAS names say which packages there are; the test of this file holds the two together.
+EXTRAS = ("run", "hopper")
+LICENCES = {
+    "GitPython": ("BSD-3-Clause", "runs git for the applier"),
     "torch": ("BSD-3-Clause", "tensors, autograd, process groups"),
     "torch-optimizer": ("Apache-2.0", "the artifact's AdaFactor, the oracle in the tests"),
     "pytorch-ranger": ("Apache-2.0", "imported by torch-optimizer"),
-    "GitPython": ("BSD-3-Clause", "runs git for the applier"),
     "filelock": ("MIT", "locks of the prepared text"),
     "numpy": ("BSD-3-Clause", "token files"),
     "rich": ("MIT", "progress and tables"),
+    "matplotlib": ("Matplotlib licence, based on PSF-2.0", "figures"),
     "hjson": ("MIT", "imported by DeepSpeed"),
     "packaging": ("Apache-2.0 OR BSD-2-Clause", "imported by DeepSpeed"),
-    "psutil": ("BSD-3-Clause", "imported by DeepSpeed"),
+    "psutil": ("BSD-3-Clause", "processes of a run; imported by DeepSpeed"),
     "py-cpuinfo": ("MIT", "imported by DeepSpeed"),
     "tqdm": ("MPL-2.0 AND MIT", "imported by DeepSpeed"),
+    "setuptools": ("MIT", "distutils, which DeepSpeed imports"),
+    "wheel": ("MIT", "builds packages for pip"),
+    "quack-kernels": ("Apache-2.0", "matrix products on a Hopper GPU"),
+    "flash-attn-4": ("BSD-3-Clause", "the gradient of attention on a Hopper GPU"),
+    "nvidia-cutlass-dsl": ("NVIDIA's own licence", "used by quack-kernels and flash-attn-4"),
 }
 
 
@@ -37,10 +45,21 @@ def parts() -> dict[str, Any]:
         "python": platform.python_version(),
         "bases": [_base(base) for base in load_bases()],
         "packages": [
-            {"name": name, "version": _installed(name), "licence": licence, "used_for": use}
-            for name, (licence, use) in PACKAGES.items()
+            {
+                "name": name,
+                "version": dependencies.version_of(name),
+                "licence": LICENCES[name][0],
+                "used_for": LICENCES[name][1],
+            }
+            for name in package_names()
         ],
     }
+
+
+def package_names() -> list[str]:
+    """The packages that a run uses, in the order of pyproject.toml."""
+    listed = dependencies.requirements() + dependencies.requirements(*EXTRAS)
+    return list(dict.fromkeys(item.name for item in listed))
 
 
 def _base(base: Base) -> dict[str, Any]:
@@ -64,13 +83,6 @@ def _base(base: Base) -> dict[str, Any]:
         "locked_series": digest,
         "result": trees,
     }
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def show(as_json: bool = False) -> int:

@@ -1,8 +1,8 @@
 """Start again with the Python of ``.venv``, where this one lacks what the project needs.
 
-``./run_deepspeed_benchmark.sh`` makes ``.venv`` beside the front doors; the other commands are
-typed with whatever ``python`` is at hand. Where that one lacks a package and ``.venv`` is there,
-the command goes on in ``.venv``; where it is not there, one line says how to make it.
+``./run_deepspeed_benchmark.sh`` makes ``.venv`` in the project's folder; a user may type the other
+commands with any ``python``. If that one lacks a package and ``.venv`` exists, the command starts
+again in ``.venv``; otherwise one line says what to install.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
+from dsmoe.common import dependencies
 from dsmoe.common.places import installed, project_root
 
 EXIT_CODE = 8
@@ -18,9 +20,9 @@ _AGAIN = "DSMOE_STARTED_AGAIN"
 
 
 def need(*packages: str) -> None:
-    """Go on only where ``packages`` can be imported; call it when started as a program.
+    """Return if ``packages`` can be imported; call it when started as a program.
 
-    Ends the process with one line and exit code 8 where they cannot be had.
+    Ends the process with one line and exit code 8 if no Python here can import them.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if not missing:
@@ -32,12 +34,21 @@ def need(*packages: str) -> None:
     if words and python.is_file() and not installed() and not os.environ.get(_AGAIN):
         os.environ[_AGAIN] = "1"
         os.execv(str(python), [str(python), *words[1:]])
-    remedy = f"run {python}" if python.is_file() else f"{sys.executable} -m pip install them"
-    if not installed() and not python.is_file():
-        remedy = f"run {project_root() / 'scripts' / 'setup.sh'}, which makes .venv, and repeat"
     print(
-        f"error: {sys.executable} cannot import {', '.join(missing)}; expected what "
-        f"requirements.txt lists: {remedy}",
+        f"error: {sys.executable} cannot import {', '.join(missing)}; expected what dsmoe needs "
+        f"for a run: {_remedy(python)}",
         file=sys.stderr,
     )
     sys.exit(EXIT_CODE)
+
+
+def _remedy(python: Path) -> str:
+    """What to do, where ``python`` would be the one of ``.venv``."""
+    command = dependencies.how_to_install("run")
+    if installed():
+        return f"run {command}"
+    if not python.is_file():
+        return f"run {command}, which makes .venv, and repeat"
+    if Path(sys.executable).absolute() == python:
+        return f"{python.parents[1]} is half made (its set-up was stopped); run {command}"
+    return f"run this with {python}"

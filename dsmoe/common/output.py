@@ -56,7 +56,7 @@ def patient_output() -> Iterator[None]:
             reconfigure(errors="backslashreplace")
     # Python has None for a stream that was closed before it began, and prints to it nowhere
     patient = [stream and _Patient(stream) for stream in streams]
-    sys.stdout, sys.stderr = patient  # type: ignore[assignment]
+    sys.stdout, sys.stderr = patient
     try:
         yield
     finally:

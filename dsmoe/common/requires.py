@@ -1,7 +1,7 @@
 """Which Python and torch can work; the rest is refused at start in one line.
 
 This module is imported by versions of Python that the rest of the package cannot be read by, so
-it has neither annotations nor imports from the package.
+it has neither annotations, only comments on types, nor imports from the package.
 """
 
 import sys
@@ -12,6 +12,7 @@ EXIT_CODE = 8
 
 
 def check_python(program):
+    # type: (str) -> None
     """End the process with one line where this Python is too old."""
     if sys.version_info < PYTHON:
         found = "%d.%d" % sys.version_info[:2]
@@ -23,6 +24,7 @@ def check_python(program):
 
 
 def torch_problem(version):
+    # type: (str) -> str | None
     """What is wrong with torch ``version`` ("1.9.1+cpu"), in one line; None if it can work."""
     numbers = []
     for part in version.split("+")[0].split(".")[:2]:

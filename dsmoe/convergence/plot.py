@@ -79,9 +79,9 @@ def _losses(ax: Any, curves: Sequence[Curve], unit: float) -> None:
         finals = [c.points[-1]["held_out_loss"] for c in curves if c.arm == curve.arm]
         mean = sum(finals) / len(finals)
         spread = f" ± {(max(finals) - min(finals)) / 2:.4f}" if len(finals) > 1 else ""
-        label = f"{ARMS[curve.arm].words}: last {mean:.4f}{spread}"
+        words = f"{ARMS[curve.arm].words}: last {mean:.4f}{spread}"
         tokens = [point["tokens"] / unit for point in points]
-        label = None if curve.arm in named else label
+        label = None if curve.arm in named else words  # one label an arm
         ax.plot(tokens, losses, label=label, **STYLES[curve.arm])
         named.add(curve.arm)
     room = 0.05 * (max(shown) - min(shown)) or 0.1

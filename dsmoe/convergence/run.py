@@ -55,7 +55,10 @@ class Sums:
         experts = run.engine.module.config.num_experts
         layers = len(run.engine.module.config.moe_layers)
         sizes = ((3,), (layers, experts), (layers,))
-        return cls(*(torch.zeros(size, dtype=torch.float64, device=run.device) for size in sizes))
+        losses, load, dropped = (
+            torch.zeros(size, dtype=torch.float64, device=run.device) for size in sizes
+        )
+        return cls(losses, load, dropped)
 
     def add(self, losses: torch.Tensor, stats: Any) -> None:
         self.losses += losses
@@ -175,6 +178,7 @@ def held_out_batches(run: Run, windows: int, size: int) -> Iterator[np.ndarray]:
     """Batches [size, S+1] of up to ``windows`` held-out windows, the same at every call: evenly
     spaced, so that they come from all of the held-out documents."""
     model = run.case.model
+    assert run.text.held_out is not None  # the command refused such a text
     sampler = WindowSampler(
         run.text.held_out,
         model.sequence_length,

@@ -21,7 +21,7 @@ from support import ROOT
 
 try:
     from torch.utils._python_dispatch import TorchDispatchMode
-except ImportError:  # torch 1.10: nothing is watched there, and tests/era.txt says so
+except ImportError:  # torch 1.10: nothing is watched there, and tests/oldest.txt says so
     TorchDispatchMode = contextlib.nullcontext
 
 OVERLAY = ROOT / "overlay" / "deepspeed"

@@ -12,6 +12,7 @@ the figure), and benchmark/alpa/suite_paper_manual_moe.py at 8350d913 (model siz
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
 from dsmoe.benchmark.cases.published import published
@@ -28,7 +29,7 @@ MODELS = {
 # The artifact's script dropped the balance loss (docs/tutorial/from-the-artifact.md).
 ARTIFACT_AUXILIARY = 0.01
 # How this project trains on GPUs, whatever the model and the batch.
-FAST = {"compiled": True, "flat_gradients": True, "cuda_graph": True}
+FAST: dict[str, Any] = {"compiled": True, "flat_gradients": True, "cuda_graph": True}
 
 
 def _artifact(gpus: int, model: str, micro_batches: int, expert_parallel_size: int) -> Case:

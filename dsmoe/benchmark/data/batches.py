@@ -121,7 +121,8 @@ def artifact_ids(tokens: np.ndarray, largest_id: int, vocab_size: int) -> np.nda
     ``largest_id`` are spread over GPT-2's first, so that a small vocabulary has both.
     """
     spread = tokens * GPT2_VOCABULARY // (largest_id + 1)
-    return np.minimum(spread // vocab_size, 1).astype(np.int64)
+    ids: np.ndarray = np.minimum(spread // vocab_size, 1).astype(np.int64)
+    return ids
 
 
 def as_torch(batch: np.ndarray | Any, device: str = "cpu") -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -200,7 +200,7 @@ def _write(prefix: Path, sources: list[Source], encoder: Any, content: Any) -> t
     return tokens, max(largest, encoder.end_of_document)
 
 
-def _hashed(path: Path, content: Any):
+def _hashed(path: Path, content: Any) -> Iterator[bytes]:
     for piece in read_pieces(path):
         content.update(piece)
         yield piece

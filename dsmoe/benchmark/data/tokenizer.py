@@ -90,10 +90,13 @@ class JsonTokenizer:
     def decode(self, ids: np.ndarray) -> bytes:
         """The text of ``ids`` [n] in UTF-8; ends of documents are left out."""
         kept = [int(i) for i in ids if int(i) != self.end_of_document]
-        return self._tokenizer.decode(kept).encode("utf-8")
+        text: str = self._tokenizer.decode(kept)
+        return text.encode("utf-8")
 
 
-def load_tokenizer(path: str | None = None, end_name: str | None = None):
+def load_tokenizer(
+    path: str | None = None, end_name: str | None = None
+) -> ByteTokenizer | JsonTokenizer:
     """The tokenizer of the JSON file ``path``, or bytes without one."""
     return JsonTokenizer(Path(path), end_name) if path else ByteTokenizer()
 

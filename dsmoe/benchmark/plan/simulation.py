@@ -59,7 +59,8 @@ def planned_kernels(fuses: bool, flat_attention: bool) -> Any:
             self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float
         ) -> torch.Tensor:
             if flat_attention:
-                return FlatAttention.apply(q, k, v)
+                out: torch.Tensor = FlatAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
+                return out
             return math_attention(q, k, v, dropout)
 
     return PlannedKernels(Libraries())
@@ -76,7 +77,7 @@ def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     """
     from deepspeed.moe.kernels.policy import using
     from deepspeed.moe.lm import MoELM, param_groups
-    from deepspeed.utils import groups
+    from deepspeed.utils import groups  # type: ignore[attr-defined]
 
     from dsmoe.benchmark.train.start import model_config
 
@@ -142,7 +143,7 @@ def _engine(
             masters = [torch.empty(p.shape, dtype=torch.float32, device="meta") for p in params]
         for master in masters:
             master.requires_grad = True
-    return Plain(cut, _optimizer(masters or params, config, ledger, []), masters, ledger)
+    return Plain(cut, _optimizer(masters or [*params], config, ledger, []), masters, ledger)
 
 
 def _optimizer(
@@ -154,19 +155,20 @@ def _optimizer(
     kind, params = config["optimizer"]["type"], dict(config["optimizer"]["params"])
     with ledger.kind(STATE):
         if kind == "Adafactor":
-            optimizer: Any = Adafactor(tensors, **params)
+            adafactor = Adafactor(tensors, **params)
             for group in cut:
                 ids = list(range(len(group.params)))
                 place = group.process_group
                 tag_partition(group.master, group.params, group.rank, group.parts, place, ids)
-            optimizer.init_state()
-            return optimizer
+            adafactor.init_state()
+            return adafactor
+        optimizer: torch.optim.Optimizer
         params.pop("torch_adam", None)
         # A fused kernel has no temporary tensors; the plain one has two, of one tensor's size.
         make: Any = torch.optim.AdamW if kind == "AdamW" else torch.optim.SGD
         if params.pop("fused", False):
             optimizer = make(tensors, foreach=False, **params)
-            optimizer.step = lambda: None
+            optimizer.step = lambda closure=None: None  # type: ignore
         else:
             optimizer = make(tensors, foreach=False, **params)
         if kind == "AdamW":
@@ -192,7 +194,7 @@ def _reductions(zero: Zero | Flat | Plain, case: Case, device: str) -> dict[str,
     return {"reduce": whole * (case.micro_batches if stage == 2 else 1), "all-gather": part}
 
 
-def _dispatch_bytes(model: torch.nn.Module, tokens: int) -> int:
+def _dispatch_bytes(model: Any, tokens: int) -> int:
     """Bytes of the slots of all experts that one process fills in one layer (in or out)."""
     from deepspeed.moe.gshard.layer import GShardLayer
 
@@ -200,8 +202,7 @@ def _dispatch_bytes(model: torch.nn.Module, tokens: int) -> int:
         if isinstance(module, GShardLayer):
             size = min(module.group_size or tokens, tokens)
             rows = -(-tokens // size) * module.capacity(tokens, size)
-            weight = module.gate.wg.weight
-            width = weight.shape[1] * model.embedding.weight.element_size()
+            width: int = module.gate.wg.weight.shape[1] * model.embedding.weight.element_size()
             return module.num_experts * rows * width
     return 0
 
@@ -211,7 +212,7 @@ def main() -> None:
     specs = json.load(sys.stdin)
     parallel = specs[0]["case"]["parallel"]
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel["processes"])
-    from deepspeed.utils import groups
+    from deepspeed.utils import groups  # type: ignore[attr-defined]
 
     groups.initialize(ep_size=parallel["expert_parallel_size"])
     plans = [

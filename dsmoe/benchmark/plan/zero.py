@@ -22,6 +22,12 @@ GRADIENTS = "gradients"
 BUCKETS = "reduce buckets"
 
 
+def _grad(param: Tensor) -> Tensor:
+    """The gradient of ``param``, after its backward pass."""
+    assert param.grad is not None
+    return param.grad
+
+
 class Group:
     """An optimizer group: its parameters, flat and cut over the processes of ``process_group``."""
 
@@ -98,7 +104,7 @@ class Zero:
                 for param in group.params:
                     self._ready(param)
         self._reduce()
-        new = [param.grad.view(-1)[a:b] for group in self.groups for param, a, b in group.own]
+        new = [_grad(param).view(-1)[a:b] for group in self.groups for param, a, b in group.own]
         self.averaged = new if self.averaged is None else self.averaged
         self._buffers, self._grads, self._at = [], None, 0
         for group in self.groups:
@@ -109,14 +115,14 @@ class Zero:
         if self.partition_gradients or (self.overlap and self.boundary):
             self._ready(param)
         else:
-            self.ledger.move(param.grad, GRADIENTS)
+            self.ledger.move(_grad(param), GRADIENTS)
 
     def _ready(self, param: nn.Parameter) -> None:
         if self._filled + param.numel() > self.bucket:
             self._reduce()
         if param.numel() <= self.bucket:
             place = self._buffers[0].narrow(0, self._filled, param.numel())
-            param.grad.data = place.view_as(param.grad)
+            _grad(param).data = place.view_as(_grad(param))
         self._filled += param.numel()
         self._in_bucket.append(param)
 
@@ -130,7 +136,7 @@ class Zero:
                 with self.ledger.kind(GRADIENTS):
                     self._grads = torch.empty(total, dtype=param.dtype, device="meta")
             place = self._grads.narrow(0, self._at, param.numel())
-            param.grad.data = place.view_as(param.grad)
+            _grad(param).data = place.view_as(_grad(param))
             self._at += param.numel()
         self._in_bucket, self._filled = [], 0
 
@@ -171,21 +177,21 @@ class Plain:
         self.groups, self.optimizer, self.masters, self.ledger = groups, optimizer, masters, ledger
         for group in groups:
             for param in group.params:
-                param.register_post_accumulate_grad_hook(lambda p: ledger.move(p.grad, GRADIENTS))
+                param.register_post_accumulate_grad_hook(lambda p: ledger.move(_grad(p), GRADIENTS))
 
     def backward(self, loss: Tensor, boundary: bool) -> None:
         loss.backward()
         if boundary:
             for group in self.groups:
                 if group.parts > 1:
-                    torch.cat([param.grad.view(-1) for param in group.params])
+                    torch.cat([_grad(param).view(-1) for param in group.params])
 
     def step(self) -> None:
         params = [param for group in self.groups for param in group.params]
         if self.masters:
             with self.ledger.kind(GRADIENTS):
                 for param, master in zip(params, self.masters):
-                    master.grad = param.grad.float()
+                    master.grad = _grad(param).float()
         self.optimizer.step()
         for tensor in [*params, *self.masters]:
             tensor.grad = None

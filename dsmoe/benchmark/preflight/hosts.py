@@ -128,7 +128,7 @@ def _host_checks(host: Host, answer: _Answer, here: _Answer) -> list[Check]:
     return [
         Check("without a password", OK, "reached", host=name),
         _same("Python", facts.get("python"), own.get("python"), "install the same one", name),
-        _same("torch", facts.get("torch"), own.get("torch"), "install requirements.txt", name),
+        _same("torch", facts.get("torch"), own.get("torch"), "install the same one", name),
         _tree(facts, own, name),
         _gpus(host, facts),
         _clock(answer, name),

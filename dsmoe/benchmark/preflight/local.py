@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -12,17 +11,16 @@ from pathlib import Path
 
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
 from dsmoe.benchmark.preflight.hosts import check_hosts
+from dsmoe.common import dependencies
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem
 from dsmoe.common.places import LAUNCHER, checkout_folder, import_root
 from dsmoe.common.requires import torch_problem
 from dsmoe.hosts.hostfile import read_hostfile
-from dsmoe.patchset.checkout import state
+from dsmoe.patchset.checkout import situation, state
 
 PYTHONS = ((3, 8), (3, 13))  # 3.8: the stack of 2021, docs/reference/compatibility.md
 # A run writes a few megabytes; below this something else is about to fail.
 DISK_BYTES = 1 << 30
-# As in requirements-hopper.txt.
-KERNELS = {"quack-kernels": "0.6.5", "flash-attn-4": "4.0.0b36"}
 
 
 def quick(output: Path) -> None:
@@ -63,7 +61,7 @@ def torch_checks() -> list[Check]:
             return [Check("torch", FAIL, found, mend)]
         import torch.distributed as dist
     except ImportError as error:
-        mend = "run ./run_deepspeed_benchmark.sh, which sets it up, or install requirements.txt"
+        mend = f"run {dependencies.how_to_install('run')}"
         return [Check("torch", FAIL, str(error), mend)]
     checks = [Check("torch", OK, torch.__version__)]
     if torch.cuda.is_available():
@@ -87,21 +85,15 @@ def kernel_checks(generation: int) -> list[Check]:
     """The packages with kernels for a Hopper GPU; ``generation``: of the compute capability."""
     if generation != 9:
         return []
-    found_of = {name: _version(name) for name in KERNELS}
-    wrong = [f"{n} {found_of[n] or 'missing'}" for n in KERNELS if found_of[n] != KERNELS[n]]
-    if sys.version_info < (3, 10):
+    pins = dependencies.requirements("hopper")
+    if not any(pin.applies() for pin in pins):
         return [Check("kernels", NOTE, "those for this GPU need Python 3.10", "use a newer one")]
+    found = {pin.name: dependencies.version_of(pin.name) for pin in pins}
+    wrong = [f"{pin.name} {found[pin.name] or 'missing'}" for pin in dependencies.missing(pins)]
     if wrong:
-        found = f"{', '.join(wrong)}: an iteration takes about 6 % longer"
-        return [Check("kernels", NOTE, found, "pip install -r requirements-hopper.txt")]
-    return [Check("kernels", OK, ", ".join(f"{n} {version}" for n, version in found_of.items()))]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        what = f"{', '.join(wrong)}: an iteration takes about 6 % longer"
+        return [Check("kernels", NOTE, what, f"run {dependencies.how_to_install('hopper')}")]
+    return [Check("kernels", OK, ", ".join(f"{name} {here}" for name, here in found.items()))]
 
 
 def checkout_checks(place: Path) -> list[Check]:
@@ -113,9 +105,9 @@ def checkout_checks(place: Path) -> list[Check]:
         return [Check(what, FAIL, str(error), "mend that first")]
     trees = ", ".join(f"{folder} {tree[:12]}" for folder, tree in found.result.items())
     mend = f"dsmoe apply {place}" + ("" if place.exists() else " --from-release")
-    if found.name == state.APPLIED:
+    if found.name == situation.APPLIED:
         checks = [Check(what, OK, f"{place}: {found.name}, {trees}")]
-    elif found.name == state.APPLIED_EDITED:
+    elif found.name == situation.APPLIED_EDITED:
         edits = f"applied, then edited: {', '.join(found.edited[:3])}"
         checks = [Check(what, NOTE, f"{place}: {edits}", "a run refuses edits: " + mend)]
     elif not place.exists():
@@ -142,7 +134,7 @@ def import_check(place: Path) -> Check:
     )
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        return Check("import deepspeed", FAIL, said, "install requirements.txt")
+        return Check("import deepspeed", FAIL, said, f"run {dependencies.how_to_install('run')}")
     found = done.stdout.strip().splitlines()[-1]
     if Path(found).resolve() == (place / "deepspeed" / "__init__.py").resolve():
         return Check("import deepspeed", OK, found)
@@ -151,11 +143,11 @@ def import_check(place: Path) -> Check:
 
 def optimizer_check() -> Check:
     """The artifact's own optimizer package, which the tests compare with."""
-    try:
-        found = importlib.metadata.version("torch-optimizer")
-    except importlib.metadata.PackageNotFoundError:
-        return Check("torch-optimizer", NOTE, "missing", "pip install torch-optimizer==0.3.0")
-    return Check("torch-optimizer", OK, found)
+    [wanted] = [r for r in dependencies.requirements("run") if r.name == "torch-optimizer"]
+    found = dependencies.version_of(wanted.name)
+    if found and wanted.allows(found):
+        return Check(wanted.name, OK, found)
+    return Check(wanted.name, NOTE, found or "missing", f"pip install {wanted}")
 
 
 def tool_check(name: str, needed: bool) -> Check:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dsmoe import __version__
 from dsmoe.benchmark.preflight.probe import torch_facts
+from dsmoe.common.dependencies import how_to_install
 from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.common.requires import torch_problem
 
@@ -47,8 +48,7 @@ def this_machine() -> Machine:
     facts = torch_facts()
     if facts["torch"] is None:
         raise EnvironmentProblem(
-            f"torch cannot be imported ({facts['torch_error']}); run ./run_deepspeed_benchmark.sh, "
-            "which sets up what is missing, or install dsmoe with its extra 'run'"
+            f"torch cannot be imported ({facts['torch_error']}); run {how_to_install('run')}"
         )
     problem = torch_problem(facts["torch"])
     if problem:

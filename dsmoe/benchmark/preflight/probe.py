@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import time
+from typing import Any
 
 SIGN = "[dsmoe-host] "
 # Printed at once: this host can be logged in to, and its Python runs.
@@ -27,7 +28,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def torch_facts() -> dict:
+def torch_facts() -> dict[str, Any]:
     """torch's version and what it sees: ``torch`` None where it cannot be imported."""
     try:
         import torch
@@ -45,7 +46,7 @@ def torch_facts() -> dict:
     return facts
 
 
-def free_gpus() -> dict:
+def free_gpus() -> dict[str, Any]:
     """``free_gpus``: how many GPUs hardly hold anything, by nvidia-smi; None where it fails.
 
     Where nvidia-smi is there and does not answer, ``gpu_error`` says so.
@@ -68,7 +69,7 @@ def free_gpus() -> dict:
     return {"free_gpus": free}
 
 
-def tree_facts(project: str, checkout: str) -> dict:
+def tree_facts(project: str, checkout: str) -> dict[str, Any]:
     sys.path.insert(0, project)
     try:
         from dsmoe.patchset.checkout.state import describe
@@ -82,7 +83,7 @@ def tree_facts(project: str, checkout: str) -> dict:
 
 def ask(project: str, checkout: str) -> None:
     print("\n" + HELLO, flush=True)
-    facts: dict = {"begin": time.time(), "python": platform.python_version()}
+    facts: dict[str, Any] = {"begin": time.time(), "python": platform.python_version()}
     facts.update(torch_facts())
     facts.update(free_gpus())
     facts.update(tree_facts(project, checkout))

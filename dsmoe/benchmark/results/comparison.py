@@ -174,7 +174,7 @@ def model_of(row: Row) -> str:
         return "?"
     for name, model in MODELS.items():
         if abs(model.parameter_count / 1e9 / billions - 1) < NAME_TOLERANCE:
-            return name
+            return str(name)
     return f"{billions:.3g}B"
 
 

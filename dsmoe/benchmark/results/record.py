@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 from dsmoe.common.errors import ResultsError
 from dsmoe.benchmark.cases.flops import tflops
@@ -174,7 +174,7 @@ def _numbers(value: Any) -> bool:
     return isinstance(value, list) and all(_number(item) for item in value)
 
 
-_KINDS = {
+_KINDS: dict[str, Callable[[Any], bool]] = {
     "str": lambda v: isinstance(v, str),
     "int": _count,
     "float": _number,

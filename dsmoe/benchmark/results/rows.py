@@ -107,7 +107,7 @@ def _parse_value(text: str) -> dict[str, Any]:
     good = isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if not good or not _finite(value.get("tflops")) or not all(map(_plain, value.values())):
         raise ResultsError(f"value is {text!r:.60}, {expected}")
-    return value
+    return dict(value)
 
 
 def _finite(value: Any) -> bool:

@@ -9,7 +9,8 @@ from typing import Callable
 from dsmoe.common.places import base_name
 from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.checkout import actions
-from dsmoe.patchset.checkout.state import APPLIED, describe
+from dsmoe.patchset.checkout.situation import APPLIED
+from dsmoe.patchset.checkout.state import describe
 from dsmoe.patchset.sources.release import build_checkout
 
 

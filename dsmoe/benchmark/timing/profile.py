@@ -128,8 +128,8 @@ def print_tables(rows: list[tuple[str, float, int]], longest: int = 25) -> None:
     table = Table(title=f"one step: {span / 1e3:.1f} ms, kernels {busy / 1e3:.1f} ms")
     for column in ("kind of work", "ms", "share", "launches"):
         table.add_column(column, justify="left" if column == "kind of work" else "right")
-    for kind, (time, count) in sorted(kinds.items(), key=lambda item: -item[1][0]):
-        table.add_row(kind, f"{time / 1e3:.2f}", f"{time / span:.1%}", f"{count:.0f}")
+    for kind, (time, launches) in sorted(kinds.items(), key=lambda item: -item[1][0]):
+        table.add_row(kind, f"{time / 1e3:.2f}", f"{time / span:.1%}", f"{launches:.0f}")
     table.add_row("nothing ran", f"{(span - busy) / 1e3:.2f}", f"{1 - busy / span:.1%}", "")
     console = Console(width=150)
     console.print(table)

@@ -21,7 +21,7 @@ from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.suites import FAST, SUITES
 
 STEPS = 7
-REFERENCE = {
+REFERENCE: dict[str, Any] = {
     "moe_implementation": "einsum",
     "compiled": False,
     "flat_gradients": False,
@@ -93,7 +93,7 @@ class _Trainer:
         model = MoELM(config, seed=case.seed)
         if case.compiled:
             compile_training(model)
-        self.engine, *_ = deepspeed.initialize(
+        self.engine, *_ = deepspeed.initialize(  # type: ignore[attr-defined]
             model=model,
             model_parameters=param_groups(model),
             config=deepspeed_config(case, device),
@@ -125,10 +125,10 @@ def run(steps: int) -> list[Ratio]:
     logging.disable(logging.INFO)
     import deepspeed
     from deepspeed.moe.kernels.policy import notes
-    from deepspeed.utils import groups
+    from deepspeed.utils import groups  # type: ignore[attr-defined]
     from deepspeed.utils.neutral import backend
 
-    deepspeed.init_distributed(dist_backend=backend(), verbose=False)
+    deepspeed.init_distributed(dist_backend=backend(), verbose=False)  # type: ignore[attr-defined]
     groups.initialize(ep_size=1)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"

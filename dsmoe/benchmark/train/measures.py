@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.moe.lm import MoELM
-from deepspeed.utils import groups
+from deepspeed.utils import groups  # type: ignore[attr-defined]
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.data.batches import artifact_ids, as_torch, evaluation_batches
@@ -23,6 +23,7 @@ EVALUATION_BATCHES = 8
 
 def expert_load(model: MoELM, device: torch.device) -> list[list[float]]:
     """Each MoE layer's share of first choices by expert, over all processes' last micro-batch."""
+    assert model.last_stats is not None  # a micro-batch went before
     # DeepSpeed's own layer counts on the CPU, where NCCL cannot add
     load = model.last_stats.expert_load.to(device).double()
     dist.all_reduce(load)
@@ -68,4 +69,5 @@ def parameter_count(model: MoELM) -> int:
     """Parameters of the whole model, each expert counted once."""
     local = sum(p.numel() for p in model.parameters() if not getattr(p, "allreduce", True))
     dense = sum(p.numel() for p in model.parameters() if getattr(p, "allreduce", True))
-    return dense + local * groups.get_expert_parallel_world_size()
+    ranks: int = groups.get_expert_parallel_world_size()
+    return dense + local * ranks

@@ -15,7 +15,7 @@ from deepspeed.moe.kernels import copy_engines
 from deepspeed.moe.kernels.policy import find_ahead, kernels, notes
 from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem, param_groups
 from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, graph_problem, plain_micro_batch
-from deepspeed.utils import groups
+from deepspeed.utils import groups  # type: ignore[attr-defined]
 from deepspeed.utils.neutral import backend
 
 from dsmoe.benchmark.cases.case import Case
@@ -75,13 +75,13 @@ def start(folder: Path, stage: Stage) -> Run:
     interface = gloo_interface(os.environ)
     if interface:
         os.environ[INTERFACE] = interface
-    deepspeed.init_distributed(dist_backend=backend(), verbose=False)
+    deepspeed.init_distributed(dist_backend=backend(), verbose=False)  # type: ignore[attr-defined]
     groups.initialize(ep_size=case.parallel.expert_parallel_size)
     text = corpus.prepare(Path(spec["cache"]), **spec["text"])
     torch.manual_seed(case.seed)
     stage.words = "while the model is built"
     model = MoELM(model_config(case))
-    engine, *_ = deepspeed.initialize(
+    engine, *_ = deepspeed.initialize(  # type: ignore[attr-defined]
         model=model,
         model_parameters=param_groups(model),
         config=read_json(folder / DEEPSPEED),
@@ -101,7 +101,7 @@ def be_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     if hasattr(torch.utils, "deterministic"):  # torch 2.2: uninitialised memory may stay so
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def kernel_names(case: Case) -> dict[str, str]:

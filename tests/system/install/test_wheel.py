@@ -12,13 +12,18 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
+from support.records import record
 
+from dsmoe.benchmark.cases.suites import find_case
+from dsmoe.benchmark.results.record import measured
+from dsmoe.benchmark.results.store import append
+from dsmoe.cli import COMMANDS
+from dsmoe.common.dependencies import parse, requirements
 from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.sources.archive import fetch_archive
 
 SOURCES = ("dsmoe", "patch", "overlay", "bases", "setup.py", "pyproject.toml", "MANIFEST.in")
 TEXTS = ("README.md", "LICENSE", "NOTICE")
-DOORS = {"apply-patch": "apply_patch.py", "get-hostfiles": "get_hostfiles.py"}
 
 
 def clean_environment() -> dict[str, str]:
@@ -67,70 +72,135 @@ def _has(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a new environment with the wheel; its other packages are this one's."""
+    """``dsmoe`` in a new environment with the wheel; its other packages are this one's."""
     top = tmp_path_factory.mktemp("environment")
     done = python(sys.executable, "-m", "venv", "--without-pip", top / "venv", cwd=top)
     assert done.returncode == 0, done.stderr
-    site = next((top / "venv/lib").glob("python*/site-packages"))
-    target = ("--target", site, "--no-deps", "--no-index")
-    done = python(sys.executable, "-m", "pip", "install", "-q", *target, wheel, cwd=top)
+    there = top / "venv/bin/python"
+    options = ("-q", "--no-deps", "--no-index", "--disable-pip-version-check")
+    pip = (sys.executable, "-m", "pip", "--python", there)
+    done = python(*pip, "install", *options, wheel, cwd=top)
     assert done.returncode == 0, done.stderr
-    import git
+    site = next((top / "venv/lib").glob("python*/site-packages"))
+    shared = {str(Path(place).resolve()) for place in sys.path if place.endswith("-packages")}
+    (site / "others.pth").write_text("".join(f"{place}\n" for place in sorted(shared)))
+    return top / "venv/bin/dsmoe"
 
-    (site / "others.pth").write_text(str(Path(git.__file__).parents[1]) + "\n")
-    return top / "venv/bin/python"
+
+def files(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".pyc"]
 
 
-def test_the_wheel_holds_the_data_byte_for_byte(wheel: Path) -> None:
+def test_the_wheel_holds_every_file_byte_for_byte(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        for folder in ("patch", "overlay", "bases"):
-            for path in sorted((ROOT / folder).rglob("*")):
-                if path.is_file() and path.suffix != ".pyc":
-                    inside = f"dsmoe/_data/{path.relative_to(ROOT).as_posix()}"
-                    assert archive.read(inside) == path.read_bytes()
-                    names.discard(inside)
-    assert not [name for name in names if name.startswith("dsmoe/_data/")]
-    assert not [name for name in names if name.startswith("tests/")]
+        for folder in ("dsmoe", "patch", "overlay", "bases"):
+            for path in files(ROOT / folder):
+                name = path.relative_to(ROOT).as_posix()
+                inside = name if folder == "dsmoe" else f"dsmoe/_data/{name}"
+                assert inside in names, f"{name} is not in the wheel"
+                assert archive.read(inside) == path.read_bytes()
+                names.discard(inside)
+        scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+    assert "dsmoe = dsmoe.__main__:main" in scripts
+    rest = {name for name in names if ".dist-info/" not in name}
+    assert not rest, f"the wheel holds more than the project: {rest}"
     assert any(name.endswith("NOTICE") for name in names)
+    assert any(name.endswith("LICENSE") for name in names)
 
 
 def test_it_is_the_installed_package_and_knows_its_parts(installed: Path, tmp_path: Path) -> None:
-    done = python(installed, "-m", "dsmoe", "--version", "--json", cwd=tmp_path)
+    done = python(installed, "--version", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [base["name"] for base in found["bases"]] == [base.name for base in load_bases()]
     for base in found["bases"]:
         assert base["series"] == base["locked_series"] and base["licence"] == "MIT"
-    code = "import dsmoe, sys; print(dsmoe.__file__)"
-    where = python(installed, "-c", code, cwd=tmp_path).stdout.strip()
+    there = installed.with_name("python")
+    where = python(there, "-c", "import dsmoe; print(dsmoe.__file__)", cwd=tmp_path).stdout
     assert where.startswith(str(installed.parents[1]))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_door_is_the_same_as_in_the_source_tree(
-    door: str, installed: Path, tmp_path: Path
+@pytest.mark.parametrize("extra", ["", "run", "torch", "hopper", "dev"])
+def test_its_metadata_is_the_list_of_pyproject(extra: str, installed: Path, tmp_path: Path) -> None:
+    asked = [extra] if extra else []
+    code = (
+        "import sys; from dsmoe.common.dependencies import requirements\n"
+        "for item in requirements(*sys.argv[1:]): print(item)"
+    )
+    done = python(installed.with_name("python"), "-c", code, *asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = [parse(line) for line in done.stdout.splitlines()]
+    one, two = (
+        [(r.name, r.comparison, r.release, r.marker.replace('"', "'")) for r in listed]
+        for listed in (found, requirements(*asked))
+    )
+    assert one == two
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_it_has_every_command(command: str, installed: Path, tmp_path: Path) -> None:
+    done = python(installed, *filter(None, [command]), "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: dsmoe {command or 'COMMAND'} ")
+
+
+def test_an_unknown_command_is_refused_as_in_the_source_tree(
+    installed: Path, tmp_path: Path
 ) -> None:
-    for arguments in (["--help"], ["--no-such-option"]):
-        one = python(installed, "-m", "dsmoe", door, *arguments, cwd=tmp_path)
-        two = python(sys.executable, ROOT / DOORS[door], *arguments, cwd=tmp_path)
-        assert (one.returncode, one.stdout, one.stderr) == (two.returncode, two.stdout, two.stderr)
+    one = python(installed, "jump", cwd=tmp_path)
+    two = python(sys.executable, "-m", "dsmoe", "jump", cwd=ROOT)
+    assert (one.returncode, one.stderr) == (two.returncode, two.stderr)
+    assert one.returncode == 2 and one.stderr.count("\n") == 1
 
 
-def test_run_has_its_help_and_unknown_doors_are_refused(installed: Path, tmp_path: Path) -> None:
-    done = python(installed, "-m", "dsmoe", "run", "--help", cwd=tmp_path)
-    assert done.returncode == 0 and "NUM_GPUS" in done.stdout
-    done = python(installed, "-m", "dsmoe", "jump", cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+def test_it_plots_and_reports(installed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figures = measured(find_case("artifact", 8), [15.7])
+    append(tmp_path / "results", record("artifact", 8, "cuda", **figures))
+    done = python(installed, "plot", "results", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # the published figures are data of the package
+    assert "40.01" in done.stdout and (tmp_path / "figure.pdf").stat().st_size > 1000
+    done = python(installed, "report", "results", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_says_what_a_run_would_start(installed: Path, tmp_path: Path) -> None:
+    done = python(installed, "run", "1", "--suite", "smoke", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    here = installed.parents[1]
+    command = done.stdout.splitlines()[-1]
+    assert str(here) in command and str(ROOT) not in command
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_checks_the_machine(installed: Path, tmp_path: Path) -> None:
+    done = python(installed, "check", "--json", cwd=tmp_path)
+    assert done.returncode in (0, 8), done.stderr
+    assert "torch" in done.stdout
 
 
 def test_it_builds_and_applies_as_the_source_tree_does(installed: Path, tmp_path: Path) -> None:
     base = next(base for base in load_bases() if base.name == "bd3ebd")
     archive = fetch_archive(base)
     done = python(
-        installed, "-m", "dsmoe", "apply-patch", tmp_path / "DeepSpeed",
+        installed, "apply", tmp_path / "DeepSpeed",
         "--from-release", "--archive", archive, "--json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     locked = json.loads(base.result_file.read_text(encoding="utf-8"))["trees"]
     assert json.loads(done.stdout)["trees"] == locked
+
+
+@pytest.mark.slow
+def test_it_trains(installed: Path, tmp_path: Path) -> None:
+    """What ``pip install 'dsmoe[run]'`` gives is enough for a run, from the archive to the row."""
+    base = next(base for base in load_bases() if base.name == "bd3ebd")
+    (tmp_path / "home/archives").mkdir(parents=True)
+    shutil.copy2(fetch_archive(base), tmp_path / "home/archives")
+    command = f"DSMOE_HOME={tmp_path}/home OMP_NUM_THREADS=1 exec {installed} run 1 --steps 2"
+    done = python("/bin/sh", "-c", command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [row] = (tmp_path / "results/results_e2e.tsv").read_text().splitlines()[-1:]
+    assert "smoke" in row

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT
 from support.commands import dsmoe
 
 from dsmoe.benchmark.preflight import hosts as hosts_check
 from dsmoe.benchmark.preflight import local
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
+from dsmoe.common import dependencies
 from dsmoe.common.errors import EnvironmentProblem
 
 
@@ -57,14 +57,17 @@ def test_a_host_file_that_is_none_is_one_line(
 def test_kernels_are_asked_of_a_hopper_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local.kernel_checks(8) == []
     monkeypatch.setattr(sys, "version_info", (3, 12))
-    pins = (ROOT / "requirements-hopper.txt").read_text()
-    assert all(f"\n{name}=={release};" in pins for name, release in local.KERNELS.items())
-    monkeypatch.setattr(local, "_version", local.KERNELS.get)
+    here = {"quack-kernels": "0.6.5", "flash-attn-4": "4.0.0b36", "nvidia-cutlass-dsl": "4.8.1"}
+    monkeypatch.setattr(dependencies, "version_of", here.get)
     [check] = local.kernel_checks(9)
-    assert (check.state, check.found) == (OK, "quack-kernels 0.6.5, flash-attn-4 4.0.0b36")
-    monkeypatch.setattr(local, "_version", {"flash-attn-4": "4.0.0b35"}.get)
+    assert (check.state, check.found) == (
+        OK,
+        "quack-kernels 0.6.5, flash-attn-4 4.0.0b36, nvidia-cutlass-dsl 4.8.1",
+    )
+    del here["quack-kernels"]
+    here["flash-attn-4"] = "4.0.0b35"
     [check] = local.kernel_checks(9)
-    assert check.state == NOTE and "requirements-hopper.txt" in check.mend
+    assert check.state == NOTE and "setup.sh" in check.mend
     assert check.found.startswith("quack-kernels missing, flash-attn-4 4.0.0b35: ")
     monkeypatch.setattr(sys, "version_info", (3, 9))
     [check] = local.kernel_checks(9)

@@ -1,4 +1,4 @@
-"""A command that is typed with another Python goes on in .venv, or says how to make it."""
+"""A command that lacks a package starts again in .venv, or says in one line what to install."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def project(tmp_path: Path) -> Path:
     for name in ("dsmoe", "overlay"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy2(ROOT / "apply_patch.py", tmp_path)
+    shutil.copy2(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
 
@@ -48,7 +49,7 @@ def test_it_says_what_is_missing_in_one_line(project: Path, command: list[str]) 
 
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="sys.orig_argv is new in Python 3.10")
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_it_goes_on_in_the_environment(project: Path, command: list[str]) -> None:
+def test_it_starts_again_in_the_environment(project: Path, command: list[str]) -> None:
     python = project / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\necho "again: $*"\n')
@@ -56,3 +57,15 @@ def test_it_goes_on_in_the_environment(project: Path, command: list[str]) -> Non
     done = run(project, command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"again: -S {' '.join(command)}"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="sys.orig_argv is new in Python 3.10")
+def test_a_half_made_environment_is_named(project: Path) -> None:
+    """Its set-up was stopped, so that Python lacks the package as well."""
+    python = project / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(Path(sys.executable).resolve())
+    done = run(project, COMMANDS[0])
+    assert done.returncode == 8, done.stdout
+    [line] = done.stderr.splitlines()
+    assert f"{project}/.venv is half made" in line and "scripts/setup.sh" in line

@@ -78,7 +78,9 @@ def test_an_older_torch_is_told_so(version: str, monkeypatch: pytest.MonkeyPatch
     from dsmoe import cli
     from dsmoe.benchmark.preflight import local
 
-    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__=version))
+    cuda = types.SimpleNamespace(device_count=lambda: 0)
+    old = types.SimpleNamespace(__version__=version, cuda=cuda)
+    monkeypatch.setitem(sys.modules, "torch", old)
     assert cli.main(["run", "1", "--suite", "smoke"]) == 8
     [line] = capsys.readouterr().err.splitlines()
     assert f"torch {version} is too old; expected 1.10 or later" in line
