@@ -217,6 +217,6 @@ def _is_hopper() -> bool:
 def _reason(package: str, error: Exception) -> str:
     missing = (getattr(error, "name", None) or "").split(".")[0]
     if missing in ("quack", "flash_attn"):  # not one of their dependencies
-        return f"{package} is not installed (requirements-hopper.txt has it)"
+        return f"{package} is not installed (it is in dsmoe's extra 'hopper')"
     words = str(error).split("\n")[0]
     return f"{package} cannot be used ({type(error).__name__}: {words})"
