@@ -194,7 +194,7 @@ def libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     with policy.using(policy.KernelPolicy()) as new:
         found = new.libraries()
         if request.param == "all" and not (found.hopper and found.attention):
-            pytest.skip(f"needs requirements-hopper.txt on a Hopper GPU: {found.notes}")
+            pytest.skip(f"needs the packages of extra 'hopper' on a Hopper GPU: {found.notes}")
         yield request.param
 
 

@@ -50,7 +50,7 @@ def test_missing_packages_and_later_fallbacks_are_noted(
     first, second = found.notes
     assert first.startswith("products use cuBLAS: quack-kernels is not installed")
     assert second.startswith("attention's gradient uses cuDNN: flash-attn-4 is not installed")
-    assert all("requirements-hopper.txt" in note for note in found.notes)
+    assert all("extra 'hopper'" in note for note in found.notes)
     for _ in range(2):
         with pytest.warns(UserWarning, match="tokens take a longer way"):
             new_policy.fall_back("tokens take a longer way")
