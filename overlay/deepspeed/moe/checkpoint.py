@@ -36,27 +36,3 @@ def stack_expert(saved: dict[str, Any], state: dict[str, Any]) -> None:
     for key in [key for key in saved if STACKED in key]:
         value = saved.pop(key).unsqueeze(0)
         state[key] = torch.cat([state[key], value]) if key in state else value
-
-
-def check_layout(zero: Any, saved: list[dict[str, Any]]) -> None:
-    """Refuse ZeRO states that were saved at another expert parallel size.
-
-    A partition of expert parameters then holds parts of other experts. Raises RuntimeError that
-    names both sizes and the way to load the weights alone. Another number of data parallel
-    processes is no hindrance.
-    """
-    if not zero.has_moe_layers:
-        return
-    here = _expert_parallel_size(zero, zero.partition_count)
-    there = _expert_parallel_size(zero, saved[0]["partition_count"])
-    if here != there:
-        raise RuntimeError(
-            f"the checkpoint's optimizer state was saved with expert parallel size {there}, "
-            f"expected {here} as here: resume with {there}, or load the weights alone with "
-            "load_module_only=True"
-        )
-
-
-def _expert_parallel_size(zero: Any, partition_count: list[int]) -> int:
-    counts = dict(zip(zero.is_moe_param_group, partition_count))
-    return counts[False] // counts[True] if len(counts) == 2 else 1
