@@ -8,6 +8,7 @@ from pathlib import Path
 
 import checkpoint_scenarios
 import deepspeed  # noqa: F401  (it must be imported before the process group exists)
+import file_probes
 import flat_probes
 import probes
 import resize_probes
@@ -15,7 +16,7 @@ import scenarios
 import torch
 import torch.distributed as dist
 
-MODULES = (scenarios, checkpoint_scenarios, probes, flat_probes, resize_probes)
+MODULES = (scenarios, checkpoint_scenarios, probes, file_probes, flat_probes, resize_probes)
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 if torch.cuda.is_available():
