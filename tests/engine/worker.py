@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import checkpoint_scenarios
+import client_probes
 import deepspeed  # noqa: F401  (it must be imported before the process group exists)
 import file_probes
 import flat_probes
@@ -16,7 +17,15 @@ import scenarios
 import torch
 import torch.distributed as dist
 
-MODULES = (scenarios, checkpoint_scenarios, probes, file_probes, flat_probes, resize_probes)
+MODULES = (
+    scenarios,
+    checkpoint_scenarios,
+    probes,
+    client_probes,
+    file_probes,
+    flat_probes,
+    resize_probes,
+)
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 if torch.cuda.is_available():

@@ -16,7 +16,6 @@ of experts: at expert parallel size E rank r holds a partition of the experts of
 
 import argparse
 import inspect
-import os
 import pickle
 import re
 import sys
@@ -286,7 +285,7 @@ def convert_zero_checkpoint_to_fp32_state_dict(checkpoint_dir, output_file, tag=
     state = get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag)
     beside = f"{output_file}.tmp"
     torch.save(state, beside)
-    os.replace(beside, output_file)
+    Path(beside).replace(output_file)
     elements = sum(v.numel() for v in state.values() if torch.is_tensor(v))
     print(f"{output_file}: {len(state)} tensors, {elements} elements")
 
