@@ -8,6 +8,7 @@ from pathlib import Path
 
 import checkpoint_scenarios
 import client_probes
+import config_probes
 import deepspeed  # noqa: F401  (it must be imported before the process group exists)
 import file_probes
 import flat_probes
@@ -22,6 +23,7 @@ MODULES = (
     checkpoint_scenarios,
     probes,
     client_probes,
+    config_probes,
     file_probes,
     flat_probes,
     resize_probes,
