@@ -13,6 +13,7 @@ import deepspeed  # noqa: F401  (it must be imported before the process group ex
 import file_probes
 import flat_probes
 import probes
+import refusal_probes
 import resize_probes
 import scenarios
 import torch
@@ -26,6 +27,7 @@ MODULES = (
     config_probes,
     file_probes,
     flat_probes,
+    refusal_probes,
     resize_probes,
 )
 

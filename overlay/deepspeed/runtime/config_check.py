@@ -154,7 +154,6 @@ HOLDS: dict[str, Condition] = {
     "dynamic scale": lambda s: s.dynamic,
     "tensorboard": lambda s: s.on("tensorboard"),
     "flops_profiler": lambda s: s.on("flops_profiler"),
-    "eigenvalue": lambda s: s.on("eigenvalue"),
     "wall_clock_breakdown": lambda s: s.times,
 }
 _ABSENT = object()

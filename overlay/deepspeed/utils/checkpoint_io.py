@@ -29,8 +29,11 @@ def load(path: Any, map_location: Any = None) -> Any:
             f"({reason}); expected tensors, plain data and loss scalers. If you trust its "
             "origin, convert it first with torch.load(..., weights_only=False)"
         ) from error
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"checkpoint file {path} is missing, expected it beside the others: copy the whole"
+            " folder, or load another tag"
+        ) from error
     except (EOFError, OSError, RuntimeError) as error:
         reason = str(error).split("\n")[0][:300]
         raise RuntimeError(
