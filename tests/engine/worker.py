@@ -9,6 +9,7 @@ from pathlib import Path
 import checkpoint_scenarios
 import client_probes
 import config_probes
+import counter_probes
 import deepspeed  # noqa: F401  (it must be imported before the process group exists)
 import file_probes
 import flat_probes
@@ -25,6 +26,7 @@ MODULES = (
     probes,
     client_probes,
     config_probes,
+    counter_probes,
     file_probes,
     flat_probes,
     refusal_probes,

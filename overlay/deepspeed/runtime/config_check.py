@@ -123,7 +123,6 @@ class _State:
         self.flat = bool(self.zero.get("flat_gradients"))
         self.legacy = self.stage == 1 and bool(self.zero.get("legacy_stage1"))
         self.fp16 = self.on("fp16")
-        self.times = bool(config.get("wall_clock_breakdown")) or self.on("flops_profiler")
         self.dynamic = self.fp16 and not config["fp16"].get("loss_scale", 0)
         self.offloads = bool(self.zero.get("cpu_offload") or self.zero.get("offload_optimizer"))
 
@@ -154,7 +153,6 @@ HOLDS: dict[str, Condition] = {
     "dynamic scale": lambda s: s.dynamic,
     "tensorboard": lambda s: s.on("tensorboard"),
     "flops_profiler": lambda s: s.on("flops_profiler"),
-    "wall_clock_breakdown": lambda s: s.times,
 }
 _ABSENT = object()
 

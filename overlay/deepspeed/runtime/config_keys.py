@@ -33,7 +33,6 @@ NEEDS: dict[str, str] = {
     "dynamic scale": "fp16.enabled and no fp16.loss_scale",
     "tensorboard": "tensorboard.enabled",
     "flops_profiler": "flops_profiler.enabled",
-    "wall_clock_breakdown": "wall_clock_breakdown",
 }
 
 _GENERAL: list[Row] = [
@@ -43,7 +42,7 @@ _GENERAL: list[Row] = [
     ("steps_per_print", 10, "steps between the lines on progress and throughput", ""),
     ("dump_state", False, "print the engine's attributes once it is made", ""),
     ("wall_clock_breakdown", False, "time forward, backward and step, and print it", ""),
-    ("memory_breakdown", False, "print the memory with the times", "wall_clock_breakdown"),
+    ("memory_breakdown", False, "nothing in this version", "never"),
     ("vocabulary_size", None, "a warning if it is no multiple of 8, and nothing else", ""),
     ("dataloader_drop_last", False, "leave out the last batch where it is not full", ""),
     ("checkpoint.tag_validation", "Warn", "Ignore, Warn or Fail where the tags differ", ""),

@@ -48,9 +48,9 @@ def named_states(engine: Any, files: list[dict[str, Any]]) -> list[dict[str, Any
         if "single_partition_of_fp32_groups" not in files[0]["optimizer_state_dict"]:
             stage = files[0]["optimizer_state_dict"].get("zero_stage")
             raise RuntimeError(
-                f"the checkpoint's optimizer state is of ZeRO stage {stage} in another form, expected"
-                " that of stages 1 and 2 as here: resume with the stage (and legacy_stage1) that"
-                " saved it, or load with load_module_only=True"
+                f"the checkpoint's optimizer state is of ZeRO stage {stage} in another form,"
+                " expected that of stages 1 and 2 as here: resume with the stage (and"
+                " legacy_stage1) that saved it, or load with load_module_only=True"
             )
         engine.optimizer.names_here = engine._get_zero_param_shapes()
     return [{NAMES: file.get(NAMES), **file["optimizer_state_dict"]} for file in files]
