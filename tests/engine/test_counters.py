@@ -25,6 +25,7 @@ def test_parameters_of_all_experts_are_counted() -> None:
     assert "step latency: " not in result["said"]  # the first step has had none
 
 
+@pytest.mark.not_on("0.5.4", reason="its layer has no times")
 def test_only_what_is_measured_is_printed() -> None:
     scenario = {"stage": 2, "expert_parallel": 2}
     assert run_ranks(2, "counted_by_engine", scenario)[0]["lines"] == []

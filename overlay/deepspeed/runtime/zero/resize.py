@@ -130,7 +130,7 @@ class GroupLayout:
                 f"the checkpoint's optimizer state has {len(counts)} parameter groups, expected"
                 f" {len(here)} as here: make the same groups, or load with load_module_only=True"
             )
-        moe = zero.is_moe_group(zero.optimizer.param_groups[i])
+        moe = bool(zero.optimizer.param_groups[i].get("moe"))
         self.size_here = groups.get_expert_parallel_world_size() if moe else 1
         self.rank_here = groups.get_expert_parallel_rank() if moe else 0
         self.size_there = len(saved) // counts[i]
