@@ -12,9 +12,15 @@ import torch.distributed as dist
 
 from support import (
     checkpoint_scenarios,
+    client_probes,
+    config_probes,
+    counter_probes,
     engine_probes,
+    file_probes,
     flat_probes,
     probes,
+    refusal_probes,
+    resize_probes,
     rest_probes,
     resume_probes,
     scenarios,
@@ -28,6 +34,12 @@ MODULES = (
     resume_probes,
     engine_probes,
     rest_probes,
+    client_probes,
+    config_probes,
+    counter_probes,
+    file_probes,
+    refusal_probes,
+    resize_probes,
 )
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])

@@ -38,29 +38,3 @@ def stack_expert(saved: dict[str, Any], state: dict[str, Any]) -> None:
     for key in [key for key in saved if STACKED in key]:
         value = saved.pop(key).unsqueeze(0)
         state[key] = torch.cat([state[key], value]) if key in state else value
-
-
-def check_layout(zero: Any, saved: list[dict[str, Any]]) -> None:
-    """Refuse ZeRO states that were saved at another expert parallel size.
-
-    A partition of expert parameters would then hold parts of other experts. Another number of data
-    parallel processes is allowed.
-
-    Raises:
-        RuntimeError: naming both sizes and how to load the weights alone.
-    """
-    if not zero.has_moe_layers:
-        return
-    here = _expert_parallel_size(zero, zero.partition_count)
-    there = _expert_parallel_size(zero, saved[0]["partition_count"])
-    if here != there:
-        raise RuntimeError(
-            f"the checkpoint's optimizer state was saved with expert parallel size {there}, "
-            f"expected {here}, that of this run: resume with {there}, or load the weights alone "
-            "with load_module_only=True"
-        )
-
-
-def _expert_parallel_size(zero: Any, partition_count: list[int]) -> int:
-    counts = dict(zip(zero.is_moe_param_group, partition_count))
-    return counts[False] // counts[True] if len(counts) == 2 else 1

@@ -1,29 +1,17 @@
 """Read a checkpoint file as data, without running code in it; write a file completely or not.
 
-torch reads pickles, and a pickle can call any function. Where torch has ``weights_only`` and a list
-of allowed classes (2.5), only tensors, plain containers and the classes that DeepSpeed stores are
-read. Older releases of torch read a file as DeepSpeed's own code does.
+torch reads pickles, and a pickle can call anything: plain_pickle.py says what it may name.
 """
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-
-_HAS_WEIGHTS_ONLY = "weights_only" in inspect.signature(torch.load).parameters
-_CAN_ALLOW = hasattr(getattr(torch, "serialization", None), "safe_globals")
-
-
-def stored_classes() -> list[Any]:
-    """The classes that DeepSpeed's checkpoints contain besides tensors and plain containers."""
-    return [LossScaler, DynamicLossScaler, set, torch.Size]
+from deepspeed.utils import plain_pickle
 
 
 def load(path: Any, map_location: Any = None) -> Any:
@@ -32,25 +20,20 @@ def load(path: Any, map_location: Any = None) -> Any:
     Raises RuntimeError naming the file if it is cut short, damaged, or contains anything that
     DeepSpeed does not store.
     """
-    # torch 1.13 to 2.4 have weights_only but cannot allow a class: the loss scaler of a ZeRO
-    # checkpoint could not be read at all, so weights_only is off there.
-    strict = _HAS_WEIGHTS_ONLY and _CAN_ALLOW
-    allowed = torch.serialization.safe_globals(stored_classes()) if strict else None
-    kwargs = {"weights_only": True} if strict else {}
-    if _HAS_WEIGHTS_ONLY and not strict:
-        kwargs = {"weights_only": False}
     try:
-        with allowed or contextlib.nullcontext():
-            return torch.load(path, map_location=map_location, **kwargs)
+        return plain_pickle.read(path, map_location)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0][:300]
         raise RuntimeError(
             f"checkpoint file {path} was refused: found content that DeepSpeed does not store "
-            f"({reason}); expected tensors, plain containers and loss scalers. If you trust its "
+            f"({reason}); expected tensors, plain data and loss scalers. If you trust its "
             "origin, convert it first with torch.load(..., weights_only=False)"
         ) from error
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"checkpoint file {path} is missing, expected it beside the others: copy the whole"
+            " folder, or load another tag"
+        ) from error
     except (EOFError, OSError, RuntimeError) as error:
         reason = str(error).split("\n")[0][:300]
         raise RuntimeError(

@@ -1,0 +1,1 @@
+"""What this project adds to DeepSpeed's checkpoints, a concern a module."""
