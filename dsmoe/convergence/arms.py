@@ -20,8 +20,6 @@ AUX_LOSS_COEFFICIENT = 0.01
 VOCABULARY = 320
 # Most by which the FLOPs per token of two arms may differ.
 FLOPS_TOLERANCE = 0.01
-# One process on a small model: the suites' bucket would be larger than all of its gradients.
-BUCKET_ELEMENTS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -160,10 +158,6 @@ def config_of(arm: Arm, case: Case, device: str) -> dict[str, Any]:
     """The DeepSpeed configuration of ``case`` on ``device`` (cpu or cuda)."""
     config = deepspeed_config(case, device)
     config["optimizer"]["params"]["relative_step"] = arm.relative_step
-    zero = config["zero_optimization"]
-    for name in ("allgather_bucket_size", "reduce_bucket_size"):
-        zero[name] = min(zero[name], BUCKET_ELEMENTS)
-    zero["overlap_comm"] = False  # there is nobody to communicate with
     return config
 
 

@@ -35,13 +35,16 @@ def deepspeed_config(
         config["zero_optimization"] = {
             "stage": case.parallel.zero_stage,
             "allgather_partitions": True,
-            "allgather_bucket_size": bucket,
             "reduce_scatter": True,
-            "reduce_bucket_size": bucket,
             "contiguous_gradients": True,
-            "overlap_comm": device == "cuda",
             "flat_gradients": case.flat_gradients,
         }
+        if not case.flat_gradients:  # which has one message for each group, and no buckets
+            config["zero_optimization"].update(
+                allgather_bucket_size=bucket,
+                reduce_bucket_size=bucket,
+                overlap_comm=device == "cuda",
+            )
     if case.precision == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": case.loss_scale}
     elif case.precision == "bf16":

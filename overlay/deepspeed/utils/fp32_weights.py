@@ -22,6 +22,7 @@ import sys
 import types
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -141,7 +142,7 @@ def _cut(flat, shapes, place):
 
 def _local_experts(names):
     """For each layer of numbered experts, by the name in front: how many a rank has."""
-    result = {}
+    result: dict[str, int] = {}
     for name in names:
         match = ONE_EXPERT.search(name)
         if match:
@@ -213,7 +214,7 @@ def _add_experts_rest(weights, folder):
         match = EXPERT_FILE.fullmatch(path.name)
         if match:
             files[int(match.group(1))] = path
-    slices = {}
+    slices: dict[str, list[Any]] = {}
     for number in sorted(files):
         for name, value in _load(files[number]).items():
             if name not in weights and STACKED in name:

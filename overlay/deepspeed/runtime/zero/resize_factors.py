@@ -31,7 +31,7 @@ def for_these_experts(
         own = [states[layout.ranks.index(r)][STATE_KEY] for r in ranks]
         places = layout.places(layout.names_there(there), there)
         names = dict(zip(_numbers(own), dict.fromkeys(name for _, numel, name in places if numel)))
-        first = {}
+        first: dict[str, Any] = {}
         for key, _, name in places:
             first.setdefault(name, key)
         for state in own:
