@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             raise ResultsError("no CPU run in the results; leave --cpu out for the GPU runs")
         fig = draw_cpu(records)
     else:
-        rows = load_rows(options.results)
+        rows = load_rows(options.results, print)
         reference = load_reference()
         points = compare(rows, reference)
         print("\n".join(table_lines(points, reference)))

@@ -267,7 +267,18 @@ class TokenPair:
         return len(self.documents) - 1
 
     def max_id(self, chunk: int = 1 << 24) -> int:
-        """The largest token id, found by one pass in pieces of ``chunk`` tokens."""
-        return max(
-            int(self.tokens[at : at + chunk].max()) for at in range(0, len(self.tokens), chunk)
-        )
+        """The largest token id, found by one pass in pieces of ``chunk`` tokens.
+
+        Raises DataError for a negative id, which the signed types of a foreign pair can hold.
+        """
+        largest = 0
+        for at in range(0, len(self.tokens), chunk):
+            piece = self.tokens[at : at + chunk]
+            if piece.min() < 0:
+                first = at + int((piece < 0).argmax())
+                raise DataError(
+                    f"{self.bin_path}: token {first} is {self.tokens[first]}, expected ids of 0 "
+                    "and above; write the data set again"
+                )
+            largest = max(largest, int(piece.max()))
+        return largest

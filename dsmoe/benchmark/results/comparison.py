@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Callable, Iterable, Sequence
 
 from dsmoe.common.errors import ResultsError
 from dsmoe.benchmark.cases.case import METHODS
@@ -87,8 +87,12 @@ def load_reference() -> Reference:
     )
 
 
-def load_rows(paths: Sequence[Path]) -> list[Row]:
+def load_rows(
+    paths: Sequence[Path], say: Callable[[str], object] = lambda line: None
+) -> list[Row]:
     """The rows of result folders, ``.tsv`` and ``.jsonl`` files. Raises ResultsError.
+
+    ``say`` gets a line about each row that was read as something else than it says.
 
     Of a folder the records are read where it has some: those of an earlier version have the method
     of the published baseline in their rows, and a record says which one it was.
@@ -98,11 +102,11 @@ def load_rows(paths: Sequence[Path]) -> list[Row]:
         if path.is_dir() and (path / RECORDS).is_file():
             rows += map(row_of, read_records(path / RECORDS))
         elif path.is_dir():
-            rows += read_rows(path / ROWS)
+            rows += read_rows(path / ROWS, say)
         elif path.suffix == ".jsonl":
             rows += map(row_of, read_records(path))
         else:
-            rows += read_rows(path)
+            rows += read_rows(path, say)
     return rows
 
 

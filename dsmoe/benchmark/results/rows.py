@@ -10,6 +10,9 @@ failed run has ``tflops`` -1 and a ``reason``. The artifact's plot (osdi22_artif
 ``parse_tsv_file``) skips lines that start with # and empty lines, keeps the rows whose exp_name
 is e2e, multiplies the two counts to the number of GPUs, evaluates ``value`` as code, and draws
 the best ``tflops`` of each (model_name, number, method); it reads no other key.
+
+The artifact's script writes 0 devices for whole hosts: it divides the number of GPUs by 8 for the
+hosts, and takes the rest as the devices. Such a row is read as 8 devices a host.
 """
 
 from __future__ import annotations
@@ -17,12 +20,13 @@ from __future__ import annotations
 import ast
 import math
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 from dsmoe.common.errors import ResultsError
 from dsmoe.benchmark.results.record import RunRecord
 
 VALUE_LENGTH = 4000
+DEVICES_OF_A_WHOLE_HOST = 8
 
 
 class Row(NamedTuple):
@@ -75,9 +79,10 @@ def parse_row(line: str) -> Row:
     counts = {}
     for name in ("num_hosts", "num_devices_per_host"):
         text = values[name].strip()
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
+        least = 1 if name == "num_hosts" else 0
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
             raise ResultsError(f"{name} is {text!r:.40}, expected a positive number")
-        counts[name] = int(text)
+        counts[name] = int(text) or DEVICES_OF_A_WHOLE_HOST
     try:
         time_stamp = float(values["time_stamp"])
     except ValueError:
@@ -133,16 +138,23 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, say: Callable[[str], object] = lambda line: None) -> list[Row]:
     """All rows of a file, comments and empty lines skipped as the artifact's plot does.
 
-    Raises :class:`ResultsError` with file and line number for the first that is not a row.
+    ``say`` gets a line about each row that was read as something else than it says. Raises
+    :class:`ResultsError` with file and line number for the first that is not a row.
     """
     rows = []
     for number, line in numbered_lines(path):
-        if not line.strip().startswith("#"):
-            try:
-                rows.append(parse_row(line))
-            except ResultsError as error:
-                raise ResultsError(f"{path}:{number}: {error}; mend or remove the line") from error
+        if line.strip().startswith("#"):
+            continue
+        try:
+            rows.append(parse_row(line))
+        except ResultsError as error:
+            raise ResultsError(f"{path}:{number}: {error}; mend or remove the line") from error
+        if int(line.split("\t")[3]) == 0:
+            say(
+                f"{path}:{number}: 0 devices a host, as the artifact's script writes for whole "
+                f"hosts; read as {rows[-1].num_devices_per_host}"
+            )
     return rows

@@ -60,6 +60,13 @@ def test_reads_and_writes_the_bytes_packed_by_hand(tmp_path: Path) -> None:
     assert (tmp_path / "w.1.bin").read_bytes() == HAND_BIN
 
 
+def test_a_negative_id_is_refused(tmp_path: Path) -> None:
+    index = index_bytes([3, 0, 1], [0, 6, 6], [0, 2, 3], code=3)
+    pair = TokenPair(put(tmp_path, index, struct.pack("<4h", 1, 2, -3, 7)))
+    with pytest.raises(DataError, match=r"p\.bin: token 2 is -3, expected ids of 0 and above"):
+        pair.max_id(chunk=2)
+
+
 def test_reads_text_with_the_modes_of_newer_files(tmp_path: Path) -> None:
     assert len(TokenPair(put(tmp_path, HAND_IDX + b"\0\0\0"))) == 3
     with pytest.raises(DataError, match="multimodal"):

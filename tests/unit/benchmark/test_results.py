@@ -150,6 +150,18 @@ def test_rows_that_are_not_rows_are_refused(tmp_path: Path, column: int, text: s
         read_rows(tmp_path / ROWS)
 
 
+def test_the_artifacts_own_row_for_8_gpus_is_read_as_8_devices(tmp_path: Path) -> None:
+    value = "{'tflops': 3.2, 'parameter_count': 1.3}"
+    (tmp_path / ROWS).write_text(f"e2e\tp3.16\t1\t0\tmoe\tdeepspeed\t{value}\t1634066610.5\n")
+    said: list[str] = []
+    [row] = read_rows(tmp_path / ROWS, said.append)
+    assert row.num_devices == 8
+    assert said == [
+        f"{tmp_path / ROWS}:1: 0 devices a host, as the artifact's script writes for whole hosts; "
+        "read as 8"
+    ]
+
+
 def test_torn_lines_are_set_aside_and_whole_rows_are_kept(tmp_path: Path) -> None:
     first, last, after = (record(time_stamp=stamp) for stamp in (1000.25, 2000.25, 3000.25))
     for run in (first, last):
