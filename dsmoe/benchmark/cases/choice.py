@@ -73,6 +73,8 @@ def chosen_cases(wanted: Wanted, device: str, memory: int | None = None) -> list
     Raises UsageError for a case that the suite lacks, or that cannot be.
     """
     suite = wanted.suite or ("artifact" if device == "cuda" else "smoke")
+    if wanted.suite is None and device == "cpu":
+        _check_smoke(wanted.gpus, wanted.every)
     if wanted.every:
         cases = [case for case in SUITES[suite] if case.parallel.processes <= wanted.gpus]
         cases = cases or [find_case(suite, wanted.gpus)]  # which says what the suite has
@@ -84,6 +86,17 @@ def chosen_cases(wanted: Wanted, device: str, memory: int | None = None) -> list
     if wanted.method == "published" and suite != "published":
         cases = [published(case) for case in cases]
     return [changed(case, wanted.changes) for case in cases]
+
+
+def _check_smoke(processes: int, every: bool) -> None:
+    """Say that there is no GPU, where a number is one of the artifact's cases and not smoke's."""
+    known = [case.parallel.processes for case in SUITES["smoke"]]
+    if processes not in known and not (every and processes > min(known)):
+        raise UsageError(
+            f"{processes}: no GPU was found here, and without one the suite is smoke, which has "
+            f"cases for {', '.join(map(str, known))} CPU processes; name one of these, or see what "
+            f"the artifact's case needs: dsmoe plan {processes} --suite artifact"
+        )
 
 
 def check_device(cases: list[Case], device: str, available: int | None) -> None:
