@@ -42,9 +42,7 @@ def reserved(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             _remove_left_over(folder)
             with path.open("wb") as file:
-                # Not zeros: a file system may keep those without any space.
-                file.write(os.urandom(RESERVE_BYTES))
-                os.fsync(file.fileno())
+                os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise ResultsError(
