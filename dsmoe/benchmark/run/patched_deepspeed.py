@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
-from dsmoe.common.places import base_name
+from dsmoe.common.files import write_atomically
+from dsmoe.common.places import base_name, project_root
 from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.checkout import actions
 from dsmoe.patchset.checkout.situation import APPLIED
@@ -39,6 +42,17 @@ def ensure(path: Path, say: Callable[[str], None] = print) -> None:
     else:
         bases = load_bases()
     say(actions.apply(path, bases, say).message)
+    let_import(path)
+
+
+def let_import(path: Path) -> None:
+    """Let ``import deepspeed`` find ``path`` in the environment that scripts/setup.sh made.
+
+    As in the artifact's third step. Other environments are left as they are.
+    """
+    if Path(sys.prefix) == project_root() / ".venv":
+        place = Path(sysconfig.get_paths()["purelib"]) / "dsmoe-deepspeed.pth"
+        write_atomically(place, f"{path.resolve()}\n".encode())
 
 
 def trees(path: Path) -> Trees:
