@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
 
-from dsmoe.common.errors import ResultsError
 from dsmoe.benchmark.cases.case import METHODS
-from dsmoe.benchmark.results.record import PAPER_EXPERIMENT, PAPER_MODEL
-from dsmoe.common.tables import columns
-from dsmoe.benchmark.results.store import RECORDS, ROWS, read_records
-from dsmoe.benchmark.results.rows import Row, read_rows, row_of
 from dsmoe.benchmark.cases.suites import MODELS
+from dsmoe.benchmark.results.record import PAPER_EXPERIMENT, PAPER_MODEL
+from dsmoe.benchmark.results.rows import Row, read_rows, row_of
+from dsmoe.benchmark.results.store import RECORDS, ROWS, read_records
+from dsmoe.common.errors import ResultsError
+from dsmoe.common.tables import columns
 
 REFERENCE = Path(__file__).with_name("reference.json")
 NAME_TOLERANCE = 0.05
@@ -87,9 +87,7 @@ def load_reference() -> Reference:
     )
 
 
-def load_rows(
-    paths: Sequence[Path], say: Callable[[str], object] = lambda line: None
-) -> list[Row]:
+def load_rows(paths: Sequence[Path], say: Callable[[str], object] = lambda line: None) -> list[Row]:
     """The rows of result folders, ``.tsv`` and ``.jsonl`` files. Raises ResultsError.
 
     ``say`` gets a line about each row that was read as something else than it says.

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from dsmoe.benchmark.results.comparison import Point, Reference
-from dsmoe.common.errors import ResultsError
 from dsmoe.benchmark.results.record import RunRecord
-from dsmoe.common.errors import EnvironmentProblem
+from dsmoe.common.errors import EnvironmentProblem, ResultsError
 
 # Apart for colour-blind readers too: the reference is light and hatched, the measured one dark.
 REFERENCE_STYLE = {"color": "#c9c9c9", "edgecolor": "#6b6b6b", "hatch": "///"}

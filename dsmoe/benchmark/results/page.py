@@ -13,10 +13,10 @@ from typing import Any, Sequence
 
 from dsmoe.benchmark.results.charts import line_chart, load_chart
 from dsmoe.benchmark.results.comparison import records_file
-from dsmoe.common.errors import ResultsError
 from dsmoe.benchmark.results.record import RunRecord
-from dsmoe.benchmark.results.terminal import report_lines
 from dsmoe.benchmark.results.store import read_records
+from dsmoe.benchmark.results.terminal import report_lines
+from dsmoe.common.errors import ResultsError
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--soft:#767676;--mark:#1b6ca8;

@@ -9,9 +9,9 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Callable, Sequence
 
-from dsmoe.common.errors import ResultsError
-from dsmoe.benchmark.cases.flops import tflops
 from dsmoe.benchmark.cases.case import METHODS, PAPER_SUITES, Case, complete
+from dsmoe.benchmark.cases.flops import tflops
+from dsmoe.common.errors import ResultsError
 
 SCHEMA = 2
 PAPER_EXPERIMENT = "e2e"

@@ -22,8 +22,8 @@ import math
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
-from dsmoe.common.errors import ResultsError
 from dsmoe.benchmark.results.record import RunRecord
+from dsmoe.common.errors import ResultsError
 
 VALUE_LENGTH = 4000
 DEVICES_OF_A_WHOLE_HOST = 8

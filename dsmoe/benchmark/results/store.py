@@ -17,9 +17,9 @@ from typing import Callable, Iterator
 import psutil
 from filelock import FileLock, Timeout
 
-from dsmoe.common.errors import ResultsError
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.rows import Row, numbered_lines, parse_row, read_rows, row_of
+from dsmoe.common.errors import ResultsError
 
 ROWS = "results_e2e.tsv"
 RECORDS = "results_e2e.jsonl"
