@@ -92,3 +92,18 @@ def test_a_missing_scheduler_is_refused(saved: Path) -> None:
     assert "no state of a scheduler, expected one of WarmupLR" in said
     options = {"load_lr_scheduler_states": False}
     assert _said(saved, options, config=SCHEDULER, **common) == "loaded True True"
+
+
+def test_of_a_tag_that_is_saved_again_the_last_save_counts(tmp_path: Path) -> None:
+    _saved(tmp_path, stage=2)
+    _saved(tmp_path, stage=0)
+    assert list(tmp_path.glob("one/zero_pp_rank_*")), "expected the files of the first save"
+    assert _said(tmp_path, stage=0) == "loaded True True"
+    assert "saved without ZeRO, expected stage 2" in _said(tmp_path, stage=2)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_what_stage_0_saves_in_16_bits_is_loaded(precision: str, tmp_path: Path) -> None:
+    # its fp32 copies are tensors with attributes
+    scenario = {"stage": 0, "precision": precision}
+    assert _said(_saved(tmp_path, **scenario), **scenario) == "loaded True True"

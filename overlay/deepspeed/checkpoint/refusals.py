@@ -110,13 +110,14 @@ def _check_files(names: list[str], kind: str, otherwise: str) -> None:
 def _check_optimizer(engine: Any, checkpoint: dict[str, Any], place: Path) -> None:
     stage = engine.zero_optimization_stage()
     files = list(place.glob("zero_pp_rank_*optim_states.pt"))
-    own = _own_state(engine, checkpoint, place, bool(files))
-    if not stage and files:
+    own = _own_state(engine, checkpoint, place)
+    # A tag that is saved again under another stage keeps the files of ZeRO; ``own`` is of the last.
+    if not stage and files and own is None:
         raise RuntimeError(
             f"the checkpoint {place} was saved under ZeRO, expected stage 0 as here: set the stage"
             f" that saved it, {_WEIGHTS_ONLY}"
         )
-    if stage and own and not files:
+    if stage and own is not None:
         raise RuntimeError(
             f"the checkpoint {place} was saved without ZeRO, expected stage {stage} as here: set"
             f" stage 0, {_WEIGHTS_ONLY}"
@@ -141,9 +142,9 @@ def _check_optimizer(engine: Any, checkpoint: dict[str, Any], place: Path) -> No
         )
 
 
-def _own_state(engine: Any, checkpoint: dict[str, Any], place: Path, zero: bool) -> Any:
-    """The optimizer's state that the engine itself saved; None where ZeRO did (``zero``)."""
-    if not engine.has_moe_layers or zero:
+def _own_state(engine: Any, checkpoint: dict[str, Any], place: Path) -> Any:
+    """The optimizer's state that the engine itself saved; None where ZeRO did."""
+    if not engine.has_moe_layers:
         return checkpoint.get("optimizer")
     path = engine._get_optimizer_ckpt_name(place.parent, place.name, 0)
     return load(path, map_location="cpu")["optimizer"]

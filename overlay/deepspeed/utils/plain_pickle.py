@@ -32,6 +32,7 @@ _ALLOWED: dict[str, set[str]] = {
     "numpy.core.multiarray": {"_reconstruct", "scalar"},
     "torch": {"Size", "device", "Tensor"},
     "torch.nn.parameter": {"Parameter"},
+    "torch._tensor": {"_rebuild_from_type_v2"},  # a tensor with attributes
     "torch.serialization": {"_get_layout"},
     "torch._utils": {
         "_rebuild_tensor",
