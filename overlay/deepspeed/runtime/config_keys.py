@@ -68,14 +68,14 @@ _GENERAL: list[Row] = [
 _PRECISION: list[Row] = [
     ("fp16.enabled", False, "weights and gradients in fp16, masters in fp32", ""),
     ("fp16.loss_scale", 0, "a fixed loss scale; 0 for one that adapts", "fp16"),
-    ("fp16.initial_scale_power", 32, "the first scale is 2 to this power", "dynamic scale"),
+    ("fp16.initial_scale_power", 16, "the first scale is 2 to this power", "dynamic scale"),
     (
         "fp16.loss_scale_window",
         1000,
         "steps without overflow until the scale doubles",
         "dynamic scale",
     ),
-    ("fp16.hysteresis", 2, "overflows until the scale is halved", "dynamic scale"),
+    ("fp16.hysteresis", 1, "overflows until the scale is halved", "dynamic scale"),
     ("fp16.min_loss_scale", 1, "the least scale", "dynamic scale"),
     (
         "fp16.fp16_master_weights_and_grads",

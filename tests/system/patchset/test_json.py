@@ -19,6 +19,6 @@ def test_json_is_one_object(template: Project, checkout: Path, tmp_path: Path) -
         (tmp_path / "none", [], "failed", 3),
     ):
         found, text = template.main(path, "--json", *args)
-        data = json.loads(text)
+        data = json.loads(text.split("\nerror: ")[0])  # what follows is standard error
         assert (found, data["outcome"], data["exit_code"]) == (code, outcome, code)
         assert data["message"]

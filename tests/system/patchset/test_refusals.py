@@ -153,7 +153,7 @@ def test_usage_errors(template: Project, checkout: Path) -> None:
         [checkout, "--from-release"],  # this base has no release archive
     ):
         code, text = template.main(*args)
-        assert code == 2 and text.startswith("apply_patch.py: "), (args, text)
+        assert code == 2 and text.startswith("error: "), (args, text)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")

@@ -37,7 +37,8 @@ def project(tmp_path: Path) -> Path:
     root.mkdir()
     for name in ("dsmoe", "bases", "patch", "overlay"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(ROOT / "apply_patch.py", root)
+    for name in ("apply_patch.py", "pyproject.toml"):
+        shutil.copy2(ROOT / name, root)
     (root / "build" / "archives").mkdir(parents=True)
     return root
 

@@ -1,0 +1,1 @@
+"""Records and rows, and what is drawn from them."""
