@@ -14,24 +14,24 @@ FAIL = "FAIL"
 
 @dataclass(frozen=True)
 class Check:
-    """``what`` was looked at on ``host`` ("" here), what was ``found``, and what ``mend``s it."""
+    """``what`` was looked at on ``host`` ("" here), what was ``found``, and how to ``fix`` it."""
 
     what: str
     state: str
     found: str
-    mend: str = ""
+    fix: str = ""
     host: str = ""
 
 
 def table(checks: Sequence[Check]) -> list[str]:
-    """A mark a line; the mend of what failed, or is only good for some runs, on a line below."""
+    """A mark a line; the fix of what failed, or is only good for some runs, on a line below."""
     names = [f"{check.host}: {check.what}" if check.host else check.what for check in checks]
     width = max(map(len, names), default=0)
     lines = []
     for name, check in zip(names, checks):
         lines.append(f"[{check.state:^4}] {name:<{width}}  {check.found}".rstrip())
-        if check.mend:
-            lines.append(f"{'':<{width + 9}}mend: {check.mend}")
+        if check.fix:
+            lines.append(f"{'':<{width + 9}}fix: {check.fix}")
     return [line.encode("ascii", "replace").decode("ascii") for line in lines]
 
 

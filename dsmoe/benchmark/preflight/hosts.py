@@ -61,9 +61,9 @@ def refuse_unfit(hosts: Sequence[Host], hostfile: Path, project: Path, checkout:
     if fatal:
         first, more = fatal[0], f" ({len(fatal) - 1} more)" if len(fatal) > 1 else ""
         raise EnvironmentProblem(
-            f"{first.host}: {first.what}: {first.found}{more}; {first.mend}; {_more(hostfile)}"
+            f"{first.host}: {first.what}: {first.found}{more}; {first.fix}; {_more(hostfile)}"
         )
-    return [f"{check.host}: {check.what}: {check.found}; {check.mend}" for check in bad]
+    return [f"{check.host}: {check.what}: {check.found}; {check.fix}" for check in bad]
 
 
 def _more(hostfile: Path) -> str:

@@ -27,7 +27,7 @@ def quick(output: Path) -> None:
     """What a run checks before it starts. Raises EnvironmentProblem with the first failure."""
     for check in [python_check(), *torch_checks(), disk_check(output)]:
         if check.state == FAIL:
-            raise EnvironmentProblem(f"{check.what}: {check.found}; {check.mend}")
+            raise EnvironmentProblem(f"{check.what}: {check.found}; {check.fix}")
 
 
 def local_checks(output: Path, several_hosts: bool) -> list[Check]:
@@ -57,12 +57,12 @@ def torch_checks() -> list[Check]:
 
         old = torch_problem(torch.__version__)
         if old:
-            found, _, mend = old.partition(": ")
-            return [Check("torch", FAIL, found, mend)]
+            found, _, fix = old.partition(": ")
+            return [Check("torch", FAIL, found, fix)]
         import torch.distributed as dist
     except ImportError as error:
-        mend = f"run {dependencies.how_to_install('run')}"
-        return [Check("torch", FAIL, str(error), mend)]
+        fix = f"run {dependencies.how_to_install('run')}"
+        return [Check("torch", FAIL, str(error), fix)]
     checks = [Check("torch", OK, torch.__version__)]
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
@@ -70,14 +70,14 @@ def torch_checks() -> list[Check]:
         checks.append(Check("device", OK, f"{found}, CUDA {torch.version.cuda}"))
         nccl = dist.is_available() and dist.is_nccl_available()
         version = ".".join(map(str, torch.cuda.nccl.version())) if nccl else "missing"
-        mend = "" if nccl else "install a torch with NCCL"
-        checks.append(Check("NCCL", OK if nccl else FAIL, version, mend))
+        fix = "" if nccl else "install a torch with NCCL"
+        checks.append(Check("NCCL", OK if nccl else FAIL, version, fix))
         return [*checks, *kernel_checks(torch.cuda.get_device_capability()[0])]
     found = "no GPU that torch can use: small runs on the CPU"
     checks.append(Check("device", NOTE, found))
     gloo = dist.is_available() and dist.is_gloo_available()
-    mend = "" if gloo else "install a torch with gloo"
-    checks.append(Check("gloo", OK if gloo else FAIL, "there" if gloo else "missing", mend))
+    fix = "" if gloo else "install a torch with gloo"
+    checks.append(Check("gloo", OK if gloo else FAIL, "there" if gloo else "missing", fix))
     return checks
 
 
@@ -102,18 +102,18 @@ def checkout_checks(place: Path) -> list[Check]:
     try:
         found = state.describe(place)
     except DsmoeError as error:  # no git, or none that works
-        return [Check(what, FAIL, str(error), "mend that first")]
+        return [Check(what, FAIL, str(error), "fix that first")]
     trees = ", ".join(f"{folder} {tree[:12]}" for folder, tree in found.result.items())
-    mend = f"dsmoe apply {place}" + ("" if place.exists() else " --from-release")
+    fix = f"dsmoe apply {place}" + ("" if place.exists() else " --from-release")
     if found.name == situation.APPLIED:
         checks = [Check(what, OK, f"{place}: {found.name}, {trees}")]
     elif found.name == situation.APPLIED_EDITED:
         edits = f"applied, then edited: {', '.join(found.edited[:3])}"
-        checks = [Check(what, NOTE, f"{place}: {edits}", "a run refuses edits: " + mend)]
+        checks = [Check(what, NOTE, f"{place}: {edits}", "a run refuses edits: " + fix)]
     elif not place.exists():
-        checks = [Check(what, NOTE, f"{place}: not there yet, a run builds it", mend)]
+        checks = [Check(what, NOTE, f"{place}: not there yet, a run builds it", fix)]
     else:
-        checks = [Check(what, FAIL, f"{place}: {found.name} {found.message}".strip(), mend)]
+        checks = [Check(what, FAIL, f"{place}: {found.name} {found.message}".strip(), fix)]
     launcher = place / LAUNCHER
     if not launcher.is_file():
         return [*checks, Check("launcher", NOTE, f"{launcher}: not there yet")]
@@ -154,8 +154,8 @@ def tool_check(name: str, needed: bool) -> Check:
     found = shutil.which(name)
     if found:
         return Check(name, OK, found)
-    mend = f"install {name} (Debian: {'openssh-client' if name == 'ssh' else name})"
-    return Check(name, FAIL if needed else NOTE, "missing; several machines need it", mend)
+    fix = f"install {name} (Debian: {'openssh-client' if name == 'ssh' else name})"
+    return Check(name, FAIL if needed else NOTE, "missing; several machines need it", fix)
 
 
 def disk_check(output: Path) -> Check:

@@ -151,7 +151,7 @@ def read_rows(path: Path, say: Callable[[str], object] = lambda line: None) -> l
         try:
             rows.append(parse_row(line))
         except ResultsError as error:
-            raise ResultsError(f"{path}:{number}: {error}; mend or remove the line") from error
+            raise ResultsError(f"{path}:{number}: {error}; fix or remove the line") from error
         if int(line.split("\t")[3]) == 0:
             say(
                 f"{path}:{number}: 0 devices a host, as the artifact's script writes for whole "

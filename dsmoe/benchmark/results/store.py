@@ -2,7 +2,7 @@
 
 ``results_e2e.tsv`` holds the artifact's rows (rows.py), ``results_e2e.jsonl`` one RunRecord a
 line (record.py). A row is a function of its record and both are written under one lock. Nothing
-that was written whole is ever removed. The next writer mends what a kill left: a torn last line
+that was written whole is ever removed. The next writer repairs what a kill left: a torn last line
 goes to ``<file>.torn``, and the row that the last record lacks is added.
 """
 
@@ -164,7 +164,7 @@ def read_records(path: Path) -> list[RunRecord]:
         try:
             records.append(RunRecord.from_json(line))
         except ResultsError as error:
-            raise ResultsError(f"{path}:{number}: {error}; mend or remove the line") from error
+            raise ResultsError(f"{path}:{number}: {error}; fix or remove the line") from error
     return records
 
 

@@ -133,7 +133,7 @@ def compile_training(model: MoELM) -> None:
 
 
 def say_notes(run: Run) -> None:
-    """Let the front door know what is left to slower means; what it knows it does not repeat."""
+    """Send the fallbacks to the process that reports; it has said those it knows of already."""
     for words in notes() if run.case.compiled else ():
         marks.say(run.rank, marks.NOTE, words)
 

@@ -83,7 +83,7 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         taken = time.perf_counter() - begin
         dist.all_reduce(totals)
         loss, cross_entropy, aux = (totals / dist.get_world_size()).tolist()
-        # At fp16 an overflow is the loss scaler's to skip; a loss that is no number is not.
+        # At fp16 an overflow is the loss scaler's to skip; a NaN loss is not.
         if not math.isfinite(loss):
             raise TrainingFailed(
                 f"the loss is {loss} at iteration {step + 1}; expected a finite number: lower "
@@ -92,7 +92,7 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         scale_falls = getattr(run.engine.optimizer, "dynamic_loss_scale", False)
         if run.engine.skipped_steps > skipped and not scale_falls:
             raise TrainingFailed(
-                f"the norm of the gradients is no finite number at iteration {step + 1}, and the "
+                f"the norm of the gradients is not finite at iteration {step + 1}, and the "
                 "loss scale is a static one, so that every step would be skipped: lower the "
                 "learning rate, or use bf16"
             )

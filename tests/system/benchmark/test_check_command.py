@@ -1,4 +1,4 @@
-"""The environment check names what is wrong, on which host, and what mends it."""
+"""The environment check names what is wrong, on which host, and how to fix it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_hosts_one_by_one(checkout: Path, hosts: Path, capsys: pytest.CaptureFix
     assert states.pop("patched DeepSpeed") in (OK, NOTE)
     assert states == {"without a password": OK, "Python": OK, "torch": OK, "clock": OK,
                       "free GPUs": states["free GPUs"]}  # fmt: skip
-    assert "ssh-copy-id b" in found["b", "without a password"]["mend"]
+    assert "ssh-copy-id b" in found["b", "without a password"]["fix"]
     bad = {what for (host, what), check in found.items() if host == "c" and check["state"] == FAIL}
     assert bad == {"Python", "torch", "patched DeepSpeed", "free GPUs", "clock"}
     assert found["c", "free GPUs"]["found"] == "3 of 8, 4 asked for"
@@ -101,7 +101,7 @@ def test_a_run_asks_its_hosts_first(
 def test_this_machine_has_a_mark_a_line(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dsmoe("check") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(line.startswith(("[ ok ] ", "[note] ")) or "mend: " in line for line in lines)
+    assert all(line.startswith(("[ ok ] ", "[note] ")) or "fix: " in line for line in lines)
     text = "\n".join(lines)
     for what in ("Python", "torch", "device", "patched DeepSpeed", "import deepspeed", "disk"):
         assert what in text

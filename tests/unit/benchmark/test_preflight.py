@@ -38,7 +38,7 @@ def test_what_is_missing_has_its_mend(tmp_path: Path, monkeypatch: pytest.Monkey
     assert broken.state == FAIL and broken.found.startswith("git was not found on PATH")
     monkeypatch.undo()
     [there, launcher] = local.checkout_checks(tmp_path / "none")
-    assert there.mend.endswith("none --from-release") and launcher.state == NOTE
+    assert there.fix.endswith("none --from-release") and launcher.state == NOTE
     assert local.checkout_checks(tmp_path)[0].state == FAIL
     monkeypatch.setattr(local, "PYTHONS", ((2, 6), (2, 7)))
     with pytest.raises(EnvironmentProblem, match=r"Python: .*use Python 3.9 to 3.13"):
@@ -67,7 +67,7 @@ def test_kernels_are_asked_of_a_hopper_gpu_alone(monkeypatch: pytest.MonkeyPatch
     del here["quack-kernels"]
     here["flash-attn-4"] = "4.0.0b35"
     [check] = local.kernel_checks(9)
-    assert check.state == NOTE and "setup.sh" in check.mend
+    assert check.state == NOTE and "setup.sh" in check.fix
     assert check.found.startswith("quack-kernels missing, flash-attn-4 4.0.0b35: ")
     monkeypatch.setattr(sys, "version_info", (3, 9))
     [check] = local.kernel_checks(9)
