@@ -48,6 +48,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     return guarded(lambda: _run(arguments, prog), as_json="--json" in arguments)
 
 
+def check_arguments(arguments: list[str]) -> int:
+    """The exit code of a command line's mistakes, 0 without any; needs nothing but Python."""
+
+    def parse() -> int:
+        _load(arguments[0]).make_parser(f"dsmoe {arguments[0]}").parse_args(arguments[1:])
+        return 0
+
+    return guarded(parse, as_json="--json" in arguments)
+
+
 def _run(arguments: list[str], prog: str | None) -> int:
     if arguments and arguments[0] in COMMANDS:
         command = _load(arguments[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.arguments import OneLineParser, file_name
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.places import DEFAULT_BASE
 
@@ -41,7 +41,7 @@ def make_parser(prog: str) -> OneLineParser:
         epilog=EXAMPLES.replace("dsmoe apply", prog) + exit_code_lines(*CODES),
     )
     parser.add_argument(
-        "path", metavar="PATH", type=Path, nargs="?", help="The checkout's top folder is here."
+        "path", metavar="PATH", type=file_name, nargs="?", help="The checkout's top folder is here."
     )
     parser.add_argument(
         "--installed",
@@ -62,7 +62,10 @@ def make_parser(prog: str) -> OneLineParser:
         "--no-apply", action="store_true", help="With --from-release: the checkout is only built."
     )
     group.add_argument(
-        "--archive", metavar="FILE", type=Path, help="With --from-release: the archive is here."
+        "--archive",
+        metavar="FILE",
+        type=file_name,
+        help="With --from-release: the archive is here.",
     )
     series = parser.add_argument_group("changing the series")
     change = action
@@ -74,7 +77,7 @@ def make_parser(prog: str) -> OneLineParser:
     change.add_argument(
         "--port-from",
         metavar="CHECKOUT",
-        type=Path,
+        type=file_name,
         help="The series of PATH's base is written anew from that of CHECKOUT's base.",
     )
     series.add_argument("--to", metavar="NAME", help="With --export: this patch takes the edits.")
@@ -82,7 +85,9 @@ def make_parser(prog: str) -> OneLineParser:
     bases.add_argument(
         "--base", metavar="NAME", help="The checkout is of this base (default: HEAD tells)."
     )
-    bases.add_argument("--bases", metavar="DIR", type=Path, help="The bases are in this folder.")
+    bases.add_argument(
+        "--bases", metavar="DIR", type=file_name, help="The bases are in this folder."
+    )
     return parser
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, count, positive
+from dsmoe.common.arguments import OneLineParser, count, file_name, positive
 from dsmoe.common.errors import EnvironmentProblem, exit_code_lines
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.places import chosen_checkout, work_folder
@@ -63,7 +62,7 @@ def make_parser(prog: str) -> OneLineParser:
     shared.add_output(parser, "results/bench", "Rows and records of --gpu and --ladder go here")
     what.add_argument(
         "--table",
-        type=Path,
+        type=file_name,
         metavar="DIR",
         help="The records of this results folder are printed as a table, and nothing is timed.",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.arguments import OneLineParser, file_name
 from dsmoe.common.errors import HostProblem, UsageError, exit_code_lines
 from dsmoe.hosts import identity, ssh_port, writer
 from dsmoe.hosts.host import Host, check_slots
@@ -52,7 +52,7 @@ def make_parser(prog: str) -> OneLineParser:
     )
     one.add_argument(
         "--hosts-file",
-        type=Path,
+        type=file_name,
         metavar="FILE",
         help="This file has the hosts: one a line, or an OpenMPI ('a slots=4') or MPICH ('a:4') "
         "host file.",
@@ -93,7 +93,7 @@ def make_parser(prog: str) -> OneLineParser:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=file_name,
         default=Path(),
         metavar="DIR",
         help="The files go to this folder (default: this one).",

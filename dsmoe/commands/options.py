@@ -14,7 +14,7 @@ from dsmoe.benchmark.cases.case import (
 )
 from dsmoe.benchmark.cases.choice import Changes, Wanted
 from dsmoe.benchmark.cases.suites import SUITES
-from dsmoe.common.arguments import count, positive, seed, whole
+from dsmoe.common.arguments import count, file_name, positive, seed, whole
 
 ARTIFACT_IDS = "artifact-ids"
 SWITCHES = (
@@ -159,7 +159,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_output(parser: argparse._ActionsContainer, default: str, words: str) -> None:
     parser.add_argument(
         "--output",
-        type=Path,
+        type=file_name,
         default=Path(default),
         metavar="PATH",
         help=f"{words} (default: {default}).",

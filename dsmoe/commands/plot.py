@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.arguments import OneLineParser, file_name
 from dsmoe.common.errors import ResultsError, exit_code_lines
 
 NEEDS = ("filelock", "psutil", "matplotlib")
@@ -31,7 +30,7 @@ def make_parser(prog: str) -> OneLineParser:
     parser.add_argument(
         "results",
         nargs="+",
-        type=Path,
+        type=file_name,
         metavar="RESULTS",
         help="The rows come from these results folders, .tsv or .jsonl files.",
     )

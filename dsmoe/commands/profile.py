@@ -6,10 +6,9 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.arguments import OneLineParser, file_name
 from dsmoe.common.errors import EnvironmentProblem, UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import checkout_folder, work_folder
@@ -35,7 +34,7 @@ def make_parser(prog: str) -> OneLineParser:
     shared.add_case_options(parser)
     shared.add_text_options(parser)
     parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="The rows are written to this file as JSON."
+        "--write", type=file_name, metavar="FILE", help="The rows are written to this file as JSON."
     )
     return parser
 

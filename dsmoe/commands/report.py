@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.arguments import OneLineParser, file_name
 from dsmoe.common.errors import exit_code_lines
 
 NEEDS = ("filelock", "psutil")
@@ -28,7 +27,7 @@ def make_parser(prog: str) -> OneLineParser:
     )
     parser.add_argument(
         "results",
-        type=Path,
+        type=file_name,
         metavar="RESULTS",
         help="The records come from this results folder or .jsonl file.",
     )

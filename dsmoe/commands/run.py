@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, count, positive
+from dsmoe.common.arguments import OneLineParser, count, file_name, positive
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError, exit_code_lines
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.kernel_choice import check_kernels
@@ -53,7 +53,7 @@ def make_parser(prog: str) -> OneLineParser:
     )
     results.add_argument(
         "--tensorboard",
-        type=Path,
+        type=file_name,
         metavar="DIR",
         help="DeepSpeed writes event files for TensorBoard to this folder.",
     )
@@ -69,7 +69,7 @@ def make_parser(prog: str) -> OneLineParser:
     base = parser.add_argument_group("DeepSpeed")
     base.add_argument(
         "--deepspeed",
-        type=Path,
+        type=file_name,
         metavar="PATH",
         help="The processes import this checkout, which is patched first (default: "
         "DSMOE_DEEPSPEED, the artifact's DEEPSPEED_PATH, else build/DeepSpeed).",
@@ -78,7 +78,7 @@ def make_parser(prog: str) -> OneLineParser:
     add = hosts.add_argument
     add(
         "--hostfile",
-        type=Path,
+        type=file_name,
         metavar="FILE",
         help="The processes run on the hosts of this file (dsmoe hosts writes one).",
     )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
+import textwrap
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dsmoe.common.errors import UsageError
@@ -10,11 +14,40 @@ from dsmoe.common.errors import UsageError
 MOST = 10**9  # no option counts more than this; a larger number is a slip of the keys
 
 
+WIDTH = 80  # the widest help
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Fills paragraphs. Keeps indented lines, and lets a long one go on under its last column."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(shutil.get_terminal_size().columns, WIDTH))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        text = re.sub(r"(?m)^(\S.*)\n(?=\S)", r"\1 ", text)
+        return "\n".join(_wrapped(indent + line, width) for line in text.splitlines())
+
+
+def _wrapped(line: str, width: int) -> str:
+    columns = re.match(r" *\S+(?: \S+)* {2,}(?=\S)|  (?:\d+ )? *| *", line)
+    indent = columns.end() if columns else 0
+    if indent > width * 2 // 3:  # no room beside so long a first column
+        indent = 6
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Raises UsageError where argparse would print the whole usage and end the process."""
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", Help)
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -53,3 +86,10 @@ def positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a number above 0")
     return value
+
+
+def file_name(text: str) -> Path:
+    """The name of a file or folder; an empty one is a variable that was not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)

@@ -135,7 +135,7 @@ class TrainingFailed(DsmoeError):
 #: Code -> meaning, the same in every command.
 EXIT_CODES: dict[int, str] = {
     0: "done, or there was nothing to do",
-    1: "the answer is no: a run failed (its row has -1 and the reason), or a plan does not fit",
+    1: "a run failed (its row has -1 and the reason), or a plan does not fit",
     2: "an option or an argument cannot be used",
     3: "the path is not a git checkout, or not its top folder",
     4: "the checkout is at another commit than the base",
@@ -160,8 +160,8 @@ EXIT_CODES: dict[int, str] = {
     24: "--status: applied with another series",
     25: "a training process ended with a reason of its own (dsmoe run turns it into 1 and a row)",
     129: "ended by SIGHUP; every process is ended, and a run that had started has its row",
-    130: "ended by Ctrl-C (SIGINT), in the same way",
-    143: "ended by SIGTERM, in the same way",
+    130: "ended by Ctrl-C (SIGINT)",
+    143: "ended by SIGTERM",
 }
 
 

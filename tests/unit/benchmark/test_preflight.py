@@ -30,7 +30,7 @@ def test_a_busy_gpu_and_a_wrong_clock_are_warnings(tmp_path: Path, monkeypatch) 
         hosts_check.refuse_unfit([], tmp_path, tmp_path, tmp_path)
 
 
-def test_what_is_missing_has_its_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_has_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert local.tool_check("pdsh", needed=True).state == FAIL
     assert local.tool_check("pdsh", needed=False).state == NOTE
@@ -72,3 +72,10 @@ def test_kernels_are_asked_of_a_hopper_gpu_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "version_info", (3, 9))
     [check] = local.kernel_checks(9)
     assert "need Python 3.10" in check.found
+
+
+def test_results_cannot_be_written_into_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        check = local.disk_check(output)
+        assert (check.state, check.found) == (FAIL, f"{tmp_path / 'file'} is a file")

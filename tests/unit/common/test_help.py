@@ -49,7 +49,8 @@ def test_the_first_page_lists_every_command_in_a_sentence() -> None:
     code, text = helps()[0][""]
     assert code == 0
     for name, words in cli.COMMANDS.items():
-        assert re.search(rf"^  {name} +{re.escape(words)}$", text, re.MULTILINE), name
+        assert re.search(rf"^  {name} +{words.split()[0]} ", text, re.MULTILINE), name
+        assert words in " ".join(text.split()), name
         assert words[0].isupper() and words.endswith(".")
 
 
@@ -59,9 +60,11 @@ def test_the_help_has_examples_and_exit_codes(name: str) -> None:
     assert code == 0 and text.startswith(f"usage: dsmoe {name}")
     examples = text.split("examples:\n")[1].split("\n\n")[0].splitlines()
     assert examples and any(line.startswith(f"  dsmoe {name}") for line in examples)
-    listed = re.findall(r"^  (\d+) +(.+)$", text.split("exit codes:\n")[1], re.MULTILINE)
-    assert {"0", "2", "130"} <= {number for number, _ in listed}
-    assert all(EXIT_CODES[int(number)] == words for number, words in listed)
+    listed = text.split("exit codes:\n")[1]
+    numbers = re.findall(r"^  (\d+) ", listed, re.MULTILINE)
+    assert {"0", "2", "130"} <= set(numbers)
+    entries = [f"{number} {EXIT_CODES[int(number)]}" for number in numbers]
+    assert " ".join(listed.split()) == " ".join(entries)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
