@@ -27,6 +27,7 @@ def run_cases(request: Request, stop: StopSignals) -> int:
     local.quick(request.output)
     step(f"DeepSpeed checkout {request.checkout} ({request.checkout_reason})")
     patched_deepspeed.ensure(request.checkout)
+    patched_deepspeed.let_import(request.checkout)
     trees = patched_deepspeed.trees(request.checkout)
     layouts = [layout for _, layout in request.cases]
     if request.hostfile:

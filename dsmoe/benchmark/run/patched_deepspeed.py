@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import sysconfig
 from dataclasses import dataclass, field
@@ -42,17 +43,19 @@ def ensure(path: Path, say: Callable[[str], None] = print) -> None:
     else:
         bases = load_bases()
     say(actions.apply(path, bases, say).message)
-    let_import(path)
 
 
 def let_import(path: Path) -> None:
-    """Let ``import deepspeed`` find ``path`` in the environment that scripts/setup.sh made.
+    """Let ``import deepspeed`` find the project's own checkout in the project's own environment.
 
-    As in the artifact's third step. Other environments are left as they are.
+    As in the artifact's third step. For other checkouts and environments that is their owner's to
+    do. A run finds its DeepSpeed without this, so a failure to write is no reason to stop.
     """
-    if Path(sys.prefix) == project_root() / ".venv":
+    root = project_root()
+    if Path(sys.prefix) == root / ".venv" and path.resolve() == root / "build" / "DeepSpeed":
         place = Path(sysconfig.get_paths()["purelib"]) / "dsmoe-deepspeed.pth"
-        write_atomically(place, f"{path.resolve()}\n".encode())
+        with contextlib.suppress(OSError):
+            write_atomically(place, f"{path.resolve()}\n".encode())
 
 
 def trees(path: Path) -> Trees:
