@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
 from typing import Callable
 
@@ -55,7 +55,7 @@ def _pip_download(base: Base, folder: Path) -> None:
     what = f"{base.release['package']}=={base.release['version']}"
     flags = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
     command = [sys.executable, "-m", "pip", "download", *flags, "-d", str(folder), what]
-    missing = [name for name in ("pip", "torch", "setuptools", "wheel") if not _importable(name)]
+    missing = [name for name in ("pip", "torch", "setuptools", "wheel") if not importable(name)]
     if missing:
         raise ArchiveProblem(
             f"downloading {what} runs its setup.py, which needs {', '.join(missing)} in "
@@ -73,8 +73,13 @@ def _pip_download(base: Base, folder: Path) -> None:
         )
 
 
-def _importable(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+def importable(name: str) -> bool:
+    """Whether the package ``name`` lies on sys.path.
+
+    Asks no other finder: asked for pip, setuptools' one gives its distutils up for the rest of this
+    process, and whoever then imports setuptools fails.
+    """
+    return PathFinder.find_spec(name) is not None
 
 
 def check_archive(base: Base, path: Path) -> None:
