@@ -5,6 +5,7 @@ Only tests that ask for it (the fixture ``checkout``, the folders engine and gpu
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -69,6 +70,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if mark.args[0] == patched.base().name:
                 reason = f"base {mark.args[0]}: {mark.kwargs['reason']}"
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()  # the modules and the tests; DeepSpeed collects several times an engine
 
 
 @pytest.fixture(scope="session")
