@@ -1,13 +1,17 @@
 """Run a function in N real processes with a process group, and bring their results back.
 
-Starting Python, torch and DeepSpeed takes seconds, so the processes of a number N are kept for the
-next call; a call that fails ends them.
+Starting Python, torch and DeepSpeed takes seconds, so the processes are forked from one that has
+imported these (forker.py), and those of a number N are kept for the next call; a call that fails
+ends them.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import functools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -48,46 +53,54 @@ class Pool:
         self._folder = tempfile.TemporaryDirectory()
         self.here = Path(self._folder.name)
         self.calls = 0
-        self.workers = [self._start(rank, processes) for rank in range(processes)]
-
-    def _start(self, rank: int, processes: int) -> subprocess.Popen:
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        with (self.here / f"log{rank}").open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, str(HERE / "worker.py"), str(self.here)],
-                env={**os.environ, **place},
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-            )
+        self.ranks = range(processes)
+        for rank in self.ranks:
+            os.mkfifo(self.here / f"calls{rank}")
+        # Opened for reading too, because this must not wait for the reader.
+        self._ends = [os.open(self.here / f"calls{rank}", os.O_RDWR) for rank in self.ranks]
+        self._forker = forker()
+        self._forker.stdin.write(f"{self.here} {processes}\n".encode())
+        self._forker.stdin.flush()
 
     def run(self, function: str, arguments: tuple[Any, ...]) -> list[Any]:
         self.calls += 1
         torch.save([function, *arguments], self.here / f"in{self.calls}")
-        for worker in self.workers:
-            worker.stdin.write(f"{self.calls}\n".encode())
-            worker.stdin.flush()
-        outputs = [self.here / f"out{self.calls}-{rank}" for rank in range(len(self.workers))]
+        for end in self._ends:
+            os.write(end, f"{self.calls}\n".encode())
+        outputs = [self.here / f"out{self.calls}-{rank}" for rank in self.ranks]
         deadline = time.monotonic() + TIMEOUT
         while not all(output.exists() for output in outputs):
-            if any(w.poll() is not None for w in self.workers) or time.monotonic() > deadline:
+            if self._one_ended() or time.monotonic() > deadline:
                 time.sleep(0.5)  # the others say what they saw
                 raise AssertionError(f"{function} failed\n{self._said()}")
             time.sleep(0.01)
         return [torch.load(output, map_location="cpu") for output in outputs]
 
+    def _one_ended(self) -> bool:
+        return self._forker.poll() is not None or not all(map(psutil.pid_exists, self._pids()))
+
+    def _pids(self) -> list[int]:
+        texts = [f.read_text() for f in self.here.glob("pid*")]
+        return [int(text) for text in texts if text]
+
     def _said(self) -> str:
-        logs = [self.here / f"log{rank}" for rank in range(len(self.workers))]
-        codes = [worker.poll() for worker in self.workers]
-        text = "\n".join(log.read_text(errors="replace")[-3000:] for log in logs)
-        return f"exit codes {codes}\n{text}"
+        logs = sorted(self.here.glob("log*"))
+        return "\n".join(f"{f.name}:\n{f.read_text(errors='replace')[-3000:]}" for f in logs)
 
     def close(self) -> None:
-        for worker in self.workers:
-            worker.kill()
-            worker.wait()
-            worker.stdin.close()
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for end in self._ends:
+            os.close(end)
         self._folder.cleanup()
+
+
+@functools.lru_cache(maxsize=None)
+def forker() -> subprocess.Popen:
+    """The process whose children the processes of every pool are; it ends with this one."""
+    command = [sys.executable, str(HERE / "forker.py")]
+    return subprocess.Popen(command, stdin=subprocess.PIPE)
 
 
 @atexit.register

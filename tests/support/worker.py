@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -43,29 +42,33 @@ MODULES = (
     resize_probes,
 )
 
-folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-if torch.cuda.is_available():
-    torch.cuda.set_device(rank)
-    # What a container's environment may have switched on; tests in fp32 mean fp32.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-dist.init_process_group(
-    "nccl" if torch.cuda.is_available() else "gloo",
-    init_method=f"file://{folder / 'store'}",
-    rank=rank,
-    world_size=int(os.environ["WORLD_SIZE"]),
-)
-for line in sys.stdin:
-    call = line.strip()
-    function, *arguments = torch.load(folder / f"in{call}")
-    work = next(getattr(module, function) for module in MODULES if hasattr(module, function))
-    # What the imports made (the first step imports more) is not looked at by each collection:
-    # DeepSpeed collects several times an engine, which was most of the tests' time.
-    if int(call) < 3:
-        gc.collect()
-        gc.freeze()
-    result = work(*arguments)
-    # The file's name is the sign that it is whole.
-    torch.save(result, folder / f"saving{rank}")
-    (folder / f"saving{rank}").replace(folder / f"out{call}-{rank}")
-os._exit(0)  # gloo's threads can abort an orderly exit; see dsmoe/benchmark/train/process.py
+
+def serve(folder: Path, rank: int, processes: int) -> None:
+    """Does the calls whose numbers arrive in ``folder``/calls``rank``; returns at its end."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank)
+        # What a container's environment may have switched on; tests in fp32 mean fp32.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        init_method=f"file://{folder / 'store'}",
+        rank=rank,
+        world_size=processes,
+    )
+    with (folder / f"calls{rank}").open() as calls:
+        for line in calls:
+            call = line.strip()
+            function, *arguments = torch.load(folder / f"in{call}")
+            module = next(module for module in MODULES if hasattr(module, function))
+            result = getattr(module, function)(*arguments)
+            # The file's name is the sign that it is whole.
+            torch.save(result, folder / f"saving{rank}")
+            (folder / f"saving{rank}").replace(folder / f"out{call}-{rank}")
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    os._exit(0)  # gloo's threads can abort an orderly exit; see dsmoe/benchmark/train/process.py
