@@ -11,6 +11,7 @@ line and, at the end, ``outcome.json``. How the process ended is one line of its
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -38,7 +39,10 @@ def main(work: str = "dsmoe.benchmark.train.training") -> None:
         threading.Thread(target=end_with_standard_input, daemon=True).start()
     try:
         # Here, so that an import that fails is a reason like any other.
-        importlib.import_module(work).train_whole(options.run_dir, stage)
+        module = importlib.import_module(work)
+        # DeepSpeed collects garbage several times a start, which need not look at all of torch.
+        gc.freeze()
+        module.train_whole(options.run_dir, stage)
     except BaseException as error:
         if not isinstance(error, DsmoeError):
             traceback.print_exc()
@@ -48,7 +52,7 @@ def main(work: str = "dsmoe.benchmark.train.training") -> None:
 
 
 def end_with_standard_input() -> None:
-    """End this process when the front door is gone: it holds the other end of standard input."""
+    """End this process when the command is gone: it holds the other end of standard input."""
     while os.read(0, 1):
         pass
     os._exit(143)
