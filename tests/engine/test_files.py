@@ -44,14 +44,15 @@ def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 def saved(request: Any, tmp_path_factory: Any) -> tuple[Path, list[dict], dict]:
     folder = tmp_path_factory.mktemp(request.param)
     processes, scenario = CASES[request.param]
-    return folder, run_ranks(processes, "save_with_weights", scenario, str(folder)), scenario
+    results = run_ranks(processes, "save_with_weights", scenario, str(folder))
+    done = run_script(folder)
+    assert done.returncode == 0, done.stderr
+    return folder, results, scenario
 
 
 def test_the_script_gives_the_whole_fp32_weights(saved: tuple) -> None:
     """Every parameter of all experts, equal to the fp32 masters bit by bit."""
     folder, results, scenario = saved
-    run = run_script(folder)
-    assert run.returncode == 0, run.stderr
     found = torch.load(folder / "fp32.bin")
     expected = results[0]["weights"]
     assert expected.keys() <= found.keys()
@@ -78,7 +79,6 @@ def test_the_saved_model_is_whole(saved: tuple) -> None:
 
 def test_both_load_into_a_model_in_one_process(saved: tuple) -> None:
     folder, _, scenario = saved
-    assert run_script(folder).returncode == 0
     paths = [str(folder / name) for name in ("fp32.bin", "model.bin")]
     assert run_ranks(1, "loads_whole", {"model": scenario["model"]}, paths)[0] == [[], []]
 

@@ -75,28 +75,35 @@ def test_the_environment_of_every_host(hosts: Cluster, folder: Path) -> None:
         assert right >= {"without a password", "Python", "torch", "clock"}
 
 
-def test_two_and_four_hosts_train_as_one(hosts: Cluster, folder: Path) -> None:
-    """Losses of 2 x 1 and 4 x 1 processes over gloo equal those of 2 on one host."""
-    losses = {}
-    for name, processes, options in [
-        ("one", 2, []),
-        ("two", 2, ["--hostfile", "hostfile_2node"]),
-        ("four", 4, ["--hostfile", "hostfile_4node"]),
-    ]:
-        done = clean(hosts, *words(processes, "--output", name, *options), folder=folder)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-        record = last_record(folder / name)
-        hosts_used = processes if options else 1
-        assert (record.num_hosts, record.num_devices_per_host) == (
-            hosts_used,
-            processes // hosts_used,
-        )
-        losses[name] = record.losses
-    assert len(losses["one"]) == 3
-    assert losses["two"] == pytest.approx(losses["one"], rel=1e-6)
-    assert losses["four"] == pytest.approx(losses["one"], rel=TOLERANCE)
+@pytest.fixture(scope="module")
+def on_one_host(cluster: Cluster, folder: Path) -> list[float]:
+    """Losses of two processes on one host."""
+    return trained(cluster, folder, 2, 1, "--output", "one")
+
+
+def trained(hosts: Cluster, folder: Path, processes: int, used: int, *more: str) -> list[float]:
+    done = clean(hosts, *words(processes, *more), folder=folder)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    record = last_record(folder / more[1])
+    assert (record.num_hosts, record.num_devices_per_host) == (used, processes // used)
+    return record.losses
+
+
+def test_two_hosts_train_as_one(hosts: Cluster, folder: Path, on_one_host: list[float]) -> None:
+    """Losses of 2 x 1 processes over gloo equal those of 2 on one host."""
+    options = ["--output", "two", "--hostfile", "hostfile_2node"]
+    losses = trained(hosts, folder, 2, 2, *options)
+    assert len(losses) == 3
+    assert losses == pytest.approx(on_one_host, rel=1e-6)
     log = next((folder / "two").glob("runs/*/log.txt")).read_text()
     assert "n2: " in log and "10.77.0.1" in log
+
+
+@pytest.mark.slow
+def test_four_hosts_train_as_one(hosts: Cluster, folder: Path, on_one_host: list[float]) -> None:
+    options = ["--output", "four", "--hostfile", "hostfile_4node"]
+    losses = trained(hosts, folder, 4, 4, *options)
+    assert losses == pytest.approx(on_one_host, rel=TOLERANCE)
 
 
 def test_a_host_is_cut_off(hosts: Cluster, folder: Path) -> None:
