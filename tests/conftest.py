@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from dsmoe.patchset.base import Base
 
 ROOT = Path(__file__).resolve().parents[1]
-# Tests of these folders share what is expensive to make (processes, hosts), so pytest-xdist keeps
-# each of them in one process; elsewhere it keeps a file together (pytest_xdist_make_scheduler).
-TOGETHER = ("tests/engine", "tests/system/cluster")
+# Tests of these folders share what is expensive to make (hosts), so pytest-xdist keeps each of them
+# in one process; elsewhere it keeps a file together (pytest_xdist_make_scheduler).
+TOGETHER = ("tests/system/cluster",)
 
 
 def pytest_configure(config: pytest.Config) -> None:
