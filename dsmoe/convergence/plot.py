@@ -7,6 +7,7 @@ from typing import Any, Callable, Sequence
 
 from dsmoe.benchmark.results.figure import plain, pyplot, save
 from dsmoe.convergence.arms import ARMS
+from dsmoe.convergence.lines import THIN, draw_seeds, mean_and_deviation
 from dsmoe.convergence.records import Curve
 
 # Okabe and Ito's colours, apart for colour-blind readers; line styles tell them apart in grey.
@@ -59,9 +60,12 @@ def draw(summary: dict[str, Any], curves: Sequence[Curve], output: Path) -> list
         frameon=False,
         handlelength=3.5,
     )
-    words = "Below, thick lines: mean of the MoE layers; thin ones: each layer."
+    words = "Below: mean of the MoE layers; a thin line is one layer."
     if len({curve.seed for curve in curves}) > 1:
-        words += " A line for each seed; last values: mean ± half the range over the seeds."
+        words = (
+            "A thin line is one seed, a bold one the mean; last values: mean ± standard deviation. "
+            "Below: mean of the MoE layers."
+        )
     fig.text(0.01, 0.008, words, fontsize=8)
     top = 0.965 - 0.021 * ((len(labels) + 1) // 2)
     fig.tight_layout(rect=(0, 0.02, 1, top))
@@ -69,21 +73,16 @@ def draw(summary: dict[str, Any], curves: Sequence[Curve], output: Path) -> list
 
 
 def _losses(ax: Any, curves: Sequence[Curve], unit: float) -> None:
-    """Held-out loss of every run; the last value of each arm is in its label."""
-    named: set[str] = set()
+    """Held-out loss of every arm; its last value is in its label."""
     shown: list[float] = []
-    for curve in curves:
-        points = _drawn(curve, curves)
-        losses = [point["held_out_loss"] for point in points]
-        shown += losses
-        finals = [c.points[-1]["held_out_loss"] for c in curves if c.arm == curve.arm]
-        mean = sum(finals) / len(finals)
-        spread = f" ± {(max(finals) - min(finals)) / 2:.4f}" if len(finals) > 1 else ""
-        words = f"{ARMS[curve.arm].words}: last {mean:.4f}{spread}"
-        tokens = [point["tokens"] / unit for point in points]
-        label = None if curve.arm in named else words  # one label an arm
-        ax.plot(tokens, losses, label=label, **STYLES[curve.arm])
-        named.add(curve.arm)
+    for arm, runs in by_arm(curves).items():
+        lines = [
+            {point["tokens"] / unit: point["held_out_loss"] for point in _drawn(run, curves)}
+            for run in runs
+        ]
+        shown += [loss for line in lines for loss in line.values()]
+        last = mean_and_deviation([run.points[-1]["held_out_loss"] for run in runs])
+        draw_seeds(ax, lines, STYLES[arm], f"{ARMS[arm].words}: last {last}")
     room = 0.05 * (max(shown) - min(shown)) or 0.1
     ax.set_ylim(min(shown) - room, max(shown) + room)
     ax.set_ylabel("cross-entropy, nats a byte")
@@ -92,21 +91,32 @@ def _losses(ax: Any, curves: Sequence[Curve], unit: float) -> None:
 
 def _differences(ax: Any, curves: Sequence[Curve], unit: float) -> None:
     """Held-out loss less that of the dense arm (else the first) with the same seed and tokens."""
-    arms = [curve.arm for curve in curves]
-    reference = next((arm for arm in arms if ARMS[arm].dense), arms[0])
-    base = {c.seed: _loss_at(c) for c in curves if c.arm == reference}
-    for curve in curves:
-        if curve.arm == reference or curve.seed not in base:
-            continue
-        points = [p for p in _drawn(curve, curves) if p["tokens"] in base[curve.seed]]
-        ax.plot(
-            [point["tokens"] / unit for point in points],
-            [point["held_out_loss"] - base[curve.seed][point["tokens"]] for point in points],
-            **STYLES[curve.arm],
-        )
+    arms = by_arm(curves)
+    reference = next((arm for arm in arms if ARMS[arm].dense), next(iter(arms)))
+    base = {c.seed: _loss_at(c) for c in arms.pop(reference)}
+    for arm, runs in arms.items():
+        lines = [
+            {
+                point["tokens"] / unit: point["held_out_loss"] - base[run.seed][point["tokens"]]
+                for point in _drawn(run, curves)
+                if point["tokens"] in base[run.seed]
+            }
+            for run in runs
+            if run.seed in base
+        ]
+        if lines:
+            draw_seeds(ax, lines, STYLES[arm])
     ax.axhline(0.0, **REFERENCE)
     ax.set_ylabel(f"nats a byte (below 0: better than {reference})")
     ax.set_title(f"Held-out loss less that of {reference}", loc="left")
+
+
+def by_arm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    """The runs of each arm, in the order of ``curves``."""
+    arms: dict[str, list[Curve]] = {}
+    for curve in curves:
+        arms.setdefault(curve.arm, []).append(curve)
+    return arms
 
 
 def _loss_at(curve: Curve) -> dict[int, float]:
@@ -123,16 +133,18 @@ def _drawn(curve: Curve, curves: Sequence[Curve]) -> list[dict[str, Any]]:
 def _by_layer(
     ax: Any, curves: Sequence[Curve], key: str, unit: float, value: Callable[[Any], float]
 ) -> None:
-    """``value`` of each MoE layer's entry in ``key``: thin lines, their mean a thick one."""
-    for curve in curves:
-        points = [point for point in curve.points if key in point]  # none before the first step
-        tokens = [point["tokens"] / unit for point in points]
-        layers = list(zip(*([value(entry) for entry in point[key]] for point in points)))
-        style = STYLES[curve.arm]
-        thin = {"color": style["color"], "linewidth": 0.6, "alpha": 0.45}
-        for layer in layers:
-            ax.plot(tokens, layer, **thin)
-        ax.plot(tokens, [sum(at) / len(at) for at in zip(*layers)], **style)
+    """Mean over the MoE layers of ``value`` of each one's entry in ``key``; each layer thin."""
+    for arm, runs in by_arm(curves).items():
+        means = []
+        for run in runs:
+            points = [point for point in run.points if key in point]  # none before the first step
+            tokens = [point["tokens"] / unit for point in points]
+            layers = list(zip(*([value(entry) for entry in point[key]] for point in points)))
+            if len(runs) == 1:
+                for layer in layers:
+                    ax.plot(tokens, layer, color=STYLES[arm]["color"], **THIN)
+            means.append(dict(zip(tokens, (sum(at) / len(at) for at in zip(*layers)))))
+        draw_seeds(ax, means, STYLES[arm])
 
 
 def _unit(curves: Sequence[Curve]) -> tuple[float, str]:

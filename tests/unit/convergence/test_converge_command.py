@@ -27,15 +27,18 @@ def test_the_figure_is_drawn_from_the_files_alone(
     assert err == ""
     assert all((tmp_path / f"convergence{suffix}").stat().st_size for suffix in (".png", ".pdf"))
     losses, apart, load, dropped = drawn[0].axes
-    assert len(losses.lines) == 10  # five arms, two seeds
+    assert len(losses.lines) == 5 * 3  # five arms: two seeds and their mean
+    one, other, mean = (line.get_ydata() for line in losses.lines[:3])
+    assert mean == pytest.approx([(a + b) / 2 for a, b in zip(one, other)])
+    assert losses.lines[2].get_linewidth() > 2 * losses.lines[0].get_linewidth()
     assert [t.get_text() for t in drawn[0].legends[0].get_texts()][1] == (
-        "dense, equal FLOPs per token: last 0.9630 ± 0.0010"
+        "dense, equal FLOPs per token: last 0.9630 ± 0.0014"
     )
     # Less the dense arm: -0.01 for the first arm at every token count; the last line is zero.
     assert apart.lines[0].get_ydata() == pytest.approx([-0.01] * 10)
-    assert len(apart.lines) == 9
-    # Four arms with experts, two seeds: two layers and their mean each, and the line at 1.
-    assert len(load.lines) == 4 * 2 * 3 + 1 and len(dropped.lines) == 4 * 2 * 3
+    assert len(apart.lines) == 4 * 3 + 1
+    # Four arms with experts: the layers' mean of two seeds, their mean, and the line at 1.
+    assert len(load.lines) == 4 * 3 + 1 and len(dropped.lines) == 4 * 3
     assert load.lines[2].get_ydata() == pytest.approx([1.5] * 10)
     assert dropped.lines[2].get_ydata() == pytest.approx([6.0] * 10)
     assert "moe-artifact-adafactor-same-lr" in out and "failed: out of memory" in out
