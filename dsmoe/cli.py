@@ -15,6 +15,7 @@ from typing import Any, Sequence
 
 from dsmoe.common.arguments import OneLineParser
 from dsmoe.common.guard import guarded
+from dsmoe.common.program import typed_as
 
 #: Name -> what it does, in one sentence.
 COMMANDS = {
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "_ARGCOMPLETE" in os.environ and "COMP_LINE" in os.environ:
         _complete()
+    if prog and arguments:
+        typed_as(arguments[0], prog)
     return guarded(lambda: _run(arguments, prog), lambda: _wants_json(arguments))
 
 
