@@ -3,9 +3,12 @@
 
 import sys
 
-from dsmoe.common.requires import check_python
+from dsmoe.common import startup
 
 if __name__ == "__main__":
+    startup.begin()
+    from dsmoe.common.requires import check_python
+
     check_python("apply_patch.py")
     from dsmoe.cli import main
 

@@ -10,9 +10,14 @@ for word in "$@"; do
     -h | --help) exec "$python" -m dsmoe run --help ;;
     esac
 done
+check='from dsmoe.common import startup
+startup.begin()
+import sys, dsmoe.cli as c
+sys.exit(c.check_arguments(["run"] + sys.argv[1:]))'
 # Nor does a mistake in the arguments. Without a fit Python, setup.sh says what to do.
 if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
-    "$python" -c 'import sys, dsmoe.cli as c; sys.exit(c.check_arguments(["run"] + sys.argv[1:]))' "$@" || exit
+    "$python" -c "$check" "$@" || exit
 fi
+trap 'echo "error: interrupted by Ctrl-C; repeat the command to go on" >&2; exit 130' INT
 python=$("$here/scripts/setup.sh")
 exec "$python" -m dsmoe run "$@"

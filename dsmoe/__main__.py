@@ -2,6 +2,11 @@
 
 import sys
 
+from dsmoe.common import startup
+
+if __name__ == "__main__":
+    startup.begin()
+
 from dsmoe.common.requires import check_python
 
 check_python("dsmoe")
@@ -9,14 +14,11 @@ check_python("dsmoe")
 
 def main():
     # type: () -> int
-    """Run the command line; a Ctrl-C while modules are imported is one line too."""
-    try:
-        from dsmoe.cli import main as run
+    """Run the command line."""
+    startup.begin()
+    from dsmoe.cli import main as run
 
-        return run()
-    except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted by Ctrl-C\n")
-        return 130
+    return run()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, Sequence
 
 from dsmoe.common.arguments import OneLineParser
 from dsmoe.common.guard import guarded
+from dsmoe.common.program import typed_as
 
 #: Name -> what it does, in one sentence.
 COMMANDS = {
@@ -43,9 +44,11 @@ hosts and run."""
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run one command line; its exit code. ``prog``: the script's name, if it is not dsmoe."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "_ARGCOMPLETE" in os.environ:
+    if "_ARGCOMPLETE" in os.environ and "COMP_LINE" in os.environ:
         _complete()
-    return guarded(lambda: _run(arguments, prog), as_json="--json" in arguments)
+    if prog and arguments:
+        typed_as(arguments[0], prog)
+    return guarded(lambda: _run(arguments, prog), lambda: _wants_json(arguments))
 
 
 def check_arguments(arguments: list[str]) -> int:
@@ -55,7 +58,16 @@ def check_arguments(arguments: list[str]) -> int:
         _load(arguments[0]).make_parser(f"dsmoe {arguments[0]}").parse_args(arguments[1:])
         return 0
 
-    return guarded(parse, as_json="--json" in arguments)
+    return guarded(parse, lambda: _wants_json(arguments))
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    """Whether JSON is asked for, known before the options are read: a mistake is JSON as well."""
+    if "--json" not in arguments:
+        return False
+    if arguments[0] in COMMANDS:
+        return bool(_load(arguments[0]).make_parser("dsmoe").knows("--json"))
+    return "--version" in arguments
 
 
 def _run(arguments: list[str], prog: str | None) -> int:
@@ -70,8 +82,10 @@ def _run(arguments: list[str], prog: str | None) -> int:
 
         need(*command.NEEDS)
         return int(command.run(options))
-    options = _top_parser().parse_known_args(arguments)[0]
+    options, others = _top_parser().parse_known_args(arguments)
     if options.version:
+        if others:
+            _top_parser().error(f"--version: found {others[0]!r} beside it; expected --json alone")
         from dsmoe.commands.version import show
 
         return show(as_json=options.json)

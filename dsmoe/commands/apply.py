@@ -157,9 +157,12 @@ def _installed(options: argparse.Namespace, bases: list[Base], say: Say) -> dict
 
 def _from_release(options: argparse.Namespace, bases: list[Base], say: Say) -> dict[str, Any]:
     from dsmoe.patchset.checkout import actions, state
+    from dsmoe.patchset.sources.archive import check_archive
     from dsmoe.patchset.sources.release import build_checkout
 
     base = bases[0]
+    if options.archive:  # also where it is not needed any more: a slip is told now
+        check_archive(base, options.archive)
     new = build_checkout(options.path, base, options.archive, say)
     if not options.no_apply:
         return _report(actions.apply(options.path, [base], say), say)

@@ -56,6 +56,9 @@ def run(options: argparse.Namespace) -> int:
     on_cpu = on_cpu and options.suite in (None, "smoke")
     device = "cpu" if on_cpu else "cuda"
     if options.model is not None:
+        for name in ("suite", "method", "all"):
+            if getattr(options, name):
+                raise UsageError(f"--{name} does not go with --model; leave one of them out")
         changes = shared.changes_of(options)
         cases = [case_of_model(options.model, options.gpus, options.global_batch, changes)]
     elif options.global_batch is not None:

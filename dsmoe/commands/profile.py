@@ -9,7 +9,8 @@ import sys
 
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, file_name
-from dsmoe.common.errors import EnvironmentProblem, UsageError, exit_code_lines
+from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError, exit_code_lines
+from dsmoe.common.files import refuse_output, write_output
 from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import checkout_folder, work_folder
 
@@ -29,7 +30,7 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Profiles one step of a case on a GPU, cut down to four micro-batches, and "
         "prints its time by\nkind of work, the longest kernels, and what the GPU waited for.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 25, 130),
+        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 10, 25, 130),
     )
     shared.add_case_options(parser)
     shared.add_text_options(parser)
@@ -46,6 +47,14 @@ def run(options: argparse.Namespace) -> int:
     if given:
         words = ", ".join(f"--{name}" for name in given)
         raise UsageError(f"{words}: one step of one case is profiled; leave it out")
+    if options.write:
+        try:
+            refuse_output(options.write)
+        except OSError as error:
+            raise ResultsError(
+                f"--write {options.write}: found that it cannot be written ({error.strerror}); "
+                "expected the name of a file in a folder that takes one"
+            ) from error
     import torch
 
     from dsmoe.benchmark.cases.choice import chosen_cases
@@ -70,6 +79,9 @@ def run(options: argparse.Namespace) -> int:
     if os.environ["RANK"] == "0":
         print_tables(rows)
         if options.write:
-            options.write.write_text(json.dumps(rows))
+            try:
+                write_output(options.write, json.dumps(rows).encode("ascii"))
+            except OSError as error:
+                raise ResultsError(f"--write {options.write}: {error.strerror}") from error
     sys.stdout.flush()
     os._exit(0)  # gloo's threads can abort an orderly end; see train/training.py

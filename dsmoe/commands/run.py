@@ -118,6 +118,7 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for dsmoe plan alone; leave it out")
     with StopSignals() as stop:
+        check_text(options)
         request = request_of(options)
         if options.dry_run:
             print_dry_run(request)
@@ -231,6 +232,21 @@ def print_dry_run(request: Request) -> None:
         for line in json.dumps(deepspeed_config(case, device, tensorboard)).splitlines():
             print(f"#   {line}")
         print(job.shell_line())
+
+
+def check_text(options: argparse.Namespace) -> None:
+    """Raises DataError and EnvironmentProblem for what a run would find after its set-up: text,
+    tokenizer or results folder that cannot be."""
+    from dsmoe.benchmark.data.indexed_dataset import is_pair
+    from dsmoe.benchmark.data.sources import find_sources
+    from dsmoe.benchmark.data.tokenizer import load_tokenizer
+    from dsmoe.benchmark.preflight.local import refuse_output
+
+    refuse_output(options.output.expanduser())
+    load_tokenizer(options.tokenizer and str(Path(options.tokenizer).expanduser()))
+    paths = shared.text_paths(options)
+    if paths and not (len(paths) == 1 and is_pair(paths[0])):
+        find_sources(paths)
 
 
 def make_folder(folder: Path) -> None:

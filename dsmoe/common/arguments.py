@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,8 +51,31 @@ class OneLineParser(argparse.ArgumentParser):
         options.setdefault("formatter_class", Help)
         super().__init__(allow_abbrev=False, **options)
 
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; keeps the words for :meth:`error`."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(self._words, namespace)
+
+    def knows(self, option: str) -> bool:
+        """Whether there is such an option."""
+        return option in self._option_string_actions
+
     def error(self, message: str) -> NoReturn:
+        # argparse misses an argument before it sees that another is unknown
+        if message.startswith("the following arguments are required"):
+            unknown = [word for word in self._options_given() if not self.knows(word)]
+            if unknown:
+                message = f"unrecognized arguments: {' '.join(unknown)}"
         raise UsageError(f"{message}; see {self.prog} --help")
+
+    def _options_given(self) -> list[str]:
+        words = self._words
+        if "--" in words:
+            words = words[: words.index("--")]
+        given = [word.split("=", 1)[0] for word in words if len(word) > 1 and word[0] == "-"]
+        return [word for word in given if not re.fullmatch(r"-\d.*", word)]
 
 
 def whole(text: str, least: int = 0, most: int = MOST) -> int:

@@ -4,43 +4,87 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
-from typing import Callable
+from types import FrameType
+from typing import Any, Callable
 
+from dsmoe.common import startup
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem
-from dsmoe.common.output import patient_output
+from dsmoe.common.output import escaped, patient_output
 
-INTERRUPTED = 130
+INTERRUPTED = startup.INTERRUPTED
 #: Set to 1, it shows the traceback of an expected failure too.
 TRACEBACK_VARIABLE = "DSMOE_TRACEBACK"
 
 
-def guarded(command: Callable[[], int], as_json: bool = False) -> int:
+def guarded(command: Callable[[], int], wants_json: Callable[[], bool] = lambda: False) -> int:
     """Run ``command``; its exit code, or that of the failure, which is told in one line.
 
-    With ``as_json`` a failure is a JSON object on standard output too. Output that nobody can
-    read any more, or that cannot be written, changes neither the work nor the exit code.
+    Where ``wants_json()`` is true a failure is a JSON object on standard output too. Output that
+    nobody reads any more, or that cannot be written, changes neither the work nor the exit code,
+    with one exception: JSON that standard output could not take is a failure, since it is the
+    result.
     """
-    with patient_output():
+    interrupts = _Interrupts()
+    with patient_output() as output:
         try:
-            return command()
-        except DsmoeError as error:
-            return _tell(error, type(error).__name__, as_json)
-        except KeyboardInterrupt:
-            stopped = DsmoeError("interrupted by Ctrl-C; repeat the command to go on")
-            stopped.exit_code = INTERRUPTED
-            return _tell(stopped, "Interrupted", as_json)
-        except OSError as error:
-            return _tell(_problem(error), "EnvironmentProblem", as_json)
+            try:
+                interrupts.begin()
+                code = command()
+            finally:
+                interrupts.hold()
+        except BaseException as error:
+            failure = _failure(error, interrupts.noted)
+            if failure is None:
+                raise
+            return interrupts.end(_tell(*failure, _asked(wants_json)))
+        if code == 0 and _asked(wants_json):
+            why = output.why_lost()
+            if why:
+                lost = EnvironmentProblem(
+                    f"standard output: {why}; expected room for the JSON of --json: what the "
+                    "command did is done, its report is lost"
+                )
+                code = _tell(lost, "EnvironmentProblem", as_json=False)
+        return interrupts.end(code)
 
 
-def _problem(error: OSError) -> DsmoeError:
-    where = f"{error.filename}: " if error.filename else ""
-    return EnvironmentProblem(
-        f"{where}{error.strerror or error}; expected a file or folder that can be used so: free "
-        f"space, correct its rights, or name another ({TRACEBACK_VARIABLE}=1 shows where)"
-    )
+def _asked(wants_json: Callable[[], bool]) -> bool:
+    try:
+        return wants_json()
+    except Exception:  # the command's own module cannot be imported: that failure is told
+        return False
+
+
+def _failure(error: BaseException, interrupted: bool) -> tuple[DsmoeError, str] | None:
+    """The expected failure that ``error`` is and its name in JSON; None for a bug."""
+    # A library may turn the KeyboardInterrupt in it into an error of its own.
+    if isinstance(error, KeyboardInterrupt) or (interrupted and not isinstance(error, SystemExit)):
+        stopped = DsmoeError("interrupted by Ctrl-C; repeat the command to go on")
+        stopped.exit_code = INTERRUPTED
+        return stopped, "Interrupted"
+    if isinstance(error, DsmoeError):
+        return error, type(error).__name__
+    problem = None
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        problem = (
+            f"{where}{error.strerror or error}; expected a file or folder that can be used so: "
+            f"free space, correct its rights, or name another ({TRACEBACK_VARIABLE}=1 shows where)"
+        )
+    elif isinstance(error, UnicodeEncodeError):
+        found = error.object[error.start : error.end]
+        problem = (
+            f"found the character {found!a:.40}, which {error.encoding} cannot write; expected "
+            f"plain text: correct the name or the file that it comes from, or set PYTHONUTF8=1 "
+            f"({TRACEBACK_VARIABLE}=1 shows where)"
+        )
+    elif isinstance(error, MemoryError):
+        problem = "this machine has too little memory for it; ask for less, or free some"
+    return None if problem is None else (EnvironmentProblem(problem), "EnvironmentProblem")
 
 
 def _tell(error: DsmoeError, name: str, as_json: bool) -> int:
@@ -55,7 +99,53 @@ def _tell(error: DsmoeError, name: str, as_json: bool) -> int:
             "exit_code": error.exit_code,
         }
         print(json.dumps(report, indent=2, sort_keys=True))
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {escaped(str(error))}", file=sys.stderr)
     for line in error.details:
-        print(f"  {line}", file=sys.stderr)
+        print(f"  {escaped(line)}", file=sys.stderr)
     return error.exit_code
+
+
+class _Interrupts:
+    """Ctrl-C in a command: the first is a KeyboardInterrupt, the second ends the process.
+
+    Nothing changes outside of the main thread, and where Ctrl-C is ignored (nohup).
+    """
+
+    def __init__(self) -> None:
+        self.noted = False
+        self._before: Any = None
+        self._hook = sys.unraisablehook
+
+    def begin(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            ours = (signal.default_int_handler, startup.stop_at_once)
+            before = signal.getsignal(signal.SIGINT)
+            if before in ours:
+                sys.unraisablehook = self._unraisable
+                self._before = before
+                signal.signal(signal.SIGINT, self._arrived)
+
+    def hold(self) -> None:
+        """From here on Ctrl-C waits: the command is over, and only its message is missing."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end(self, code: int) -> int:
+        """``code``; a program that Ctrl-C reaches while Python shuts down ends with it at once."""
+        if self._before is not None:
+            sys.unraisablehook = self._hook
+            program = self._before is startup.stop_at_once
+            after = (lambda *_: os._exit(code)) if program else self._before
+            signal.signal(signal.SIGINT, after)
+        return code
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        self.noted = True
+        signal.signal(signal.SIGINT, startup.stop_at_once)
+        raise KeyboardInterrupt
+
+    def _unraisable(self, problem: Any) -> None:
+        """A KeyboardInterrupt that arrives in a finalizer is dropped by Python: end here."""
+        if problem.exc_type is KeyboardInterrupt:
+            startup.stop_at_once()
+        self._hook(problem)

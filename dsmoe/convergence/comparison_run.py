@@ -100,10 +100,13 @@ def show(output: Path, draw: bool) -> int:
     summary = records.read_summary(output)
     curves = records.read_curves(output, summary)
     print()
-    table.print_table(summary, curves)
-    if draw:
-        if not curves:
-            raise ResultsError(f"{output}: no arm has finished; there is nothing to draw")
-        for path in plot.draw(summary, curves, output / "convergence"):
-            print(f"wrote {path}")
+    with records.shown(output):
+        table.print_table(summary, curves)
+        if draw:
+            if not curves:
+                raise ResultsError(
+                    f"{output}: no arm has finished; there is nothing to draw: train with --resume"
+                )
+            for path in plot.draw(summary, curves, output / "convergence"):
+                print(f"wrote {path}")
     return 0

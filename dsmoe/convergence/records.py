@@ -7,20 +7,25 @@ figure and the table are functions of these files alone.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from dsmoe.benchmark.cases.case import EARLIER_NAMES
 from dsmoe.benchmark.run.folder import read_json, write_json
 from dsmoe.common.errors import ResultsError, UsageError
+from dsmoe.common.files import read_large, write_output
 from dsmoe.convergence.arms import ARMS
 
 SUMMARY = "summary.json"
 # Names in summaries until version 0.1.0, beside those of a case.
 EARLIER_SETTINGS = {"batch": "global_batch_size", "micro_batch": "micro_batch_size"}
 SCHEMA = 1
+# What a file of another content raises where it is taken for a summary or a curve.
+_WRONG = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 OK = "ok"
 FAILED = "failed"
 
@@ -33,6 +38,18 @@ class Curve:
     seed: int
     figures: dict[str, Any]
     points: list[dict[str, Any]]
+
+
+@contextlib.contextmanager
+def shown(output: Path) -> Iterator[None]:
+    """Around what shows the files of ``output``: a figure that they lack is a ResultsError."""
+    try:
+        yield
+    except _WRONG as error:
+        raise ResultsError(
+            f"{output / SUMMARY}: a figure is missing or of another kind ({error!r:.100}); "
+            "expected what dsmoe converge writes: train that arm again with --resume"
+        ) from error
 
 
 def run_name(arm: str, seed: int) -> str:
@@ -69,16 +86,23 @@ def read_summary(output: Path) -> dict[str, Any]:
         if not isinstance(summary["runs"], dict) or not isinstance(summary["common"], dict):
             raise TypeError("runs and common are no objects")
         common = summary["common"]
+        if not all(isinstance(run, dict) for run in summary["runs"].values()):
+            raise TypeError("a run is no object")
         setting = common.get("setting", {})
         names = {**EARLIER_NAMES, **EARLIER_SETTINGS}
         common["setting"] = {names.get(name, name): value for name, value in setting.items()}
         return dict(summary)
     except FileNotFoundError as error:
-        raise ResultsError(f"{path}: no such file; expected the results of a comparison") from error
+        raise ResultsError(
+            f"{path}: no such file; expected the results of a comparison, which dsmoe converge "
+            "--output writes"
+        ) from error
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ResultsError(f"{path}: not the summary of a comparison ({error})") from error
+    except _WRONG as error:
+        raise ResultsError(
+            f"{path}: not the summary of a comparison ({error!s:.100}); name another folder"
+        ) from error
 
 
 def finished(output: Path, summary: dict[str, Any], name: str, identity: dict[str, Any]) -> bool:
@@ -93,10 +117,8 @@ def store(output: Path, summary: dict[str, Any], name: str, run: dict[str, Any])
     curve = output / f"{name}.jsonl"
     try:
         if run["status"] == OK:
-            beside = curve.with_name(f".{curve.name}")
             source = output / run["run_folder"] / "iterations.jsonl"
-            beside.write_bytes(source.read_bytes())
-            beside.replace(curve)
+            write_output(curve, read_large(source))
         else:
             curve.unlink(missing_ok=True)
         summary["runs"][name] = run
@@ -113,14 +135,22 @@ def read_curves(output: Path, summary: dict[str, Any]) -> list[Curve]:
             continue
         path = output / f"{name}.jsonl"
         try:
-            points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = read_large(path).decode("utf-8").splitlines()
+            points = [json.loads(line) for line in lines]
             for point in points:
-                float(point["tokens"]), float(point["held_out_loss"])
+                if not math.isfinite(float(point["tokens"]) + float(point["held_out_loss"])):
+                    raise ValueError("tokens or held_out_loss is not finite")
+            if not points:
+                raise ValueError("it has no line")
+            arm, seed = str(run["arm"]), int(run["seed"])
         except OSError as error:
             raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ResultsError(f"{path}: not the curve of a run ({error!r})") from error
-        curves.append(Curve(run["arm"], run["seed"], run, points))
+        except _WRONG as error:
+            raise ResultsError(
+                f"{path}: not the curve of a run ({error!r:.100}); remove it and train that arm "
+                "again with --resume"
+            ) from error
+        curves.append(Curve(arm, seed, run, points))
     order = list(ARMS)
     known = [curve for curve in curves if curve.arm in order]
     return sorted(known, key=lambda curve: (order.index(curve.arm), curve.seed))

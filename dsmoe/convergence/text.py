@@ -23,6 +23,7 @@ from dsmoe.benchmark.data.indexed_dataset import PairWriter, smallest_dtype
 from dsmoe.benchmark.data.sources import Source, find_sources, read_pieces
 from dsmoe.benchmark.data.tokenizer import ByteTokenizer
 from dsmoe.common.errors import DataError
+from dsmoe.common.files import read_input, write_output
 
 FORMAT = 1
 SUFFIXES = (".py", ".md", ".rst", ".txt")
@@ -87,20 +88,32 @@ def prepare(cache: Path, paths: Sequence[str], text_bytes: int) -> Text:
     key = hashlib.sha256(json.dumps([FORMAT, text_bytes, files]).encode()).hexdigest()[:16]
     folder = cache / f"convergence-{key}"
     try:
-        if not (folder / "text.json").is_file():
+        info = _read_info(folder)
+        if info is None:
             new = folder.with_name(f".{folder.name}.{os.getpid()}")
             new.mkdir(parents=True)
             try:
                 info = _build(new / "text", found, text_bytes, ", ".join(paths))
-                (new / "text.json").write_text(json.dumps(asdict(info)), encoding="utf-8")
-                if not folder.exists():  # another process may have been faster
+                write_output(new / "text.json", json.dumps(asdict(info)).encode("ascii"))
+                if _read_info(folder) is None:  # another process may have been faster
+                    shutil.rmtree(folder, ignore_errors=True)
                     new.replace(folder)
             finally:
                 shutil.rmtree(new, ignore_errors=True)
-        info = TextInfo(**json.loads((folder / "text.json").read_text(encoding="utf-8")))
     except OSError as error:
         raise DataError(f"{folder}: the cache cannot be written: {error.strerror}") from error
     return Text(folder / "text", info)
+
+
+def _read_info(folder: Path) -> TextInfo | None:
+    """The stored description; None where it is missing or broken, so that it is made again."""
+    try:
+        info = TextInfo(**json.loads(read_input(folder / "text.json")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    kinds = {"source": str, "content": str, "shared_lines": float}
+    right = all(type(value) is kinds.get(name, int) for name, value in vars(info).items())
+    return info if right and min(info.documents, info.held_out_documents) > 0 else None
 
 
 def _find(paths: Sequence[str]) -> list[Document]:
@@ -132,7 +145,8 @@ def _build(prefix: Path, found: list[Document], text_bytes: int, where: str) -> 
     if not kept:
         raise DataError(
             f"{where}: {len(documents)} document(s) of text; expected at least 2, one to train on "
-            f"and one to hold out: name more, or a folder with {', '.join(SUFFIXES)} files"
+            f"and one to hold out: name more, raise --text-bytes, or name a "
+            f"folder with {', '.join(SUFFIXES)} files"
         )
     shares = seen_shares(train, kept)
     clean = [d for d, (lines, seen) in zip(kept, shares) if seen <= SEEN_SHARE * lines]

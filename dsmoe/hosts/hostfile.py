@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Sequence
 
 from dsmoe.common.errors import HostProblem
+from dsmoe.common.program import program
 from dsmoe.hosts.host import Host, grammar
 
 MAX_BYTES: int = grammar.MAX_BYTES
@@ -27,7 +28,7 @@ def read_hostfile(path: str | Path) -> list[Host]:
         data = read_limited(path)
     except FileNotFoundError:
         raise HostProblem(
-            f"{path}: found no such file, expected a host file; get_hostfiles.py writes one"
+            f"{path}: found no such file, expected a host file; {program('hosts')} writes one"
         ) from None
     except (OSError, ValueError) as error:
         raise HostProblem(f"{path}: cannot be read: {_why(error)}; expected a host file") from None

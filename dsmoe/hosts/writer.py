@@ -188,8 +188,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise EnvironmentProblem(
-                    f"{folder}: another run of get_hostfiles.py is writing there; "
-                    "wait until it ends"
+                    f"{folder}: another run of dsmoe hosts is writing there; wait until it ends"
                 ) from None
             except OSError:
                 pass

@@ -1,32 +1,10 @@
-"""Reading files that somebody else may have written: regular files of a bounded size only."""
+"""What the series may name: plain paths below a folder. Files are read by common/files.py."""
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
-from pathlib import Path
+from dsmoe.common.files import read_input
 
-#: More than any series, patch or description has.
-MAX_BYTES = 16 << 20
-
-
-def read_input(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """The content of the regular file ``path``.
-
-    Raises:
-        OSError: it cannot be read, or it is a folder, a device, a pipe or a socket.
-        ValueError: it is larger than ``limit`` bytes, or no file can have its name.
-    """
-    # O_NONBLOCK: opening a pipe that nobody writes to must not wait.
-    handle = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as stream:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", str(path))
-        if found.st_size > limit:
-            raise ValueError(f"{path} has {found.st_size} bytes, more than {limit}")
-        return stream.read()
+__all__ = ["is_plain_path", "read_input"]
 
 
 def is_plain_path(path: object) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from dsmoe.common.errors import ResultMismatch
+from dsmoe.common.program import program
 from dsmoe.patchset.base import Base
 from dsmoe.patchset.inputs import read_input
 
@@ -36,7 +37,7 @@ def result_content(base: Base, digest: str, trees: Mapping[str, str]) -> bytes:
 def check_result(base: Base, digest: str, trees: Mapping[str, str], path: Path) -> None:
     """Compare with result.json; ``ResultMismatch`` names what differs. ``path`` is the checkout."""
     file = base.result_file
-    remedy = f"if patch/ or overlay/ was edited on purpose: python apply_patch.py {path} --lock"
+    remedy = f"if patch/ or overlay/ was edited on purpose: {program('apply')} {path} --lock"
     try:
         locked, series = read_result(base)
     except FileNotFoundError:

@@ -28,7 +28,11 @@ from support.patch_project import (
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The synthetic upstream and project, made once."""
-    top = tmp_path_factory.mktemp("template")
+    return make_template(tmp_path_factory.mktemp("template"))
+
+
+def make_template(top: Path) -> Project:
+    """The synthetic upstream in ``top/upstream`` and its project in ``top/project``."""
     upstream, root = top / "upstream", top / "project"
     upstream.mkdir()
     git(upstream, "init", "-q", "-b", "main", ".")

@@ -58,12 +58,19 @@ class ModelCase:
             _require(value >= 1, f"{self.name}: {key} is {value}, expected at least 1")
         _require(
             self.hidden_size % self.num_heads == 0,
-            f"{self.name}: num_heads do not divide hidden_size",
+            f"{self.name}: num_heads {self.num_heads} does not divide hidden_size "
+            f"{self.hidden_size}; expected a multiple of {self.num_heads}",
         )
         _require(
-            self.num_layers % 2 == 0, f"{self.name}: num_layers is odd, every second is a mixture"
+            self.num_layers % 2 == 0,
+            f"{self.name}: num_layers is {self.num_layers}, and every second one is a mixture; "
+            "expected an even number",
         )
-        _require(self.top_k <= self.num_experts, f"{self.name}: top_k is larger than num_experts")
+        _require(
+            self.top_k <= self.num_experts,
+            f"{self.name}: num_experts is {self.num_experts} and a token goes to {self.top_k}; "
+            f"expected at least {self.top_k} experts",
+        )
 
     @property
     def parameter_count(self) -> int:

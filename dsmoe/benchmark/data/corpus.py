@@ -24,9 +24,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from dsmoe.benchmark.data import tokenizer as tokenizers
-from dsmoe.benchmark.data.indexed_dataset import PairWriter, TokenPair, pair_paths, smallest_dtype
+from dsmoe.benchmark.data.indexed_dataset import PairWriter, TokenPair, is_pair, smallest_dtype
 from dsmoe.benchmark.data.sources import Source, find_sources, read_pieces
 from dsmoe.common.errors import DataError
+from dsmoe.common.files import read_input, write_output
 
 FORMAT = 1
 LOCK_SECONDS = 600
@@ -50,6 +51,14 @@ class CorpusInfo:
     held_out_tokens: int
     largest_id: int
     end_of_document: int | None
+
+    def check(self) -> None:
+        """Raises TypeError where a field has another kind: a stored one may have been edited."""
+        for name, value in vars(self).items():
+            kind = str if name in ("fingerprint", "content", "tokenizer") else int
+            empty = name == "end_of_document" and value is None
+            if type(value) is not kind and not empty:
+                raise TypeError(f"{name} is {value!r:.40}, expected {kind.__name__}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def prepare(
     """
     if not 0 <= held_out < 1:
         raise DataError(f"held-out share {held_out}: expected a number from 0 to below 1")
-    if len(paths) == 1 and all(path.is_file() for path in pair_paths(paths[0])):
+    if len(paths) == 1 and is_pair(paths[0]):
         return _from_pair(str(paths[0]), held_out)
     encoder = tokenizers.load_tokenizer(tokenizer, end_name)
     sources = find_sources(paths, cap)
@@ -117,10 +126,11 @@ def _digest(value: Any) -> str:
 def _read_info(folder: Path, fingerprint: str) -> CorpusInfo | None:
     """The stored description, or None when it is missing, stale or the files are broken."""
     try:
-        info = CorpusInfo(**json.loads((folder / "corpus.json").read_text(encoding="utf-8")))
+        info = CorpusInfo(**json.loads(read_input(folder / "corpus.json")))
+        info.check()
         train = TokenPair(folder / "train")
         kept = TokenPair(folder / "held_out").tokens.size if info.held_out_tokens else 0
-    except (OSError, ValueError, TypeError, DataError):
+    except (OSError, ValueError, TypeError, RecursionError, DataError):
         return None
     whole = (info.train_tokens, info.held_out_tokens) == (train.tokens.size, kept)
     return info if whole and info.fingerprint == fingerprint else None
@@ -173,7 +183,7 @@ def _build(
             largest_id=largest,
             end_of_document=encoder.end_of_document,
         )
-        (new / "corpus.json").write_text(json.dumps(asdict(info), indent=1), encoding="utf-8")
+        write_output(new / "corpus.json", json.dumps(asdict(info), indent=1).encode("ascii"))
         old = folder.with_name(f".{folder.name}.old")
         if folder.exists():
             folder.replace(old)

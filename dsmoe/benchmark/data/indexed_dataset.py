@@ -63,6 +63,11 @@ def pair_paths(prefix: PathLike) -> tuple[Path, Path]:
     return Path(text + ".bin"), Path(text + ".idx")
 
 
+def is_pair(prefix: PathLike) -> bool:
+    """Whether ``prefix`` names a pair of files."""
+    return all(path.is_file() for path in pair_paths(prefix))
+
+
 class PairWriter:
     """Streams documents into a pair that appears under its final name only when complete.
 

@@ -6,6 +6,7 @@ Ids are never remapped. The artifact divided every id by the vocabulary size, so
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Iterable, Iterator
 import numpy as np
 
 from dsmoe.common.errors import DataError
+from dsmoe.common.files import read_large
 
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
@@ -48,8 +50,16 @@ class JsonTokenizer:
     """
 
     def __init__(self, path: Path, end_name: str | None = None) -> None:
-        if not path.is_file():
-            raise DataError(f"{path}: no such tokenizer file; expected a tokenizers JSON file")
+        try:
+            data = read_large(path)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{path}: no such tokenizer file; expected a tokenizers JSON file"
+            ) from error
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read: {error.strerror}; expected a tokenizers JSON file"
+            ) from error
         try:
             import tokenizers
         except ImportError as error:
@@ -57,15 +67,10 @@ class JsonTokenizer:
                 f"{path}: reading it needs the package tokenizers, which is not installed; "
                 f"run: {sys.executable} -m pip install tokenizers"
             ) from error
-        try:
-            data = path.read_bytes()
+        self._path = path
+        with _library(f"{path}: not a tokenizers JSON file"):
             self._tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-        except Exception as error:  # the library raises bare Exception for a bad file
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(f"{path}: not a tokenizers JSON file: {reason}") from error
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+            vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise DataError(f"{path}: the tokenizer has an empty vocabulary")
         wanted = (end_name,) if end_name else END_NAMES
@@ -84,7 +89,8 @@ class JsonTokenizer:
         """Ids [n] of each piece of a document, without the special tokens of a template."""
         for piece in pieces:
             text = piece.decode("utf-8", errors="replace")
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            with _library(f"{self._path}: cannot encode the text"):
+                ids = self._tokenizer.encode(text, add_special_tokens=False).ids
             yield np.asarray(ids, dtype=np.int64)
 
     def decode(self, ids: np.ndarray) -> bytes:
@@ -92,6 +98,21 @@ class JsonTokenizer:
         kept = [int(i) for i in ids if int(i) != self.end_of_document]
         text: str = self._tokenizer.decode(kept)
         return text.encode("utf-8")
+
+
+@contextlib.contextmanager
+def _library(what: str) -> Iterator[None]:
+    """What the tokenizers library raises becomes a DataError that begins with ``what``.
+
+    It raises bare Exception for a bad file; an error inside its Rust code is a BaseException.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{what}: {reason}; name another file with --tokenizer") from error
 
 
 def load_tokenizer(

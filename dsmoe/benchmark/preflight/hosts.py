@@ -148,7 +148,7 @@ def _tree(facts: dict[str, Any], own: dict[str, Any], name: str) -> Check:
         edited = facts["state"] == "applied-edited"
         return Check(what, NOTE if edited else OK, short + (", with edits" * edited), host=name)
     found = facts.get("state_error") or f"{facts.get('state')}, {short or 'no tree'}"
-    fix = "have the same project and checkout there, and run apply_patch.py on it"
+    fix = "have the same project and checkout there, and run dsmoe apply on it"
     return Check(what, FAIL, str(found), fix, name)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
 from dsmoe.benchmark.preflight.hosts import check_hosts
+from dsmoe.benchmark.results.store import RECORDS, ROWS
 from dsmoe.common import dependencies
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem
 from dsmoe.common.places import LAUNCHER, checkout_folder, import_root
@@ -160,17 +161,28 @@ def tool_check(name: str, needed: bool) -> Check:
 
 def disk_check(output: Path) -> Check:
     """Free space where the results go: in ``output`` or the nearest folder above it."""
+    for name in (ROWS, RECORDS):
+        if os.path.lexists(output / name) and not (output / name).is_file():
+            found = f"{output / name} is not a regular file"
+            return Check("disk", FAIL, found, "remove it, or name another folder with --output")
     place = output.absolute()
-    while not place.exists() and place != place.parent:
+    while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        found = f"{place} is {'not writable' if place.is_dir() else 'a file'}"
+        found = f"{place} is {'not writable' if place.is_dir() else 'not a folder'}"
         return Check("disk", FAIL, found, "name another folder with --output")
     free = shutil.disk_usage(place).free
     found = f"{free / (1 << 30):.1f} GiB free for {output}"
     if free < DISK_BYTES:
         return Check("disk", NOTE, found, "free some space, or name another --output")
     return Check("disk", OK, found)
+
+
+def refuse_output(output: Path) -> None:
+    """Raises EnvironmentProblem where no results can be written to ``output``."""
+    check = disk_check(output)
+    if check.state == FAIL:
+        raise EnvironmentProblem(f"--output: {check.found}; {check.fix}")
 
 
 def all_checks(hostfile: Path | None, output: Path) -> list[Check]:

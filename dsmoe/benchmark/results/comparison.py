@@ -105,15 +105,17 @@ def load_rows(paths: Sequence[Path], say: Callable[[str], object] = lambda line:
             rows += map(row_of, read_records(path))
         else:
             rows += read_rows(path, say)
+    if not rows:
+        raise ResultsError(
+            f"{', '.join(map(str, paths))}: no row; expected at least one, which dsmoe run "
+            "--output FOLDER writes"
+        )
     return rows
 
 
 def records_file(path: Path) -> Path:
     """The record file of a results folder, or the file itself. Raises ResultsError."""
-    found = path / RECORDS if path.is_dir() else path
-    if not found.is_file():
-        raise ResultsError(f"{found}: no such file; expected the records of a results folder")
-    return found
+    return path / RECORDS if path.is_dir() else path
 
 
 def compare(rows: Iterable[Row], reference: Reference) -> list[Point]:

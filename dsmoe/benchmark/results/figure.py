@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any, Sequence
 
 from dsmoe.benchmark.results.comparison import Point, Reference
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.common.errors import EnvironmentProblem, ResultsError
+from dsmoe.common.files import write_output
 
 # Apart for colour-blind readers too: the reference is light and hatched, the measured one dark.
 REFERENCE_STYLE = {"color": "#c9c9c9", "edgecolor": "#6b6b6b", "hatch": "///"}
@@ -28,6 +29,8 @@ def pyplot() -> Any:
     matplotlib.use("Agg")
     # Text stays text in the PDF, and the same input gives the same files.
     matplotlib.rcParams.update({"pdf.fonttype": 42, "hatch.linewidth": 0.6, "font.size": 9})
+    # A name from a result file is text; between two dollars it would be a formula.
+    matplotlib.rcParams["text.parse_math"] = False
     from matplotlib import pyplot as plt
 
     return plt
@@ -109,16 +112,16 @@ def save(fig: Any, output: Path) -> list[Path]:
     stem = output.with_suffix("") if output.suffix in (".png", ".pdf") else output
     paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")]
     try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
         for path in paths:
-            beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
             # No time of making: the same results give the same bytes.
             dates = {"CreationDate": None} if path.suffix == ".pdf" else {}
-            fig.savefig(beside, dpi=160, metadata=dates)
-            beside.replace(path)
+            drawn = io.BytesIO()
+            fig.savefig(drawn, format=path.suffix[1:], dpi=160, metadata=dates)
+            write_output(path, drawn.getvalue())
     except OSError as error:
         raise ResultsError(
-            f"{error.filename or stem}: the figure was not written: {error.strerror}"
+            f"{error.filename or stem}: the figure was not written: {error.strerror}; name another "
+            "place with --output"
         ) from error
     return paths
 

@@ -5,7 +5,6 @@ The page has everything in it: no script, no outside resource, nothing to load.
 
 from __future__ import annotations
 
-import os
 import time
 from html import escape
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any, Sequence
 from dsmoe.benchmark.results.charts import line_chart, load_chart
 from dsmoe.benchmark.results.comparison import records_file
 from dsmoe.benchmark.results.record import RunRecord
-from dsmoe.benchmark.results.store import read_records
+from dsmoe.benchmark.results.store import some_records
 from dsmoe.benchmark.results.terminal import report_lines
 from dsmoe.common.errors import ResultsError
+from dsmoe.common.files import write_output
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--soft:#767676;--mark:#1b6ca8;
@@ -141,11 +141,10 @@ def _table(pairs: Sequence[tuple[str, str]]) -> str:
 
 def write_page(results: Path, output: Path) -> None:
     """Write the page of ``results`` (a folder or a ``.jsonl`` file). Raises ResultsError."""
-    text = page(read_records(records_file(results)), str(results))
+    text = page(some_records(records_file(results)), str(results))
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside = output.with_name(f".{output.name}.{os.getpid()}")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(output)
+        write_output(output, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise ResultsError(f"{output}: the page was not written: {error.strerror}") from error
+        raise ResultsError(
+            f"{output}: the page was not written: {error.strerror}; name another file with --output"
+        ) from error

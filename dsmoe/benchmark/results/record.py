@@ -6,11 +6,12 @@ import json
 import math
 import statistics
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Callable, Sequence
 
 from dsmoe.benchmark.cases.case import METHODS, PAPER_SUITES, Case, complete
 from dsmoe.benchmark.cases.flops import tflops
+from dsmoe.benchmark.results import foreign
 from dsmoe.common.errors import ResultsError
 
 SCHEMA = 2
@@ -87,16 +88,17 @@ class RunRecord:
         check(self)
 
     def to_json(self) -> str:
-        """One line of JSON without NaN or infinity."""
-        return json.dumps(asdict(self), allow_nan=False, separators=(",", ":"))
+        """One line of JSON without NaN, infinity or halves of characters."""
+        values = asdict(self)
+        text = json.dumps(values, ensure_ascii=False)
+        if not foreign.whole_characters(text):  # of a file's name that is no text
+            values = json.loads(text.encode("utf-8", "replace"))
+        return json.dumps(values, allow_nan=False, separators=(",", ":"))
 
     @staticmethod
     def from_json(line: str) -> RunRecord:
         """The record of one line. Raises :class:`ResultsError` that says what is wrong."""
-        try:
-            values = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise ResultsError(f"not a JSON record: {error}") from error
+        values = foreign.parse(line)
         if not isinstance(values, dict):
             raise ResultsError(f"a JSON {type(values).__name__}, expected a record")
         if values.get("schema") == 1 and isinstance(values.get("case"), dict):
@@ -110,14 +112,15 @@ class RunRecord:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ResultsError(f"unknown fields: {', '.join(unknown)}")
-        try:
-            return RunRecord(**values)
-        except TypeError as error:
-            raise ResultsError(f"fields are missing: {error}") from error
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
+        missing = [
+            item.name
+            for item in fields(RunRecord)
+            if item.default is MISSING and item.default_factory is MISSING
+            if item.name not in values
+        ]
+        if missing:
+            raise ResultsError(f"fields are missing: {', '.join(missing)}")
+        return RunRecord(**values)
 
 
 def labels(case: Case, device: str, instance: str) -> dict[str, str]:
@@ -162,8 +165,7 @@ def failed(case: Case, reason: str) -> dict[str, Any]:
     return {"case": case.to_dict(), "status": "failed", "reason": line}
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+_number = foreign.is_number
 
 
 def _count(value: Any) -> bool:
@@ -205,6 +207,12 @@ def check(record: RunRecord) -> None:
     for name in ("num_hosts", "num_devices_per_host", "parameter_count"):
         if getattr(record, name) < 1:
             raise ResultsError(f"{name} is {getattr(record, name)}, expected at least 1")
+    if not foreign.is_time(record.time_stamp):
+        raise ResultsError(f"time_stamp is {record.time_stamp:g}, expected seconds since 1970")
+    for name, figure in (("tokens_per_second", record.tokens_per_second), *record.tflops.items()):
+        if abs(figure or 0) > foreign.LARGEST_FIGURE:
+            raise ResultsError(f"{name} is {figure:g}, expected at most {foreign.LARGEST_FIGURE:g}")
+    _check_case(record.case)
     _check_names(record)
     if record.status == "failed":
         good = 0 < len(record.reason or "") <= REASON_LENGTH
@@ -216,6 +224,18 @@ def check(record: RunRecord) -> None:
             f"status {record.status!r} does not fit: a run is ok with step times and figures that "
             "agree and no reason, or failed with a reason and no figures"
         )
+
+
+def _check_case(case: dict[str, Any]) -> None:
+    """The parts of a case that tables and figures show."""
+    model, parallel = case.get("model"), case.get("parallel")
+    if not (isinstance(model, dict) and isinstance(model.get("name"), str)):
+        raise ResultsError("case has no model with a name")
+    if not (isinstance(parallel, dict) and isinstance(case.get("suite"), str)):
+        raise ResultsError("case has no suite or no parallel")
+    counts = (parallel.get("processes"), case.get("micro_batches"), case.get("global_batch_size"))
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts):
+        raise ResultsError("case: processes, micro_batches or global_batch_size is no count")
 
 
 def _check_names(record: RunRecord) -> None:
@@ -234,7 +254,7 @@ def _check_names(record: RunRecord) -> None:
             "(record.labels)"
         )
     devices = record.num_hosts * record.num_devices_per_host
-    processes = record.case.get("parallel", {}).get("processes")
+    processes = record.case["parallel"]["processes"]
     if processes != devices:
         raise ResultsError(
             f"{record.num_hosts} hosts with {record.num_devices_per_host} devices are {devices}, "

@@ -19,11 +19,14 @@ from __future__ import annotations
 
 import ast
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
+from dsmoe.benchmark.results import foreign
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.common.errors import ResultsError
+from dsmoe.common.files import read_large
 
 VALUE_LENGTH = 4000
 DEVICES_OF_A_WHOLE_HOST = 8
@@ -87,8 +90,11 @@ def parse_row(line: str) -> Row:
         time_stamp = float(values["time_stamp"])
     except ValueError:
         time_stamp = math.nan
-    if not math.isfinite(time_stamp):
+    if not foreign.is_time(time_stamp):
         raise ResultsError(f"time_stamp is {values['time_stamp']!r:.40}, expected seconds")
+    for name in ("exp_name", "instance", "model_name", "method"):
+        if not values[name].isprintable():
+            raise ResultsError(f"{name} is {values[name]!a:.40}, expected a plain name")
     return Row(
         values["exp_name"],
         values["instance"],
@@ -106,17 +112,22 @@ def _parse_value(text: str) -> dict[str, Any]:
     if len(text) > VALUE_LENGTH:
         raise ResultsError(f"a value of {len(text)} characters, {expected}")
     try:
-        value = ast.literal_eval(text.strip())
+        with warnings.catch_warnings():  # of an odd escape
+            warnings.simplefilter("ignore")
+            value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ResultsError(f"value is {text!r:.60}, {expected}") from error
     good = isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    if not good or not _finite(value.get("tflops")) or not all(map(_plain, value.values())):
+    if not good or not _figure(value.get("tflops")) or not all(map(_plain, value.values())):
         raise ResultsError(f"value is {text!r:.60}, {expected}")
     return dict(value)
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+_finite = foreign.is_number
+
+
+def _figure(value: Any) -> bool:
+    return _finite(value) and abs(value) <= foreign.LARGEST_FIGURE
 
 
 def _plain(value: Any) -> bool:
@@ -128,11 +139,14 @@ def _plain(value: Any) -> bool:
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number from 1, line) of the lines that are not empty. Raises :class:`ResultsError`."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = read_large(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ResultsError(f"{path}: not UTF-8 text at byte {error.start}") from error
     except OSError as error:
-        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ResultsError(
+            f"{path}: cannot be read: {error.strerror}; expected a results folder, as dsmoe run "
+            "writes one, or a .jsonl or .tsv file of it"
+        ) from error
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, line

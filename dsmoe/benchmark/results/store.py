@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.rows import Row, numbered_lines, parse_row, read_rows, row_of
 from dsmoe.common.errors import ResultsError
+from dsmoe.common.files import refuse_output
 
 ROWS = "results_e2e.tsv"
 RECORDS = "results_e2e.jsonl"
@@ -73,6 +74,8 @@ def append(folder: Path, record: RunRecord) -> Row:
     records, rows = folder / RECORDS, folder / ROWS
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder / LOCK, records, rows):
+            _refuse_odd(path)
         with FileLock(str(folder / LOCK), timeout=LOCK_SECONDS):
             _mend(records, rows)
             with _undo_on_error(records), _undo_on_error(rows):
@@ -86,12 +89,14 @@ def append(folder: Path, record: RunRecord) -> Row:
     except OSError as error:
         name = error.filename or folder
         full = " (free some space)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        full = full or "; name another folder with --output"
         raise ResultsError(f"{name}: the result was not written: {error.strerror}{full}") from error
     return row
 
 
 def _append_line(path: Path, line: str) -> None:
-    data = line.encode("utf-8") + b"\n"
+    data = line.encode("utf-8", "backslashreplace") + b"\n"
+    _refuse_odd(path)
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         while data:
@@ -102,6 +107,12 @@ def _append_line(path: Path, line: str) -> None:
         raise
     finally:
         os.close(handle)
+
+
+def _refuse_odd(path: Path) -> None:
+    """Raises OSError where a device, a pipe or a folder has the name of a result file."""
+    if os.path.lexists(path):
+        refuse_output(path)
 
 
 @contextlib.contextmanager
@@ -165,6 +176,16 @@ def read_records(path: Path) -> list[RunRecord]:
             records.append(RunRecord.from_json(line))
         except ResultsError as error:
             raise ResultsError(f"{path}:{number}: {error}; fix or remove the line") from error
+    return records
+
+
+def some_records(path: Path) -> list[RunRecord]:
+    """As :func:`read_records`; a file without a record is a ResultsError too."""
+    records = read_records(path)
+    if not records:
+        raise ResultsError(
+            f"{path}: has no record; expected at least one, which dsmoe run --output FOLDER writes"
+        )
     return records
 
 

@@ -9,10 +9,11 @@ that grow.
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
+
+from dsmoe.common.files import read_large, write_output
 
 CASE = "case.json"
 DEEPSPEED = "deepspeed.json"
@@ -23,13 +24,15 @@ LOG = "log.txt"
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_output(path, (json.dumps(value, indent=2) + "\n").encode("ascii"))
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value in ``path``. Raises OSError, and ValueError where it is no JSON."""
+    try:
+        return json.loads(read_large(path).decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def make_run_folder(output: Path, name: str) -> Path:

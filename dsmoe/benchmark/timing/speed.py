@@ -157,14 +157,15 @@ def print_ratios(found: list[Ratio], steps: int) -> None:
 def print_table(folder: Path) -> None:
     """The records of a results folder, one row each, as Markdown; then what they ran
     on: GPU, versions, and what a record says of kernels."""
-    from dsmoe.benchmark.results.store import RECORDS, read_records
+    from dsmoe.benchmark.results.store import RECORDS, some_records
 
+    records = some_records(folder / RECORDS)
     print(
         "| case | n | s, median | spread | tokens/s | useful TFLOPS a GPU | peak GiB | first step |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     ran_on: dict[str, None] = {}  # in the order of the rows
-    for record in read_records(folder / RECORDS):
+    for record in records:
         case: dict[str, Any] = record.case
         processes, count = case["parallel"]["processes"], case["micro_batches"]
         size = case["global_batch_size"] // (processes * count)

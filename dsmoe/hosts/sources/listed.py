@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dsmoe.common.errors import HostProblem, UsageError
+from dsmoe.common.errors import HostProblem
 from dsmoe.hosts.brackets import MAX_NAMES, expand_names
 from dsmoe.hosts.host import Candidate, check_name, check_slots, shown
 from dsmoe.hosts.hostfile import read_limited, text_lines
@@ -21,14 +21,14 @@ _BRACKETS = re.compile(r"\[[0-9]+(?:[-,][0-9]+)*\]")
 def parse_hosts_option(text: str) -> list[Candidate]:
     """The hosts of ``--hosts``: comma-separated ``NAME`` or ``NAME:N``, with Slurm's brackets.
 
-    ``n[01-03]:4`` is ``n01:4,n02:4,n03:4``. Raises UsageError for an empty item, HostProblem for a
-    name or count that cannot be used.
+    ``n[01-03]:4`` is ``n01:4,n02:4,n03:4``. Raises HostProblem for an empty item and for a name or
+    count that cannot be used.
     """
     candidates = []
     for number, item in enumerate(_items(text), start=1):
         where = f"--hosts, item {number}"
         if not item.strip():
-            raise UsageError(f"{where}: found nothing, expected a host, as in --hosts a,b:4")
+            raise HostProblem(f"{where}: found nothing, expected a host, as in --hosts a,b:4")
         for one in _expanded(item.strip(), where):
             candidates.append(_name_and_count(one, where))
         if len(candidates) > MAX_NAMES:
@@ -62,13 +62,13 @@ def _expanded(item: str, where: str) -> list[str]:
 def read_hosts_file(path: Path) -> list[Candidate]:
     """The hosts of a hand-made or MPI host file, in its order.
 
-    Raises UsageError if the file cannot be read, HostProblem with the line number otherwise.
+    Raises HostProblem, with the line number where the file can be read.
     """
     try:
         data = read_limited(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(
+        raise HostProblem(
             f"--hosts-file {path}: cannot be read: {reason}; expected a file of hosts, one a line"
         ) from None
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable, Mapping, Sequence
 
 from dsmoe.common.errors import ExportRefused, NotApplied, UsageError
+from dsmoe.common.program import program
 from dsmoe.patchset.authoring.history import History, make_diff, read_history, take_edit, touching
 from dsmoe.patchset.authoring.publish import Item, publish
 from dsmoe.patchset.base import Base
@@ -129,7 +130,7 @@ def _require_applied(at: Situation, name: str, path: Path) -> None:
         return
     raise NotApplied(
         f"{path} is {name}; --export needs the present series applied there: "
-        f"python apply_patch.py {path}"
+        f"{program('apply')} {path}"
     )
 
 
@@ -283,7 +284,7 @@ def _refuse_shared(items: Sequence[Item], path: Path) -> None:
         raise ExportRefused(
             f"{len(changed)} patches are shared with the base whose folder they are in; edit its "
             "checkout and carry the series over (docs/reference/bases.md), or give the edit a "
-            f"patch of its own: python apply_patch.py {path} --export --to NAME.patch",
+            f"patch of its own: {program('apply')} {path} --export --to NAME.patch",
             changed,
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from dsmoe.common.errors import NotACheckout, OtherBase
+from dsmoe.common.program import program
 from dsmoe.patchset.base import Base
 from dsmoe.patchset.git import Git, damaged
 from dsmoe.patchset.locked_result import read_result
@@ -51,10 +52,13 @@ def open_checkout(path: Path, bases: Sequence[Base]) -> Checkout:
     """
     path = Path.cwd() / path
     wanted = bases[0]
-    remedy = f"python apply_patch.py {path} --from-release builds one"
+    remedy = f"{program('apply')} {path} --from-release builds one"
     if not _is_folder(path):
-        kind = "is not a folder" if os.path.lexists(path) else "does not exist"
-        raise NotACheckout(f"{path} {kind}; expected a git checkout of DeepSpeed; {remedy}")
+        if os.path.lexists(path):
+            raise NotACheckout(
+                f"{path} is not a folder; expected a git checkout of DeepSpeed: name its top folder"
+            )
+        raise NotACheckout(f"{path} does not exist; expected a git checkout of DeepSpeed; {remedy}")
     git = _open_git(path, remedy)
     out = git.run(
         "rev-parse",

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Callable
 
 from dsmoe.common.errors import ArchiveProblem
+from dsmoe.common.files import read_large
 from dsmoe.common.places import work_folder
 from dsmoe.patchset.base import Base
 
@@ -84,16 +85,16 @@ def importable(name: str) -> bool:
 
 def check_archive(base: Base, path: Path) -> None:
     """``ArchiveProblem`` unless ``path`` has the pinned sha256."""
-    total = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                total.update(block)
+        found = hashlib.sha256(read_large(path)).hexdigest()
     except OSError as error:
-        raise ArchiveProblem(f"cannot read the archive {path}: {error.strerror}") from None
-    if total.hexdigest() != base.release["sha256"]:
         raise ArchiveProblem(
-            f"{path} has sha256 {total.hexdigest()}, expected {base.release['sha256']} "
+            f"cannot read the archive {path}: {error.strerror}; expected "
+            f"{base.release['archive']}: name it, or give no --archive and pip fetches it"
+        ) from None
+    if found != base.release["sha256"]:
+        raise ArchiveProblem(
+            f"{path} has sha256 {found}, expected {base.release['sha256']} "
             f"({base.release['archive']}); remove it and fetch it again"
         )
 

@@ -74,7 +74,7 @@ def find(bases: Sequence[Base]) -> Installed:
     if not (site / PACKAGE / "__init__.py").is_file():
         raise NotACheckout(
             f"{PACKAGE} {found.version} is registered in {site} but its files are not there "
-            "(an editable install?); give apply_patch.py the checkout's path instead"
+            "(an editable install?); give {program('apply')} the checkout's path instead"
         )
     for base in known:
         if base.version == found.version:

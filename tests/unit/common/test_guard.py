@@ -47,7 +47,7 @@ def test_an_expected_failure_is_its_line_details_and_code(
 
 
 def test_with_json_a_failure_is_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(failing(LocalChanges("in the way", ["a.py"])), as_json=True) == 7
+    assert guarded(failing(LocalChanges("in the way", ["a.py"])), wants_json=lambda: True) == 7
     out, err = capsys.readouterr()
     assert json.loads(out) == {
         "outcome": "failed",
@@ -71,7 +71,7 @@ def test_json_of_a_real_command(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(failing(KeyboardInterrupt()), as_json=True) == 130
+    assert guarded(failing(KeyboardInterrupt()), wants_json=lambda: True) == 130
     out, err = capsys.readouterr()
     assert err.startswith("error: interrupted by Ctrl-C") and err.count("\n") == 1
     assert json.loads(out)["exit_code"] == 130

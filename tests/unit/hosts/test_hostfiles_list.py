@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsmoe.common.errors import HostProblem, UsageError
+from dsmoe.common.errors import HostProblem
 from dsmoe.hosts.host import Candidate, Host
 from dsmoe.hosts.identity import refuse_same_machine
 from dsmoe.hosts.sources.found import Found, settle
@@ -68,7 +68,7 @@ def test_refused_with_file_and_line(data: bytes, line: int, words: str, tmp_path
 def test_no_host_and_no_file(tmp_path: Path) -> None:
     with pytest.raises(HostProblem, match="no host"):
         read_hosts_file(_file(tmp_path, b"# none\n"))
-    with pytest.raises(UsageError, match="No such file"):
+    with pytest.raises(HostProblem, match="No such file"):
         read_hosts_file(tmp_path / "absent")
 
 
@@ -82,7 +82,7 @@ def test_hosts_option() -> None:
     for text, words in (("[fd00::1]:4", "IPv6"), ("n[1-", "letters, digits"), ("n[2-1]", "rising")):
         with pytest.raises(HostProblem, match=words):
             parse_hosts_option(text)
-    with pytest.raises(UsageError, match="item 2: found nothing"):
+    with pytest.raises(HostProblem, match="item 2: found nothing"):
         parse_hosts_option("a,,b")
     with pytest.raises(HostProblem, match="item 2: found the host a again"):
         parse_hosts_option("a:4,a:4")

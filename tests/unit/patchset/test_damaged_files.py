@@ -123,7 +123,7 @@ def test_what_is_not_a_regular_file_is_refused_at_once(project: Project, tmp_pat
     os.mkfifo(project.root / "patch/one.patch")
     with pytest.raises(SeriesBroken) as caught:
         load_series(project.base)
-    assert caught.value.details == ["one.patch: is not a regular file"]
+    assert caught.value.details == ["one.patch: it is not a regular file, but a pipe (FIFO)"]
 
 
 @settings(max_examples=300, deadline=None)

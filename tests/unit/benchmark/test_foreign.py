@@ -1,0 +1,142 @@
+"""A result file holds whatever JSON can say; each such line is one message with its number."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.commands import dsmoe
+from support.records import record
+
+from dsmoe.benchmark.results.record import RunRecord
+from dsmoe.benchmark.results.rows import parse_row, read_rows, row_of
+from dsmoe.benchmark.results.store import RECORDS, ROWS, append, read_records
+from dsmoe.common.errors import ResultsError
+
+GOOD = json.loads(record().to_json())
+DEEP: Any = []
+for _ in range(400):
+    DEEP = [DEEP]
+BAD = [
+    10**400,
+    1e18,
+    float("1e308"),
+    "\ud800",
+    DEEP,
+    {},
+    [],
+    [[]],
+    None,
+    True,
+    "",
+    -1,
+    0,
+    {"a": 10**400},
+]
+
+
+def changed(path: tuple[str, ...], value: Any) -> str:
+    made = copy.deepcopy(GOOD)
+    inner = made
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    return json.dumps(made)
+
+
+def paths(values: dict[str, Any], before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = [(*before, name) for name in values]
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found += paths(value, (*before, name))
+    return found
+
+
+def test_every_field_with_every_odd_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused with its number, or shown: by report and bench --table, which read every field."""
+    file = tmp_path / RECORDS
+    refused = 0
+    for path in paths(GOOD):
+        for value in BAD:
+            file.write_text(changed(path, value) + "\n")
+            codes = {
+                dsmoe("report", tmp_path, "--output", tmp_path / "page.html"),
+                dsmoe("bench", "--table", tmp_path),
+            }
+            err = capsys.readouterr().err
+            assert codes <= {0, 10}, (path, value)
+            if 10 in codes:
+                assert codes == {10} and f"{file}:1: " in err, (path, value)
+                refused += 1
+    assert refused > 300
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(json_values | st.text(), st.sampled_from(paths(GOOD)))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_json_is_a_record_or_refused(value: Any, path: tuple[str, ...]) -> None:
+    for line in (json.dumps(value), str(value).replace("\n", ""), changed(path, value)):
+        try:
+            read = RunRecord.from_json(line)
+        except ResultsError as error:
+            assert "\n" not in str(error)
+        else:
+            assert RunRecord.from_json(read.to_json()) == read and row_of(read).line()
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "1e400", "'x'", "{}", "[" * 900, "'\\d'", "9" * 4000])
+def test_a_row_with_an_odd_value_is_refused(value: str) -> None:
+    row = row_of(record()).line().split("\t")
+    for place, text in ((6, "{'tflops': " + value + "}"), (7, value), (2, value)):
+        made = row[:place] + [text] + row[place + 1 :]
+        with pytest.raises(ResultsError):
+            parse_row("\t".join(made))
+
+
+@pytest.mark.parametrize(
+    "last", ["{", "[" * 99999, "9" * 5000, changed(("time_stamp",), 10**400), "\x00"]
+)
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_bad_last_record_does_not_stop_the_next_row(tmp_path: Path, last: str, end: str) -> None:
+    append(tmp_path, record())
+    with (tmp_path / RECORDS).open("a") as file:
+        file.write(last + end)
+    append(tmp_path, record())
+    lines = (tmp_path / RECORDS).read_text().splitlines()
+    assert RunRecord.from_json(lines[-1]).step_seconds == record().step_seconds
+    assert len(read_rows(tmp_path / ROWS)) == 2
+    if not end:
+        assert len(read_records(tmp_path / RECORDS)) == 2
+
+
+def test_a_name_that_is_no_text_is_written_and_read(tmp_path: Path) -> None:
+    run = record()
+    run.deepspeed_config["tensorboard"] = "/tmp/\udcff"
+    append(tmp_path, run)
+    [read] = read_records(tmp_path / RECORDS)
+    assert read.deepspeed_config["tensorboard"] == "/tmp/?"
+
+
+@pytest.mark.parametrize("command", ["report", "plot", "bench --table"])
+def test_files_without_a_run_are_refused(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (RECORDS, ROWS):
+        (tmp_path / name).touch()
+    words = [*command.split(), tmp_path, "--output", tmp_path / "out"]
+    assert dsmoe(*words) == 10
+    out, err = capsys.readouterr()
+    assert out == "" and "dsmoe run --output FOLDER" in " ".join(err.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [RECORDS, ROWS]
