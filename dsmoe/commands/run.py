@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, count, file_name, positive
+from dsmoe.common.arguments import OneLineParser, count, file_name, plain_name, positive
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError, exit_code_lines
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.kernel_choice import check_kernels
@@ -50,6 +50,13 @@ def make_parser(prog: str) -> OneLineParser:
     shared.add_output(results, "results", "Rows, records and run folders go to this folder")
     results.add_argument(
         "--resume", action="store_true", help="Cases that --output has finished are skipped."
+    )
+    results.add_argument(
+        "--link",
+        type=plain_name,
+        metavar="NAME",
+        help="What each host sends and receives in an iteration is counted at its network "
+        "interface; the record keeps it, and calls the link NAME.",
     )
     results.add_argument(
         "--tensorboard",
@@ -167,6 +174,7 @@ def request_of(options: argparse.Namespace) -> Request:
         master=options.master_addr,
         hostfile=options.hostfile,
         resume=options.resume,
+        link=options.link,
     )
 
 

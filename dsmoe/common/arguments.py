@@ -88,6 +88,13 @@ def positive(text: str) -> float:
     return value
 
 
+def plain_name(text: str) -> str:
+    """A name for a record: letters, digits and a few signs, with single blanks between words."""
+    if not re.fullmatch(r"[\w.,/+-]+( [\w.,/+-]+)*", text):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a plain name such as 25gbit")
+    return text
+
+
 def file_name(text: str) -> Path:
     """The name of a file or folder; an empty one is a variable that was not set."""
     if not text:
