@@ -9,7 +9,7 @@ from typing import Any
 
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser
-from dsmoe.common.errors import UsageError, exit_code_lines
+from dsmoe.common.errors import exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import checkout_folder
 
@@ -57,9 +57,7 @@ def run(options: argparse.Namespace) -> int:
     device = "cpu" if on_cpu else "cuda"
     if options.model is not None:
         changes = shared.changes_of(options)
-        cases = [case_of_model(options.model, options.gpus, options.global_batch, changes)]
-    elif options.global_batch is not None:
-        raise UsageError("--global-batch goes with --model; leave it out")
+        cases = [case_of_model(options.model, options.gpus, changes)]
     else:
         memory = device_memory(options.device_memory, machine.hardware, "cuda", 1)
         cases = chosen_cases(shared.wanted_of(options), machine.device, memory)

@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
 
         options.json = False
         return plan.run(options)
-    for name in ("model", "global_batch", "device_memory"):
+    for name in ("model", "device_memory"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for dsmoe plan alone; leave it out")
     with StopSignals() as stop:

@@ -88,6 +88,26 @@ def positive(text: str) -> float:
     return value
 
 
+def listed(action: argparse.Action) -> None:
+    """Let an option take several values with commas between them; it then has their texts."""
+    one, choices = action.type or str, action.choices
+    assert callable(one)
+    if choices and action.metavar is None:
+        action.metavar = "{" + ",".join(map(str, choices)) + "}"
+    action.choices = None
+
+    def several(text: str) -> list[str]:
+        found = text.split(",")
+        for word in found:
+            value = one(word)
+            if choices and value not in choices:
+                expected = ", ".join(map(str, choices))
+                raise argparse.ArgumentTypeError(f"{word[:60]!r}: expected one of {expected}")
+        return found
+
+    action.type = several
+
+
 def plain_name(text: str) -> str:
     """A name for a record: letters, digits and a few signs, with single blanks between words."""
     if not re.fullmatch(r"[\w.,/+-]+( [\w.,/+-]+)*", text):

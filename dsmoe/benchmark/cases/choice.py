@@ -38,6 +38,7 @@ class Changes:
     remat: bool | None = None
     micro_batches: int | None = None
     micro_batch_size: int | None = None
+    global_batch_size: int | None = None
     optimizer: str | None = None
     adafactor_mode: str | None = None
     moe_implementation: str | None = None
@@ -131,7 +132,10 @@ def changed(case: Case, changes: Changes) -> Case:
     }
     replaced: dict[str, Any] = {name: value for name, value in given.items() if name in names}
     replaced["parallel"] = dataclasses.replace(case.parallel, **parallel)
-    replaced["micro_batches"] = _micro_batches(case, changes)
+    if changes.global_batch_size is not None:
+        _refuse_paper(case, "--global-batch: the cases")
+    batch = changes.global_batch_size or case.global_batch_size
+    replaced["micro_batches"] = _micro_batches(case, changes, batch)
     if changes.num_experts is not None:
         replaced["model"] = _with_experts(case, changes.num_experts)
     if changes.moe_implementation == "deepspeed":
@@ -149,37 +153,41 @@ def changed(case: Case, changes: Changes) -> Case:
 
 def _with_experts(case: Case, count: int) -> ModelCase:
     """The case's model with ``count`` experts, under a name that says so."""
-    if case.suite in PAPER_SUITES:
-        raise UsageError(
-            f"--num-experts: the models of suite {case.suite} are the paper's, and its figure is "
-            "drawn from them; take --suite tuned or smoke"
-        )
+    _refuse_paper(case, "--num-experts: the models")
     return dataclasses.replace(case.model, name=f"{case.model.name}-E{count}", num_experts=count)
 
 
-def _micro_batches(case: Case, changes: Changes) -> int:
+def _refuse_paper(case: Case, what: str) -> None:
+    if case.suite in PAPER_SUITES:
+        raise UsageError(
+            f"{what} of suite {case.suite} are the paper's, and its figure is drawn from them; "
+            "take --suite tuned or smoke"
+        )
+
+
+def _micro_batches(case: Case, changes: Changes, global_batch_size: int) -> int:
     size = changes.micro_batch_size
     if size is None:
         return changes.micro_batches or case.micro_batches
     processes = case.parallel.processes
-    count, rest = divmod(case.global_batch_size, processes * size)
+    count, rest = divmod(global_batch_size, processes * size)
     if rest or changes.micro_batches not in (None, count):
         several = f"{changes.micro_batches} times " if changes.micro_batches else ""
         raise UsageError(
             f"--micro-batch-size {size}: {several}{size} sequences on {processes} processes do not "
-            f"make the global batch of {case.global_batch_size}; give one of --micro-batches and "
-            f"--micro-batch-size, with a size that divides {case.global_batch_size // processes}"
+            f"make the global batch of {global_batch_size}; give one of --micro-batches and "
+            f"--micro-batch-size, with a size that divides {global_batch_size // processes}"
         )
     return count
 
 
-def case_of_model(name: str, gpus: int, global_batch_size: int | None, changes: Changes) -> Case:
+def case_of_model(name: str, gpus: int, changes: Changes) -> Case:
     """A case of a named model on any number of GPUs, for a plan. Raises UsageError."""
     if name not in MODELS:
         raise UsageError(f"model {name!r}: expected one of {', '.join(MODELS)}")
     base = find_case("artifact", 1)
     model = MODELS[name]
-    batch = global_batch_size or max(base.global_batch_size, gpus)
+    batch = changes.global_batch_size or max(base.global_batch_size, gpus)
     if batch % gpus:
         raise UsageError(
             f"a global batch of {batch} sequences does not divide among {gpus} GPUs; give "
