@@ -135,6 +135,10 @@ def settings_of(
     from dsmoe.benchmark.link.settings import Setting, combinations, common_batch
 
     processes = options.hosts * (options.per_host or 1)
+
+    def on_hosts(processes: int) -> int:
+        return options.per_host or 1
+
     suite = options.suite or ("tuned" if machine.device == "cuda" else "smoke")
     words = ["--suite", suite]
     axes: dict[str, list[str]] = {}
@@ -155,14 +159,14 @@ def settings_of(
 
     combined = combinations(axes, options.setting or [])
     memory = machine.hardware.get("device_memory_bytes")
-    [plain] = chosen_cases(Wanted(processes, suite), machine.device, memory)
+    [plain] = chosen_cases(Wanted(processes, suite), machine.device, memory, on_hosts)
     batch = common_batch(plain, [vars(changes(*more)) for more in combined])
     if options.global_batch is None and batch != plain.global_batch_size:
         words += ["--global-batch", str(batch)]
     settings = []
     for more in combined:
         wanted = Wanted(processes, suite, changes=changes(*more))
-        [case] = chosen_cases(wanted, machine.device, memory)
+        [case] = chosen_cases(wanted, machine.device, memory, on_hosts)
         settings.append(Setting(more, case))
     check_device([s.case for s in settings], machine.device, machine.gpus or None)
     return settings, tuple(words)

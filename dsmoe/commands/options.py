@@ -8,12 +8,14 @@ from typing import Any
 
 from dsmoe.benchmark.cases.case import (
     ADAFACTOR_MODES,
+    EXPERT_LAYOUTS,
     METHODS,
     MOE_IMPLEMENTATIONS,
     OPTIMIZERS,
     PRECISIONS,
 )
 from dsmoe.benchmark.cases.choice import Changes, Wanted
+from dsmoe.benchmark.cases.placement import AUTO
 from dsmoe.benchmark.cases.suites import SUITES
 from dsmoe.common.arguments import count, file_name, listed, positive, seed, whole
 
@@ -108,9 +110,17 @@ def add_changes(
     add(
         "--expert-parallel",
         how,
-        type=count,
-        metavar="N",
-        help="N processes share the experts of a layer.",
+        type=_count_or_auto,
+        metavar="{N,auto}",
+        help="N processes share the experts of a layer; auto: as many as stay inside a host and "
+        "divide the experts (default in suites tuned and smoke).",
+    )
+    add(
+        "--expert-layout",
+        how,
+        choices=EXPERT_LAYOUTS,
+        help="The processes that share experts are neighbours, inside a host where they fit, and "
+        "an expert's copies on other hosts; or across hosts, with an expert's copies neighbours.",
     )
     add(
         "--precision",
@@ -146,6 +156,10 @@ def add_changes(
             help=f"--{name} is switched off.",
         )
     return added
+
+
+def _count_or_auto(text: str) -> int | str:
+    return text if text == AUTO else count(text)
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -201,6 +215,7 @@ def changes_of(options: argparse.Namespace) -> Changes:
         num_experts=options.num_experts,
         zero_stage=options.zero_stage,
         expert_parallel_size=options.expert_parallel,
+        expert_layout=options.expert_layout,
         precision=options.precision,
         remat=options.remat,
         micro_batches=options.micro_batches,

@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
     if options.plan:
         from dsmoe.commands import plan
 
-        options.json = False
+        options.json, options.per_host = False, None
         return plan.run(options)
     for name in ("model", "device_memory"):
         if getattr(options, name) is not None:
@@ -146,7 +146,12 @@ def request_of(options: argparse.Namespace) -> Request:
     options.hostfile = options.hostfile or _hostfile_of(options)
     machine = _head(options)
     memory = machine.hardware.get("device_memory_bytes")
-    cases = chosen_cases(shared.wanted_of(options), machine.device, memory)
+    cases = chosen_cases(
+        shared.wanted_of(options),
+        machine.device,
+        memory,
+        lambda processes: lay_out(options.hostfile, processes).devices,
+    )
     try:
         available = None if options.hostfile else machine.hardware.get("device_count")
         check_device(cases, machine.device, available)

@@ -10,17 +10,17 @@ WIDTH = 80
 
 
 def print_table(found: Sequence[Measured], out: TextIO) -> None:
-    """A row a setting: seconds of an iteration, and what a host sends and receives in it."""
+    """A row a setting: seconds of an iteration, and what each host sends and receives in it."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=WIDTH)
     table.add_column("setting", overflow="fold")
-    for name in ("s", "n", "spread", "MB sent\na host", "MB recvd\na host", "first\nloss", "last"):
+    for name in ("s", "n", "spread", "sent, MB", "recvd, MB", "last loss"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found:
-        table.add_row(row.setting.name, *_cells(row))
+        table.add_row(row.setting.name.replace("--", ""), *_cells(row))
     Console(file=out, width=WIDTH).print(table)
     for row in found:
         if row.reason:
@@ -30,16 +30,15 @@ def print_table(found: Sequence[Measured], out: TextIO) -> None:
 def _cells(row: Measured) -> list[str]:
     record = row.record
     if record is None or record.median_seconds is None or record.spread is None:
-        return ["failed", *[""] * 6]
-    losses = [f"{loss:.4f}" if loss is not None else "" for loss in record.losses]
+        return ["failed", *[""] * 5]
+    last = record.losses[-1]
     return [
         f"{record.median_seconds:.4g}",
         str(len(record.step_seconds)),
         f"{record.spread:.0%}",
         megabytes(row.bytes_of("sent")),
         megabytes(row.bytes_of("received")),
-        losses[0],
-        losses[-1],
+        "" if last is None else f"{last:.4f}",
     ]
 
 

@@ -79,7 +79,9 @@ def start(folder: Path, stage: Stage) -> Run:
     if interface:
         os.environ[INTERFACE] = interface
     deepspeed.init_distributed(dist_backend=backend(), verbose=False)  # type: ignore[attr-defined]
-    groups.initialize(ep_size=case.parallel.expert_parallel_size)
+    groups.initialize(
+        ep_size=case.parallel.expert_parallel_size, expert_layout=case.parallel.expert_layout
+    )
     text = corpus.prepare(Path(spec["cache"]), **spec["text"])
     torch.manual_seed(case.seed)
     stage.words = "while the model is built"
