@@ -1,13 +1,14 @@
-"""``dsmoe bench``: the fast path against the reference path on this machine."""
+"""``dsmoe bench``: settings and paths of this project beside one another on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from pathlib import Path
 
-from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, count, file_name, positive
+from dsmoe.commands import bench_hosts
+from dsmoe.common.arguments import OneLineParser, file_name, positive
 from dsmoe.common.errors import EnvironmentProblem, exit_code_lines
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.places import chosen_checkout, work_folder
@@ -21,8 +22,11 @@ EXAMPLES = """examples:
   dsmoe bench --gpu                  published baseline, artifact, tuned on one GPU, with ratios
   dsmoe bench --ladder               the same with every speed-up between them, one at a time
   dsmoe bench --table results        the records of a folder as a Markdown table
+  dsmoe bench --hosts 2 --per-host 2 --rate 1gbit --micro-batches 1,8
+  dsmoe bench --hosts 2 --setting zero-stage=1 --setting "zero-stage=2 no-flat-gradients"
 
 """
+OUTPUT = "results/bench"
 
 
 def make_parser(prog: str) -> OneLineParser:
@@ -32,15 +36,10 @@ def make_parser(prog: str) -> OneLineParser:
         description="Trains the same model on the same tokens by the fast path and by the "
         "reference path, step by\nstep in turn, and prints how many times as fast the first is. On "
         "a GPU, --gpu and --ladder run\nthe 380M case from the published baseline to the fastest "
-        "settings instead.",
-        epilog=EXAMPLES + exit_code_lines(0, 1, 2, 8, 10, 25, 130),
-    )
-    parser.add_argument(
-        "--steps",
-        type=count,
-        default=STEPS,
-        metavar="N",
-        help=f"Each path takes N steps (default: {STEPS}).",
+        "settings instead. With\n--hosts it makes hosts of network namespaces on this machine, "
+        "with a switch and links of a\ngiven rate, runs the benchmark over them through its "
+        "launcher, and prints what each host\nsends in an iteration.",
+        epilog=EXAMPLES + exit_code_lines(0, 1, 2, 8, 9, 10, 25, 130, 143),
     )
     parser.add_argument(
         "--at-least",
@@ -59,18 +58,29 @@ def make_parser(prog: str) -> OneLineParser:
         action="store_true",
         help="Every speed-up between published and tuned gets a run and a row.",
     )
-    shared.add_output(parser, "results/bench", "Rows and records of --gpu and --ladder go here")
+    parser.add_argument(
+        "--output",
+        type=file_name,
+        metavar="PATH",
+        help="Rows and records of --gpu, --ladder and --hosts go here (default: "
+        f"{OUTPUT}, with --hosts {bench_hosts.OUTPUT}).",
+    )
     what.add_argument(
         "--table",
         type=file_name,
         metavar="DIR",
         help="The records of this results folder are printed as a table, and nothing is timed.",
     )
+    bench_hosts.add_options(parser, what)
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Time both paths, or print a table."""
+    if options.hosts is not None:
+        return bench_hosts.run(options)
+    bench_hosts.refuse_without(options)
+    options.output = options.output or Path(OUTPUT)
     from dsmoe.benchmark.timing import speed
 
     if options.gpu or options.ladder:
@@ -78,8 +88,9 @@ def run(options: argparse.Namespace) -> int:
     if options.table:
         speed.print_table(options.table)
         return 0
-    found = speed.run(options.steps)
-    speed.print_ratios(found, options.steps)
+    steps = options.steps or STEPS
+    found = speed.run(steps)
+    speed.print_ratios(found, steps)
     slow = [row.name for row in found if row.ratio < (options.at_least or 0.0)]
     if slow:
         print(f"error: below {options.at_least:g} times: {', '.join(slow)}", file=sys.stderr)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from dsmoe.benchmark.cases.case import (
     ADAFACTOR_MODES,
+    EXPERT_LAYOUTS,
     METHODS,
     MOE_IMPLEMENTATIONS,
     OPTIMIZERS,
     PRECISIONS,
 )
 from dsmoe.benchmark.cases.choice import Changes, Wanted
+from dsmoe.benchmark.cases.placement import AUTO
 from dsmoe.benchmark.cases.suites import SUITES
-from dsmoe.common.arguments import count, file_name, positive, seed, whole
+from dsmoe.common.arguments import count, file_name, listed, positive, seed, whole
 
 ARTIFACT_IDS = "artifact-ids"
 SWITCHES = (
@@ -52,10 +55,23 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
     add_changes(parser)
 
 
-def add_changes(parser: argparse.ArgumentParser) -> None:
-    """The settings in place of a case's own."""
-    batch = parser.add_argument_group("model and batch (default: the case's own)")
-    add = batch.add_argument
+def add_changes(
+    parser: argparse.ArgumentParser, lists: bool = False, prefix: str = ""
+) -> list[argparse.Action]:
+    """The settings in place of a case's own; the options that were added.
+
+    With ``lists`` an option takes several values with commas between them, as texts; not those
+    that say how long and from which seed. ``prefix`` goes before the groups' titles.
+    """
+    added = []
+    batch = parser.add_argument_group(f"{prefix}model and batch (default: the case's own)")
+    how = parser.add_argument_group(f"{prefix}how it is trained (default: as the case has it)")
+
+    def add(name: str, group: Any = batch, one: bool = False, **more: Any) -> None:
+        added.append(group.add_argument(name, **more))
+        if lists and not one and "action" not in more:
+            listed(added[-1])
+
     add(
         "--num-experts",
         type=count,
@@ -69,33 +85,60 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="A micro-batch of one process has N sequences.",
     )
-    add("--steps", type=count, metavar="N", help="N iterations are measured.")
-    add("--warmup", type=whole, metavar="N", help="N iterations come before the measured ones.")
+    add(
+        "--global-batch",
+        type=count,
+        metavar="N",
+        help="An iteration has N sequences (not in the suites of the paper).",
+    )
+    add("--steps", one=True, type=count, metavar="N", help="N iterations are measured.")
+    add(
+        "--warmup",
+        one=True,
+        type=whole,
+        metavar="N",
+        help="N iterations come before the measured ones.",
+    )
     add(
         "--seed",
+        one=True,
         type=seed,
         metavar="N",
         help="N decides the initial weights and the order of the text.",
     )
-    how = parser.add_argument_group("how it is trained (default: as the case has it)")
-    add = how.add_argument
-    add("--zero-stage", type=int, metavar="{0,1,2}", help="ZeRO runs at this stage.")
+    add("--zero-stage", how, type=int, metavar="{0,1,2}", help="ZeRO runs at this stage.")
     add(
         "--expert-parallel",
-        type=count,
-        metavar="N",
-        help="N processes share the experts of a layer.",
+        how,
+        type=_count_or_auto,
+        metavar="{N,auto}",
+        help="N processes share the experts of a layer; auto: as many as stay inside a host and "
+        "divide the experts (default in suites tuned and smoke).",
     )
-    add("--precision", choices=PRECISIONS, help="Weights and activations have this precision.")
-    add("--optimizer", choices=OPTIMIZERS, help="This optimizer makes the step.")
+    add(
+        "--expert-layout",
+        how,
+        choices=EXPERT_LAYOUTS,
+        help="The processes that share experts are neighbours, inside a host where they fit, and "
+        "an expert's copies on other hosts; or across hosts, with an expert's copies neighbours.",
+    )
+    add(
+        "--precision",
+        how,
+        choices=PRECISIONS,
+        help="Weights and activations have this precision.",
+    )
+    add("--optimizer", how, choices=OPTIMIZERS, help="This optimizer makes the step.")
     add(
         "--adafactor-mode",
+        how,
         choices=ADAFACTOR_MODES,
         help="AdaFactor takes whole parameters (sharded) or, as in the artifact, ZeRO's partition "
         "for one vector.",
     )
     add(
         "--moe-layer",
+        how,
         choices=MOE_IMPLEMENTATIONS,
         help="Experts get their tokens by index, by products (einsum), or in DeepSpeed's own "
         "layer, which always samples the second expert.",
@@ -103,14 +146,20 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
     for name, words in SWITCHES:
         field = name.replace("-", "_")
         # two options, since argparse has both in one from Python 3.9 on only
-        add(f"--{name}", dest=field, action="store_true", default=None, help=words)
+        add(f"--{name}", how, dest=field, action="store_true", default=None, help=words)
         add(
             f"--no-{name}",
+            how,
             dest=field,
             action="store_false",
             default=None,
             help=f"--{name} is switched off.",
         )
+    return added
+
+
+def _count_or_auto(text: str) -> int | str:
+    return text if text == AUTO else count(text)
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -133,12 +182,6 @@ def add_plan_options(group: argparse._ArgumentGroup) -> None:
     """The options that a plan alone has."""
     group.add_argument(
         "--model", metavar="NAME", help="The plan is for this named size, on any number of GPUs."
-    )
-    group.add_argument(
-        "--global-batch",
-        type=count,
-        metavar="N",
-        help="With --model, an iteration has N sequences.",
     )
     group.add_argument(
         "--device-memory", type=positive, metavar="GIB", help="One GPU has so much memory."
@@ -172,10 +215,12 @@ def changes_of(options: argparse.Namespace) -> Changes:
         num_experts=options.num_experts,
         zero_stage=options.zero_stage,
         expert_parallel_size=options.expert_parallel,
+        expert_layout=options.expert_layout,
         precision=options.precision,
         remat=options.remat,
         micro_batches=options.micro_batches,
         micro_batch_size=options.micro_batch_size,
+        global_batch_size=options.global_batch,
         optimizer=options.optimizer,
         adafactor_mode=options.adafactor_mode,
         moe_implementation=options.moe_layer,

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.arguments import OneLineParser, count
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import checkout_folder
@@ -36,6 +36,12 @@ def make_parser(prog: str) -> OneLineParser:
     )
     shared.add_case_options(parser)
     shared.add_plan_options(parser.add_argument_group("what is planned for"))
+    parser.add_argument(
+        "--per-host",
+        type=count,
+        metavar="N",
+        help="A host has N GPUs (default: 8, or the most up to 8 that fill hosts).",
+    )
     shared.add_json(parser)
     return parser
 
@@ -46,11 +52,22 @@ def run(options: argparse.Namespace) -> int:
     Builds the DeepSpeed checkout if it is missing. Raises DsmoeError.
     """
     from dsmoe.benchmark.cases.choice import case_of_model, chosen_cases
+    from dsmoe.benchmark.cases.placement import devices_of_a_host, exchanged_share
     from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.run import patched_deepspeed
 
     check_kernels(os.environ)
+
+    def on_hosts(processes: int) -> int:
+        devices = options.per_host or devices_of_a_host(processes)
+        if processes % devices and processes > devices:
+            raise UsageError(
+                f"--per-host {devices}: {processes} processes do not fill hosts of {devices}; name "
+                f"a number that divides {processes}"
+            )
+        return min(processes, devices)
+
     machine = this_machine()
     on_cpu = machine.device == "cpu" and options.model is None
     on_cpu = on_cpu and options.suite in (None, "smoke")
@@ -60,12 +77,11 @@ def run(options: argparse.Namespace) -> int:
             if getattr(options, name):
                 raise UsageError(f"--{name} does not go with --model; leave one of them out")
         changes = shared.changes_of(options)
-        cases = [case_of_model(options.model, options.gpus, options.global_batch, changes)]
-    elif options.global_batch is not None:
-        raise UsageError("--global-batch goes with --model; leave it out")
+        cases = [case_of_model(options.model, options.gpus, changes, on_hosts)]
     else:
         memory = device_memory(options.device_memory, machine.hardware, "cuda", 1)
-        cases = chosen_cases(shared.wanted_of(options), machine.device, memory)
+        wanted = shared.wanted_of(options)
+        cases = chosen_cases(wanted, machine.device, memory, on_hosts)
     checkout = checkout_folder()
     if options.json:
         patched_deepspeed.ensure(checkout, say=lambda text: None)
@@ -74,6 +90,9 @@ def run(options: argparse.Namespace) -> int:
     reports: list[dict[str, Any]] = []
     for case in cases:
         plan = estimate(case, device, checkout)
+        devices = on_hosts(case.parallel.processes)
+        exchanged = plan["sent"].get("all-to-all", 0) * devices
+        plan["exchange_between_hosts"] = round(exchanged * exchanged_share(case.parallel, devices))
         there = device_memory(
             options.device_memory, machine.hardware, device, case.parallel.processes
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, count, file_name, positive
+from dsmoe.common.arguments import OneLineParser, count, file_name, plain_name, positive
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError, exit_code_lines
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.kernel_choice import check_kernels
@@ -50,6 +50,13 @@ def make_parser(prog: str) -> OneLineParser:
     shared.add_output(results, "results", "Rows, records and run folders go to this folder")
     results.add_argument(
         "--resume", action="store_true", help="Cases that --output has finished are skipped."
+    )
+    results.add_argument(
+        "--link",
+        type=plain_name,
+        metavar="NAME",
+        help="What each host sends and receives in an iteration is counted at its network "
+        "interface; the record keeps it, and calls the link NAME.",
     )
     results.add_argument(
         "--tensorboard",
@@ -112,9 +119,9 @@ def run(options: argparse.Namespace) -> int:
     if options.plan:
         from dsmoe.commands import plan
 
-        options.json = False
+        options.json, options.per_host = False, None
         return plan.run(options)
-    for name in ("model", "global_batch", "device_memory"):
+    for name in ("model", "device_memory"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for dsmoe plan alone; leave it out")
     with StopSignals() as stop:
@@ -140,7 +147,12 @@ def request_of(options: argparse.Namespace) -> Request:
     options.hostfile = options.hostfile or _hostfile_of(options)
     machine = _head(options)
     memory = machine.hardware.get("device_memory_bytes")
-    cases = chosen_cases(shared.wanted_of(options), machine.device, memory)
+    cases = chosen_cases(
+        shared.wanted_of(options),
+        machine.device,
+        memory,
+        lambda processes: lay_out(options.hostfile, processes).devices,
+    )
     try:
         available = None if options.hostfile else machine.hardware.get("device_count")
         check_device(cases, machine.device, available)
@@ -168,6 +180,7 @@ def request_of(options: argparse.Namespace) -> Request:
         master=options.master_addr,
         hostfile=options.hostfile,
         resume=options.resume,
+        link=options.link,
     )
 
 

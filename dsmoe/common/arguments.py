@@ -112,6 +112,33 @@ def positive(text: str) -> float:
     return value
 
 
+def listed(action: argparse.Action) -> None:
+    """Let an option take several values with commas between them; it then has their texts."""
+    one, choices = action.type or str, action.choices
+    assert callable(one)
+    if choices and action.metavar is None:
+        action.metavar = "{" + ",".join(map(str, choices)) + "}"
+    action.choices = None
+
+    def several(text: str) -> list[str]:
+        found = text.split(",")
+        for word in found:
+            value = one(word)
+            if choices and value not in choices:
+                expected = ", ".join(map(str, choices))
+                raise argparse.ArgumentTypeError(f"{word[:60]!r}: expected one of {expected}")
+        return found
+
+    action.type = several
+
+
+def plain_name(text: str) -> str:
+    """A name for a record: letters, digits and a few signs, with single blanks between words."""
+    if not re.fullmatch(r"[\w.,/+-]+( [\w.,/+-]+)*", text):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a plain name such as 25gbit")
+    return text
+
+
 def file_name(text: str) -> Path:
     """The name of a file or folder; an empty one is a variable that was not set."""
     if not text:

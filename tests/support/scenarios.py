@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "stage": 2,
     "accumulation": 1,
     "expert_parallel": 1,
+    "expert_layout": "inside",
     "precision": "fp32",
     "optimizer": "SGD",
     "clip": 0.5,
@@ -90,7 +91,8 @@ def tokens(scenario: dict[str, Any], micro_batches: int) -> torch.Tensor:
 def build(scenario: dict[str, Any]) -> MoELM:
     """The model of a scenario; makes the groups of its expert parallel size anew."""
     end_groups()
-    groups.initialize(ep_size=scenario["expert_parallel"])
+    layout = scenario["expert_layout"]
+    groups.initialize(ep_size=scenario["expert_parallel"], expert_layout=layout)
     model = MoELM(MoELMConfig(**{**MODEL, **scenario["model"]}), seed=scenario["seed"])
     if scenario["compile"] is not None:
         torch.compiler.reset()  # a process of the pool compiles more models than one may

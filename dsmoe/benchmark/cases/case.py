@@ -19,6 +19,7 @@ MOE_IMPLEMENTATIONS = ("index", "einsum", "deepspeed")
 SECOND_EXPERT_POLICIES = ("all", "random", "sampling")
 OPTIMIZERS = ("adafactor", "adamw", "sgd")
 ADAFACTOR_MODES = ("sharded", "artifact")
+EXPERT_LAYOUTS = ("inside", "across")
 ATTENTION = ("fused", "math", "megatron")
 # How a case is trained -> what its rows call the method. The paper's figure and the artifact's plot
 # know "deepspeed": the baseline as it was published.
@@ -85,11 +86,21 @@ class ModelCase:
 
 @dataclass(frozen=True)
 class Parallel:
-    """``processes`` data-parallel ranks; ``expert_parallel_size`` of them share the experts."""
+    """``processes`` data-parallel ranks; ``expert_parallel_size`` of them share the experts.
+
+    ``expert_layout``: consecutive ones (inside a host, where they fit) or one of each host's
+    (across hosts); see placement.py.
+    """
 
     processes: int
     expert_parallel_size: int = 1
     zero_stage: int = 2
+    expert_layout: str = "inside"
+
+    @property
+    def copies(self) -> int:
+        """Processes that hold the same experts."""
+        return self.processes // self.expert_parallel_size
 
     def __post_init__(self) -> None:
         _require(self.processes >= 1, f"{self.processes} processes, expected at least 1")
@@ -97,6 +108,10 @@ class Parallel:
             self.expert_parallel_size >= 1 and self.processes % self.expert_parallel_size == 0,
             f"expert_parallel_size {self.expert_parallel_size} does not divide "
             f"{self.processes} processes",
+        )
+        _require(
+            self.expert_layout in EXPERT_LAYOUTS,
+            f"expert_layout {self.expert_layout!r}, expected one of {', '.join(EXPERT_LAYOUTS)}",
         )
         _require(
             self.zero_stage in (0, 1, 2),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 from dsmoe.benchmark.cases.case import PAPER_SUITES, Case, ModelCase, Parallel
+from dsmoe.benchmark.cases.placement import AUTO, auto_size, devices_of_a_host
 from dsmoe.benchmark.cases.published import published, refuse_changes
 from dsmoe.benchmark.cases.suites import MODELS, SUITES, find_case, for_memory
 from dsmoe.common.errors import UsageError
 
+# Suites without a published expert parallel size: it is chosen for the hosts.
+AUTO_SUITES = ("smoke", "tuned")
 GPU_SUITES = ("artifact", "paper", "published", "tuned")
 # Changes with which a case was not measured at the larger micro-batch.
 _OTHER_MEMORY = (
@@ -28,16 +31,19 @@ class Changes:
     """Settings in place of a case's own, by their names in the case; None: as the case has it.
 
     ``micro_batch_size`` instead of ``micro_batches`` says how many sequences one has.
+    ``expert_parallel_size`` may be "auto": the size for the hosts (placement.py).
     ``tensorboard``: whether event files are written, which a CUDA graph does not go with.
     """
 
     num_experts: int | None = None
     zero_stage: int | None = None
-    expert_parallel_size: int | None = None
+    expert_parallel_size: int | str | None = None
+    expert_layout: str | None = None
     precision: str | None = None
     remat: bool | None = None
     micro_batches: int | None = None
     micro_batch_size: int | None = None
+    global_batch_size: int | None = None
     optimizer: str | None = None
     adafactor_mode: str | None = None
     moe_implementation: str | None = None
@@ -66,10 +72,16 @@ class Wanted:
     changes: Changes = Changes()
 
 
-def chosen_cases(wanted: Wanted, device: str, memory: int | None = None) -> list[Case]:
+def chosen_cases(
+    wanted: Wanted,
+    device: str,
+    memory: int | None = None,
+    devices_of: Callable[[int], int] = devices_of_a_host,
+) -> list[Case]:
     """The cases that are wanted, with the changes made.
 
     ``device`` is cpu or cuda, ``memory`` the bytes of a GPU where known (suites.for_memory).
+    ``devices_of(processes)``: how many of a run's processes are on each host.
     Raises UsageError for a case that the suite lacks, or that cannot be.
     """
     suite = wanted.suite or ("artifact" if device == "cuda" else "smoke")
@@ -85,7 +97,7 @@ def chosen_cases(wanted: Wanted, device: str, memory: int | None = None) -> list
     cases = [for_memory(case, memory) for case in cases]
     if wanted.method == "published" and suite != "published":
         cases = [published(case) for case in cases]
-    return [changed(case, wanted.changes) for case in cases]
+    return [changed(case, wanted.changes, devices_of(case.parallel.processes)) for case in cases]
 
 
 def _check_smoke(processes: int, every: bool) -> None:
@@ -118,22 +130,23 @@ def check_device(cases: list[Case], device: str, available: int | None) -> None:
             )
 
 
-def changed(case: Case, changes: Changes) -> Case:
-    """``case`` with ``changes``. Raises UsageError where they do not fit."""
+def changed(case: Case, changes: Changes, devices: int) -> Case:
+    """``case`` with ``changes``, on hosts of ``devices`` processes. Raises UsageError where they do
+    not fit."""
     if case.method == "published":
         refuse_changes(changes)
     if changes.adafactor_mode and (changes.optimizer or case.optimizer) != "adafactor":
         raise UsageError("--adafactor-mode is for --optimizer adafactor alone; leave one out")
     names = {field.name for field in dataclasses.fields(Case)}
     given = {k: v for k, v in vars(changes).items() if v is not None}
-    parallel = {
-        name: given[name] for name in ("zero_stage", "expert_parallel_size") if name in given
-    }
     replaced: dict[str, Any] = {name: value for name, value in given.items() if name in names}
-    replaced["parallel"] = dataclasses.replace(case.parallel, **parallel)
-    replaced["micro_batches"] = _micro_batches(case, changes)
+    if changes.global_batch_size is not None:
+        _refuse_paper(case, "--global-batch: the cases")
+    batch = changes.global_batch_size or case.global_batch_size
+    replaced["micro_batches"] = _micro_batches(case, changes, batch)
     if changes.num_experts is not None:
         replaced["model"] = _with_experts(case, changes.num_experts)
+    replaced["parallel"] = _parallel(case, changes, devices)
     if changes.moe_implementation == "deepspeed":
         replaced["second_expert_policy"] = "sampling"  # it has no other
     # What cannot go with a change is switched off, unless it was asked for: then it is refused.
@@ -147,60 +160,82 @@ def changed(case: Case, changes: Changes) -> Case:
     return dataclasses.replace(case, **replaced)
 
 
+def _parallel(case: Case, changes: Changes, devices: int) -> Parallel:
+    parallel = case.parallel
+    layout = changes.expert_layout or parallel.expert_layout
+    size = changes.expert_parallel_size
+    if size == AUTO or (size is None and (case.suite in AUTO_SUITES or changes.expert_layout)):
+        experts = changes.num_experts or case.model.num_experts
+        size = auto_size(parallel.processes, devices, experts, layout)
+    return dataclasses.replace(
+        parallel,
+        zero_stage=parallel.zero_stage if changes.zero_stage is None else changes.zero_stage,
+        expert_layout=layout,
+        expert_parallel_size=parallel.expert_parallel_size if size is None else int(size),
+    )
+
+
 def _with_experts(case: Case, count: int) -> ModelCase:
     """The case's model with ``count`` experts, under a name that says so."""
-    if case.suite in PAPER_SUITES:
-        raise UsageError(
-            f"--num-experts: the models of suite {case.suite} are the paper's, and its figure is "
-            "drawn from them; take --suite tuned or smoke"
-        )
+    _refuse_paper(case, "--num-experts: the models")
     return dataclasses.replace(case.model, name=f"{case.model.name}-E{count}", num_experts=count)
 
 
-def _micro_batches(case: Case, changes: Changes) -> int:
+def _refuse_paper(case: Case, what: str) -> None:
+    if case.suite in PAPER_SUITES:
+        raise UsageError(
+            f"{what} of suite {case.suite} are the paper's, and its figure is drawn from them; "
+            "take --suite tuned or smoke"
+        )
+
+
+def _micro_batches(case: Case, changes: Changes, global_batch_size: int) -> int:
     size = changes.micro_batch_size
     if size is None:
         return changes.micro_batches or case.micro_batches
     processes = case.parallel.processes
-    count, rest = divmod(case.global_batch_size, processes * size)
+    count, rest = divmod(global_batch_size, processes * size)
     if rest or changes.micro_batches not in (None, count):
         several = f"{changes.micro_batches} times " if changes.micro_batches else ""
         raise UsageError(
             f"--micro-batch-size {size}: {several}{size} sequences on {processes} processes do not "
-            f"make the global batch of {case.global_batch_size}; give one of --micro-batches and "
-            f"--micro-batch-size, with a size that divides {case.global_batch_size // processes}"
+            f"make the global batch of {global_batch_size}; give one of --micro-batches and "
+            f"--micro-batch-size, with a size that divides {global_batch_size // processes}"
         )
     return count
 
 
-def case_of_model(name: str, gpus: int, global_batch_size: int | None, changes: Changes) -> Case:
+def case_of_model(
+    name: str,
+    gpus: int,
+    changes: Changes,
+    devices_of: Callable[[int], int] = devices_of_a_host,
+) -> Case:
     """A case of a named model on any number of GPUs, for a plan. Raises UsageError."""
     if name not in MODELS:
         raise UsageError(f"model {name!r}: expected one of {', '.join(MODELS)}")
     base = find_case("artifact", 1)
     model = MODELS[name]
-    batch = global_batch_size or max(base.global_batch_size, gpus)
+    batch = changes.global_batch_size or max(base.global_batch_size, gpus)
     if batch % gpus:
         raise UsageError(
             f"a global batch of {batch} sequences does not divide among {gpus} GPUs; give "
             f"--global-batch with a multiple of {gpus}"
         )
-    # As many experts to a process as divide them, up to the suite's expert parallel size of 8.
-    expert_parallel_size = changes.expert_parallel_size or max(
-        size for size in (1, 2, 4, 8) if gpus % size == 0 and model.num_experts % size == 0
-    )
+    if changes.expert_parallel_size is None:
+        changes = dataclasses.replace(changes, expert_parallel_size=AUTO)
     each = batch // gpus
     size = changes.micro_batch_size or max(n for n in (1, 2, 4, 8) if each % n == 0)
     case = dataclasses.replace(
         base,
         suite="plan",
         model=model,
-        parallel=Parallel(gpus, expert_parallel_size),
+        parallel=Parallel(gpus),
         global_batch_size=batch,
         micro_batches=max(1, each // size),
         source="chosen for a plan",
     )
-    return changed(case, changes)
+    return changed(case, changes, devices_of(gpus))
 
 
 def in_words(case: Case, unit: str = "process") -> str:
@@ -209,7 +244,8 @@ def in_words(case: Case, unit: str = "process") -> str:
     named = case.suite if case.suite == case.model.name else f"{case.suite} {case.model.name}"
     return (
         f"{named} on {case.parallel.processes} {unit}{many}: ZeRO-{case.parallel.zero_stage}, "
-        f"expert parallel {case.parallel.expert_parallel_size}, {case.optimizer}, "
+        f"expert parallel {case.parallel.expert_parallel_size}"
+        f"{' across hosts' if case.parallel.expert_layout == 'across' else ''}, {case.optimizer}, "
         f"{case.precision}, {case.micro_batches} x {case.micro_batch_size} sequences"
         f"{', remat' if case.remat else ''}"
     )

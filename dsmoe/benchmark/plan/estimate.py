@@ -92,6 +92,10 @@ def plan_lines(case: Case, plan: dict[str, Any], memory: int | None, where: str)
     sent = {kind: bytes_ for kind, bytes_ in sorted(plan["sent"].items()) if bytes_}
     lines += [f"    {kind:<31}{bytes_ / size:>14.3f}" for kind, bytes_ in sent.items()]
     lines += [] if sent else ["    nothing"]
+    between = plan.get("exchange_between_hosts", 0)
+    if between:
+        lines.append(f"  sent by a host to other hosts in a step, {unit}")
+        lines.append(f"    {'all-to-all':<31}{between / size:>14.3f}")
     lines += [f"  note: {plan['note']}"] if plan.get("note") else []
     return [*lines, "  " + verdict(plan["peak"], memory, where)[1]]
 

@@ -214,7 +214,9 @@ def main() -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel["processes"])
     from deepspeed.utils import groups  # type: ignore[attr-defined]
 
-    groups.initialize(ep_size=parallel["expert_parallel_size"])
+    groups.initialize(
+        ep_size=parallel["expert_parallel_size"], expert_layout=parallel["expert_layout"]
+    )
     plans = [
         simulate(Case.from_dict(spec["case"]), spec["config"], spec["device"]) for spec in specs
     ]

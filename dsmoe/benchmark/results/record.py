@@ -72,6 +72,9 @@ class RunRecord:
     # What computed the products with GELU and attention's gradient, and what exchanged the tokens
     # of shared-out experts; {} where nothing was compiled.
     kernels: dict[str, str] = field(default_factory=dict)
+    # With --link: its name, and the bytes that every host (the outer list) sent and received over
+    # its interface in each measured iteration.
+    link: dict[str, Any] = field(default_factory=dict)
     # The largest of any device, as the allocator counts it.
     peak_memory_bytes: int | None = None
     # Steps whose gradients overflowed, for which the dynamic loss scale was lowered instead.

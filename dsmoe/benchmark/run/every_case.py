@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.choice import in_words
+from dsmoe.benchmark.plan.between_hosts import exchange_warning
 from dsmoe.benchmark.preflight import local
 from dsmoe.benchmark.preflight.hosts import refuse_unfit
 from dsmoe.benchmark.results.store import RECORDS, ROWS
@@ -65,6 +66,9 @@ def _run(
         if record is not None:
             step(f"finished already, skipped: {words} ({request.output / record.run_folder})")
             return FINISHED
+    warning = exchange_warning(case, layout.devices, request.machine.device, request.checkout)
+    if warning:
+        print(f"  warning: {warning}", flush=True)
     step(f"training {words}")
     record = run_case(case, layout, request, trees, content, stop)
     print()

@@ -60,10 +60,15 @@ def gloo_interface(environment: Mapping[str, str]) -> str | None:
     """The interface with this host's address on the way to $MASTER_ADDR; None: gloo chooses.
 
     gloo looks up this machine's own name, which may resolve to a loopback address or not at all.
-    A GLOO_SOCKET_IFNAME that is set stays. Sends nothing.
+    A GLOO_SOCKET_IFNAME that is set stays.
     """
+    return None if INTERFACE in environment else interface_to_master(environment)
+
+
+def interface_to_master(environment: Mapping[str, str]) -> str | None:
+    """The interface on the way to $MASTER_ADDR; None where that is not known. Sends nothing."""
     master = environment.get("MASTER_ADDR")
-    if INTERFACE in environment or not master:
+    if not master:
         return None
     try:
         family, kind, _, _, address = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]

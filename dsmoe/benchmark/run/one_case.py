@@ -77,7 +77,7 @@ def run_case(
             except Interrupted as error:
                 interrupted, outcome = error, LauncherEnd(error.exit_code, str(error))
     common = {
-        **labels(case, machine.device, machine.instance),
+        **labels(case, machine.device, request.instance),
         "num_hosts": layout.hosts,
         "num_devices_per_host": layout.devices,
         "device": machine.device,
@@ -92,7 +92,7 @@ def run_case(
         "time_stamp": time.time(),
     }
     with stop.held():
-        record = _record(case, common, run_dir, outcome, losses)
+        record = _record(case, common, run_dir, outcome, losses, request.link)
         append(request.output, record)
     if interrupted:
         raise interrupted
@@ -110,6 +110,7 @@ def prepare_folder(run_dir: Path, case: Case, request: Request) -> dict[str, Any
         "cache": str(request.cache),
         "text": request.text.options(),
         "limits": vars(request.limits),
+        "link": request.link,
     }
     write_json(run_dir / CASE, spec)
     write_json(run_dir / DEEPSPEED, config)
@@ -117,12 +118,19 @@ def prepare_folder(run_dir: Path, case: Case, request: Request) -> dict[str, Any
 
 
 def _record(
-    case: Case, common: dict[str, Any], run_dir: Path, ended: LauncherEnd, losses: list[float]
+    case: Case,
+    common: dict[str, Any],
+    run_dir: Path,
+    ended: LauncherEnd,
+    losses: list[float],
+    link: str | None,
 ) -> RunRecord:
     """The record of a run; one whose iterations finished keeps their figures, however it ended."""
     outcome = run_dir / OUTCOME
     if outcome.is_file():
         figures = _figures(case, read_json(outcome))
+        if link:
+            figures["link"] = {"name": link, **figures["link"]}
         return RunRecord(**common, **figures, evaluation_error=ended.reason)
     reason = ended.reason or f"the launcher reported success, but {outcome} is missing"
     return RunRecord(
@@ -142,6 +150,7 @@ def _figures(case: Case, outcome: dict[str, Any]) -> dict[str, Any]:
         "skipped_steps": outcome["skipped_steps"],
         "parameter_count": outcome["parameter_count"],
         # these are taken after the last iteration, and may be missing
+        "link": outcome.get("link", {}),
         "peak_memory_bytes": outcome.get("peak_memory_bytes"),
         "expert_load": outcome.get("expert_load", []),
         "held_out_loss": outcome.get("held_out_loss"),

@@ -49,7 +49,7 @@ class Request:
     that they import, and ``checkout_reason`` why that one. ``cache``: where prepared text is kept.
     ``output``: the results folder; with several hosts, both are in a folder that all of them
     share. ``port`` None: a free one. ``master``: the first host's address, where it is not the
-    launcher's to find out.
+    launcher's to find out. ``link``: what a host sends is counted, and this is the link's name.
     """
 
     cases: tuple[tuple[Case, Layout], ...]
@@ -65,6 +65,12 @@ class Request:
     master: str | None = None
     hostfile: Path | None = None
     resume: bool = False
+    link: str | None = None
+
+    @property
+    def instance(self) -> str:
+        """What rows call the machine: by its name and that of the link, where it has one."""
+        return "-".join([self.machine.instance, *filter(None, [self.link])]).replace(" ", "-")
 
 
 def limits(time_out: float = TIME_OUT_SECONDS) -> Limits:

@@ -24,6 +24,7 @@ from dsmoe.benchmark.run import marks
 from dsmoe.benchmark.run.folder import CASE, DEEPSPEED, read_json
 from dsmoe.benchmark.run.layout import INTERFACE, gloo_interface
 from dsmoe.benchmark.train.failure import Stage
+from dsmoe.benchmark.train.link_bytes import LinkBytes
 from dsmoe.common.errors import TrainingFailed
 
 
@@ -48,6 +49,8 @@ class Run:
     stage: Stage
     seconds: float
     micro_batch: Callable[..., torch.Tensor] | None
+    # Counts what a host sends, where that was asked for.
+    link: LinkBytes | None = None
 
     @property
     def rank(self) -> int:
@@ -76,7 +79,9 @@ def start(folder: Path, stage: Stage) -> Run:
     if interface:
         os.environ[INTERFACE] = interface
     deepspeed.init_distributed(dist_backend=backend(), verbose=False)  # type: ignore[attr-defined]
-    groups.initialize(ep_size=case.parallel.expert_parallel_size)
+    groups.initialize(
+        ep_size=case.parallel.expert_parallel_size, expert_layout=case.parallel.expert_layout
+    )
     text = corpus.prepare(Path(spec["cache"]), **spec["text"])
     torch.manual_seed(case.seed)
     stage.words = "while the model is built"
@@ -90,7 +95,8 @@ def start(folder: Path, stage: Stage) -> Run:
         compile_training(model)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     passes = micro_batch_of(engine, case)
-    return Run(folder, case, engine, text, device, stage, limits["later"], passes)
+    link = LinkBytes(device) if spec.get("link") else None
+    return Run(folder, case, engine, text, device, stage, limits["later"], passes, link)
 
 
 def be_deterministic() -> None:

@@ -68,6 +68,8 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     steps = case.warmup + case.iterations
     say_notes(run)
     ahead = step_tokens(run, sampler, 0)
+    if run.link:
+        run.link.read()
     for step in range(steps):
         if step:
             run.stage.enter(f"at iteration {step + 1}", run.seconds)
@@ -83,6 +85,8 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         taken = time.perf_counter() - begin
         dist.all_reduce(totals)
         loss, cross_entropy, aux = (totals / dist.get_world_size()).tolist()
+        if run.link:
+            run.link.read()
         # At fp16 an overflow is the loss scaler's to skip; a NaN loss is not.
         if not math.isfinite(loss):
             raise TrainingFailed(
@@ -127,6 +131,7 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
 # Figures that are taken after the last iteration, in this order. Each may fail by itself, and the
 # evaluation needs memory of its own: so the peak comes before it.
 AFTERWARDS: dict[str, Callable[[Run], Any]] = {
+    "link": lambda run: run.link.by_host(run.case.warmup) if run.link else {},
     "peak_memory_bytes": lambda run: peak_memory(run.device),
     "expert_load": lambda run: expert_load(run.engine.module, run.device),
     "held_out_loss": lambda run: held_out_loss(run.engine, run.case, run.text, run.device),

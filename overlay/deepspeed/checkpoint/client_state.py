@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.moe.expert_layout import check_checkpoint
 from deepspeed.utils import plain_pickle
 
 #: DeepSpeed's own entries, which load_checkpoint returns with the user's: those of the engine that
@@ -45,7 +46,9 @@ def check_client_state(engine: Any, client_state: dict[str, Any]) -> None:
     Raises:
         TypeError: naming the key and the class.
         ValueError: for a key that is DeepSpeed's own.
+        RuntimeError: for ZeRO's state of experts in layout across hosts.
     """
+    check_checkpoint(engine)
     scheduler = engine.lr_scheduler
     state = {} if scheduler is None else {"lr_scheduler": scheduler.state_dict()}
     error = _own_key(client_state) or _unloadable({**client_state, **state})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deepspeed.moe.expert_layout import check_checkpoint
 from deepspeed.utils import logger
 from deepspeed.utils.checkpoint_io import load
 
@@ -67,13 +68,15 @@ def check_contents(
 
     Raises:
         RuntimeError: for other experts, another ZeRO stage or precision where the optimizer's
-            state depends on them, missing files of ZeRO, or no state of a scheduler.
+            state depends on them, missing files of ZeRO, no state of a scheduler, or ZeRO's state
+            of experts in layout across hosts.
     """
     place = Path(folder) / str(tag)
     if not isinstance(checkpoint, dict) or "module" not in checkpoint:
         raise RuntimeError(f"{place} holds no weights of DeepSpeed's, expected a key 'module'")
     _check_experts(engine, checkpoint, place)
     if optimizer and engine.optimizer is not None:
+        check_checkpoint(engine)
         _check_optimizer(engine, checkpoint, place)
     saved = checkpoint.get("lr_scheduler")
     if scheduler and engine.lr_scheduler is not None and saved is None:

@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Iterator
 
 import pytest
-from support import namespaces
+
+from dsmoe.hosts.spaces import ssh
+from dsmoe.hosts.spaces.cluster import Cluster, unavailable
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[namespaces.Cluster]:
+def cluster() -> Iterator[Cluster]:
     """Four hosts, n1 to n4; skipped where they cannot be made, with the reason."""
-    reason = namespaces.unavailable()
+    reason = unavailable(ssh.TOOLS)
     if reason:
         pytest.skip(reason)
-    made = namespaces.Cluster(4)
+    made = Cluster(4)
     yield made
     made.close()
 
 
 @pytest.fixture
-def hosts(cluster: namespaces.Cluster) -> Iterator[namespaces.Cluster]:
+def hosts(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster with every cable in its place, before and after."""
     yield cluster
     for host in cluster.names:

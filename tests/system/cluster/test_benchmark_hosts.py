@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
-from support.namespaces import PORT, Cluster
 
 from dsmoe.benchmark.preflight.check import FAIL, OK
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.rows import read_rows
 from dsmoe.benchmark.results.store import RECORDS, ROWS, check_agreement, read_records
+from dsmoe.hosts.spaces.cluster import Cluster
+from dsmoe.hosts.spaces.ssh import PORT
 
 SCRIPT = str(ROOT / "run_deepspeed_benchmark.sh")
 MARK = "train/process.py"

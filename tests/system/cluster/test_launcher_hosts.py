@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from support.namespaces import Cluster
+
+from dsmoe.hosts.spaces.cluster import Cluster
 
 # Says where it is, waits for its peers by the launcher's address, then does what it is told.
 SCRIPT = """

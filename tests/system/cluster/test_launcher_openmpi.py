@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.namespaces import Cluster
+
+from dsmoe.hosts.spaces.cluster import Cluster
 
 SCRIPT = """
 import os, sys

@@ -121,7 +121,7 @@ def test_events_that_cannot_be_written(tmp_path: Path, capsys) -> None:
     [
         ("7 --model 9B", "model '9B': expected one of 380M"),
         ("7 --model 70B", "1024 sequences does not divide among 7 GPUs"),
-        ("8 --global-batch 8", "--global-batch goes with --model"),
+        ("8 --suite artifact --global-batch 8", "--global-batch: the cases of suite artifact are"),
         ("8 --device-memory 0", "'0' is not a number above 0"),
     ],
 )
