@@ -32,6 +32,7 @@ from dsmoe.hosts.spaces.link import Link
         ("--hosts 2 --micro-batches 1,x", "'x' is not a whole number"),
         ("--hosts 2 --precision fp32,fp7", "'fp7': expected one of fp32, fp16, bf16"),
         ("--hosts 2 --setting hostfile=x", "unrecognized arguments: --hostfile x"),
+        ("--hosts 2 --setting a='b", "No closing quotation; expected options without dashes"),
         ("--hosts 3", "suite smoke has no case for 3"),
         ("--hosts 2 --expert-parallel 3", "expert_parallel_size 3 does not divide 2 processes"),
         ("--hosts 2 --micro-batches 8 --global-batch 8", "do not divide the global batch of 8"),
