@@ -23,7 +23,7 @@ EXAMPLES = """examples:
   dsmoe bench --ladder               the same with every speed-up between them, one at a time
   dsmoe bench --table results        the records of a folder as a Markdown table
   dsmoe bench --hosts 2 --per-host 2 --rate 1gbit --micro-batches 1,8
-  dsmoe bench --hosts 2 --setting zero-stage=1 --setting "zero-stage=2 no-flat-gradients"
+  dsmoe bench --hosts 2 --setting zero-stage=1 --setting no-flat-gradients
 
 """
 OUTPUT = "results/bench"

@@ -62,8 +62,7 @@ def add_options(parser: argparse.ArgumentParser, what: Any) -> None:
     )
     shared.add_text_options(parser)
     add("--json", action="store_true", help="Each setting is one JSON object on a line.")
-    title = "with --hosts, or several with commas: "
-    parser.set_defaults(changes=shared.add_changes(parser, lists=True, prefix=title))
+    parser.set_defaults(changes=shared.add_changes(parser, lists=True))
 
 
 def refuse_without(options: argparse.Namespace) -> None:

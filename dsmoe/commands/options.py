@@ -55,17 +55,20 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
     add_changes(parser)
 
 
-def add_changes(
-    parser: argparse.ArgumentParser, lists: bool = False, prefix: str = ""
-) -> list[argparse.Action]:
+def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[argparse.Action]:
     """The settings in place of a case's own; the options that were added.
 
     With ``lists`` an option takes several values with commas between them, as texts; not those
-    that say how long and from which seed. ``prefix`` goes before the groups' titles.
+    that say how long and from which seed.
     """
     added = []
-    batch = parser.add_argument_group(f"{prefix}model and batch (default: the case's own)")
-    how = parser.add_argument_group(f"{prefix}how it is trained (default: as the case has it)")
+    titles = (
+        "model and batch (default: the case's own)",
+        "how it is trained (default: as the case has it)",
+    )
+    if lists:
+        titles = ("settings (several values: 1,8): model and batch", "settings: how it is trained")
+    batch, how = map(parser.add_argument_group, titles)
 
     def add(name: str, group: Any = batch, one: bool = False, **more: Any) -> None:
         added.append(group.add_argument(name, **more))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Mapping, Sequence
 
 from dsmoe.benchmark.cases.case import PAPER_SUITES, Case
+from dsmoe.common.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ def combinations(
     """All combinations of the values of ``options``, for each of ``repeated``, texts of options.
 
     ``options``: option -> its values; one without a value stands alone. What is ``repeated``
-    (``zero-stage=1 no-remat``) goes last, so that it wins where both have an option.
+    (``zero-stage=1 no-remat``) goes last, so that it wins where both have an option. Raises
+    UsageError.
     """
     axes = [
         [(name, value) for value in values] if values else [(name,)]
@@ -43,7 +45,14 @@ def combinations(
 def _option_words(text: str) -> list[str]:
     """The options that a text without dashes stands for."""
     words = []
-    for word in shlex.split(text):
+    try:
+        given = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--setting {text[:60]!r}: {error}; expected options without dashes, such as "
+            "'zero-stage=1 no-remat'"
+        ) from error
+    for word in given:
         name, equals, value = word.lstrip("-").partition("=")
         words += [f"--{name}", *([value] if equals else [])]
     return words

@@ -59,7 +59,8 @@ def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(processes: int, *more: str) -> list[str]:
     short = ["--suite", "smoke", "--steps", "2", "--data", "text.txt"]
-    return [SCRIPT, str(processes), *short, *more]
+    # as on one host: by itself a run keeps the experts' tokens inside each host
+    return [SCRIPT, str(processes), *short, "--expert-parallel", str(processes), *more]
 
 
 def test_the_environment_of_every_host(hosts: Cluster, folder: Path) -> None:

@@ -1,0 +1,172 @@
+"""``dsmoe bench --hosts`` on real namespaces: bytes by the link's counters, and what is left after.
+
+Bytes are compared with arithmetic over the collectives of a step, never with an earlier run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT
+
+from dsmoe.benchmark.cases.suites import find_case
+from dsmoe.hosts.spaces import guardian
+from dsmoe.hosts.spaces.cluster import unavailable
+
+# A machine under load takes its time to start.
+SECONDS = 500
+PARAMETERS = find_case("smoke", 2).model.parameter_count
+# Headers, acknowledgements, gradient norms and the losses: under 1 % at this size.
+OVERHEAD = 0.03
+
+
+@pytest.fixture(autouse=True, scope="module")
+def possible() -> None:
+    reason = unavailable()
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("All work and no play makes Jack a dull boy.\n" * 400)
+    return path
+
+
+def command(text: Path, output: Path, *words: str) -> list[str]:
+    short = ["--steps", "2", "--data", str(text), "--output", str(output)]
+    return [sys.executable, "-m", "dsmoe", "bench", "--hosts", "2", *words, *short]
+
+
+def bench(text: Path, output: Path, *words: str) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        command(text, output, "--json", *words),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_bytes_of_two_hosts_are_those_of_the_collectives(text: Path, tmp_path: Path) -> None:
+    """One reduction of fp32 gradients and one gather of half the weights from each, whatever the
+    micro-batches, at ZeRO-1; the base's ZeRO-2 reduces every micro-batch."""
+    once, each = bench(
+        text,
+        tmp_path,
+        *["--expert-parallel", "1", "--rate", "1gbit", "--micro-batches", "4"],
+        *["--setting", "zero-stage=1", "--setting", "no-flat-gradients"],
+    )
+    assert once["micro_batches"] == 4 and once["rate"] == "1gbit"
+    expected = PARAMETERS * 4 * (1 + 0.5)
+    for direction in ("bytes_sent", "bytes_received"):
+        assert once[direction] == pytest.approx([expected] * 2, rel=OVERHEAD)
+    # a process keeps half of every sum: it sends at least the other half, four times
+    assert min(each["bytes_sent"]) > PARAMETERS * 4 * (4 * 0.5 + 0.5)
+    assert each["losses"] == pytest.approx(once["losses"], rel=1e-4)
+    assert each["n"] == 2 and each["seconds"] > 0 and len(each["losses"]) == 3
+
+
+def test_experts_inside_a_host_send_no_tokens_to_the_other(text: Path, tmp_path: Path) -> None:
+    """2 x 2: the size for the hosts is 2; a group of 4 spans them, with a warning."""
+    done = subprocess.run(
+        command(text, tmp_path, "--per-host", "2", "--setting", "", "--setting=expert-parallel=4"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert max(map(len, done.stdout[done.stdout.index("sent, MB") :].splitlines())) <= 80
+    assert done.stdout.count("warning: the experts of a layer are on 4 processes of 2 hosts") == 1
+    warned = float(done.stdout.split("each host sends ")[1].split(" MiB")[0]) * 2**20
+    records = [json.loads(line) for line in (tmp_path / "results_e2e.jsonl").open()]
+    inside, across = records
+    assert [r["case"]["parallel"]["expert_parallel_size"] for r in records] == [2, 4]
+    assert across["losses"] == pytest.approx(inside["losses"], rel=1e-4)
+    # Beside its tokens a host sends and receives what it does inside, but for the experts'
+    # gradients and weights, which have no copy left: three quarters of the model are experts.
+    tokens = min(min(host) for host in across["link"]["sent"])
+    assert warned < tokens < warned + max(max(host) for host in inside["link"]["sent"])
+
+
+def left_of(pid: int) -> list[str]:
+    folders = (guardian.RUN_NETNS, guardian.ETC_NETNS)
+    return [p.name for folder in folders for p in folder.glob(f"{guardian.PREFIX}-{pid}-*")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_run_that_was_ended(
+    number: signal.Signals, text: Path, tmp_path: Path
+) -> None:
+    started = subprocess.Popen(
+        [*command(text, tmp_path), "--steps", "100000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert started.stdout is not None
+        for line in started.stdout:  # as soon as the processes are starting
+            if line.startswith("== 1 of 1"):
+                break
+        spaces = [name for name in left_of(started.pid) if name.endswith(("n1", "n2"))]
+        assert spaces
+        time.sleep(3)
+        inside = [pid for name in set(spaces) for pid, _ in guardian.processes(name)]
+        assert inside
+        started.send_signal(number)
+        started.communicate(timeout=60)
+        deadline = time.monotonic() + 60
+        while left_of(started.pid) or any(Path(f"/proc/{pid}").exists() for pid in inside):
+            assert time.monotonic() < deadline, left_of(started.pid)
+            time.sleep(0.2)
+    finally:
+        started.kill()
+    assert started.returncode in (-number, 128 + number)
+
+
+def test_a_launcher_in_each_namespace_where_ssh_is_not_there(tmp_path: Path) -> None:
+    """The product's launcher starts a program on both hosts, each with its name and variables."""
+    program = tmp_path / "say.py"
+    program.write_text(
+        "import os, socket\n"
+        "print('SAID', os.environ['RANK'], socket.gethostname(), os.environ['NCCL_HOSTID'])\n"
+    )
+    (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=1\n")
+    script = f"""
+import sys
+from dsmoe.hosts.spaces.cluster import Cluster
+names = {{name: {{"NCCL_HOSTID": "id-" + name}} for name in ("n1", "n2")}}
+cluster = Cluster(2, environment=names, with_ssh=False)
+try:
+    words = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", "hosts", "say.py"]
+    done = cluster.run("n1", words, cwd={str(tmp_path)!r}, timeout=200)
+    print(done.stdout, done.stderr)
+finally:
+    cluster.close()
+sys.exit(done.returncode)
+"""
+    paths = [str(ROOT / "build" / "DeepSpeed"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = {line.split("SAID ")[1].strip() for line in done.stdout.splitlines() if "SAID " in line}
+    assert said == {"0 n1 id-n1", "1 n2 id-n2"}
