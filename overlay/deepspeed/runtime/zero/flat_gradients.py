@@ -19,9 +19,9 @@ sums over micro-batches are in fp32), and checkpoints are interchangeable.
 element of the partition (stage 1: of the group). Instead of ``true`` a mapping says when to reduce
 (flat_settings.py). ``"reduce": "step"``, for both stages, sums all micro-batches locally, in 4
 bytes for each element of the group, and reduces the sums once, in the model's dtype unless
-``dtype`` is given, bucket by bucket beside the last backward pass (step_reduction.py). Then what a process
-sends does not grow with the number of micro-batches. ``"reduce": "micro_batch"`` is for both stages
-what ``true`` is for stage 2.
+``dtype`` is given, bucket by bucket beside the last backward pass (step_reduction.py). Then what a
+process sends does not grow with the number of micro-batches. ``"reduce": "micro_batch"`` is for
+both stages what ``true`` is for stage 2.
 """
 
 from __future__ import annotations
