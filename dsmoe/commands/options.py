@@ -13,6 +13,7 @@ from dsmoe.benchmark.cases.case import (
     MOE_IMPLEMENTATIONS,
     OPTIMIZERS,
     PRECISIONS,
+    REDUCE,
 )
 from dsmoe.benchmark.cases.choice import Changes, Wanted
 from dsmoe.benchmark.cases.placement import AUTO
@@ -146,6 +147,12 @@ def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[ar
         help="Experts get their tokens by index, by products (einsum), or in DeepSpeed's own "
         "layer, which always samples the second expert.",
     )
+    add(
+        "--reduce",
+        choices=REDUCE,
+        help="With flat gradients, processes add up their gradients once a step or in every "
+        "micro-batch; once a step takes more memory and sends less.",
+    )
     for name, words in SWITCHES:
         field = name.replace("-", "_")
         # two options, since argparse has both in one from Python 3.9 on only
@@ -229,6 +236,7 @@ def changes_of(options: argparse.Namespace) -> Changes:
         moe_implementation=options.moe_layer,
         compiled=options.compiled,
         flat_gradients=options.flat_gradients,
+        reduce=options.reduce,
         cuda_graph=options.cuda_graph,
         iterations=options.steps,
         warmup=options.warmup,

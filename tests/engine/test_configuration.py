@@ -199,7 +199,10 @@ def test_the_table_has_every_key_that_is_read_and_its_default(monkeypatch: Any) 
 
 #: Keys that DeepSpeedConfig does not read itself.
 NOT_READ = {
-    "zero_optimization.flat_gradients",  # flat_gradients.py
+    "zero_optimization.flat_gradients",  # flat_gradients.py, and these
+    "zero_optimization.flat_gradients.reduce",
+    "zero_optimization.flat_gradients.dtype",
+    "zero_optimization.flat_gradients.bucket_size",
     "zero_optimization.cpu_offload_use_pin_memory",
     "allgather_size",  # read where zero_optimization is true
     "bf16.enabled",

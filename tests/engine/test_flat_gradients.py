@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from support.ranks import run_ranks
 
 FLAT = {"flat": True, "precision": "bf16", "accumulation": 32}
@@ -27,10 +28,14 @@ def test_no_wait_within_a_step() -> None:
         assert run_ranks(1, "waits_for_the_device", scenario, 2, 4) == [0]
 
 
+STEP = {"reduce": "step", "bucket_size": 1500}
+INT8 = {**STEP, "dtype": "int8"}
+
+
 def test_an_overflow_skips_the_step() -> None:
     """Weights stay, the loss scale is halved, and the next step trains."""
-    for stage in (1, 2):
-        scenario = {"flat": True, "stage": stage, "expert_parallel": 2}
+    for stage, flat in ((1, True), (2, True), (1, STEP), (2, STEP), (2, INT8)):
+        scenario = {"flat": flat, "stage": stage, "expert_parallel": 2}
         for result in run_ranks(2, "overflow", scenario):
             assert result == {"skipped": 1, "unchanged": True, "halved": True, "then": True}
 
@@ -38,18 +43,62 @@ def test_an_overflow_skips_the_step() -> None:
 def test_checkpoints_fit_the_base(tmp_path: Path) -> None:
     """Saved with flat_gradients, resumed without, and the other way round."""
     common = {"steps": 6, "expert_parallel": 2, "optimizer": "Adafactor"}
-    for flat in (True, False):
-        folder = str(tmp_path / str(flat))
+    for number, (flat, then) in enumerate(
+        ((True, False), (False, True), (STEP, True), (True, STEP), (STEP, False), (False, STEP))
+    ):
+        folder = str(tmp_path / str(number))
         saved = run_ranks(2, "save_and_resume", {**common, "flat": flat}, folder, 3)
-        resumed = run_ranks(2, "resume", {**common, "flat": not flat}, folder, 3)
+        resumed = run_ranks(2, "resume", {**common, "flat": then}, folder, 3)
         for one, other in zip(saved, resumed):
             assert other["losses"] == pytest.approx(one["expected"]["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_traffic_does_not_grow_with_the_micro_batches(stage: int) -> None:
+    """Reduced once a step: 8 micro-batches send what 1 sends; in each, much more."""
+
+    def sent(flat: object, accumulation: int) -> list[int]:
+        scenario = {"flat": flat, "stage": stage, "accumulation": accumulation}
+        found = run_ranks(4, "bytes_in_a_step", {**scenario, "expert_parallel": 2})
+        return [sum(given.values()) for given in found]
+
+    for one, eight in zip(sent(STEP, 1), sent(STEP, 8)):
+        assert 0 < eight <= 1.05 * one
+    each = {"reduce": "micro_batch"}
+    for one, eight in zip(sent(each, 1), sent(each, 8)):
+        assert eight > 4 * one
+
+
+def test_int8_halves_the_bytes_of_gradients() -> None:
+    """Against 16 bit, at a size at which blocks are full."""
+    common = {"precision": "bf16", "model": {"hidden_size": 64}, "expert_parallel": 2}
+    plain, int8 = (
+        run_ranks(4, "bytes_in_a_step", {**common, "flat": {"reduce": "step", **extra}})
+        for extra in ({}, {"dtype": "int8"})
+    )
+    for one, other in zip(plain, int8):
+        assert 0 < other["all_to_all_single"] <= 0.6 * one["reduce"]
+        assert other["reduce"] == 0
+
+
+def test_two_passes_before_a_step_are_added() -> None:
+    """A second pass after the reduction has started loses nothing and counts nothing twice."""
+    expected = run_ranks(2, "two_passes_before_a_step", {"flat": True})[0]
+    found = run_ranks(2, "two_passes_before_a_step", {"flat": STEP})[0]
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
         ({"flat_gradients": "yes"}, "flat_gradients is 'yes'; expected true or false"),
+        ({"flat_gradients": {"reduce": "once"}}, "reduce is 'once'; expected step or micro_batch"),
+        ({"flat_gradients": {"reduc": "step"}}, "did you mean zero_optimization.flat_gradients.r"),
+        ({"flat_gradients": {"dtype": "fp32"}}, "reduce is None; expected step or micro_batch"),
+        ({"flat_gradients": {"reduce": "step", "dtype": "fp8"}}, "expected same, fp32, int8"),
+        ({"flat_gradients": {"reduce": "micro_batch", "dtype": "int8"}}, "expected reduce step"),
+        ({"flat_gradients": {"reduce": "step", "bucket_size": 0}}, "bucket_size is 0; expected"),
         ({"cpu_offload": True}, "cpu_offload is set; expected one of the two"),
         ({"stage": 3}, "flat_gradients is true with stage 3; expected stage 1 or 2"),
         ({"stage": 0}, "flat_gradients is true with stage 0; expected stage 1 or 2"),

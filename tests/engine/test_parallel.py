@@ -168,6 +168,46 @@ def test_flat_gradients_on_four_processes(references: References) -> None:
     compare([{**scenario, "flat": True, "flip_groups": True} for scenario in four], 4, references)
 
 
+#: Reduced once a step, in several buckets.
+STEP = {"reduce": "step", "bucket_size": 1500}
+IN_FP32 = {**STEP, "dtype": "fp32"}
+
+
+def test_gradients_reduced_once_a_step_on_two_processes(references: References) -> None:
+    """ZeRO 1, 2 x expert parallel 1, 2 x accumulation 1, 2, 8; a sample of the rest."""
+    grid = itertools.product((1, 2), (1, 2), (1, 2, 8))
+    two: list[dict[str, Any]] = [
+        {"stage": z, "expert_parallel": e, "accumulation": a, "flat": STEP} for z, e, a in grid
+    ]
+    two += [
+        {"stage": 1, "flat": {"reduce": "micro_batch"}, "accumulation": 2},
+        {"stage": 2, "flat": {"reduce": "micro_batch", "dtype": "fp32"}, "accumulation": 2},
+        {"stage": 2, "expert_parallel": 2, "optimizer": "Adafactor", "flat": STEP},
+        {"stage": 1, "expert_parallel": 1, "optimizer": "Adafactor", "flat": STEP},
+        {"stage": 1, "expert_parallel": 2, "optimizer": "AdamW", "flat": STEP},
+    ]
+    compare(two, 2, references)
+
+
+def test_gradients_in_16_bit_reduced_once_a_step(references: References) -> None:
+    """bf16 and fp16, in messages of the model's dtype and in fp32."""
+    two: list[dict[str, Any]] = [
+        {"stage": z, "precision": p, "flat": f, "accumulation": 2, "expert_parallel": z}
+        for z, p, f in itertools.product((1, 2), ("bf16", "fp16"), (STEP, IN_FP32))
+    ]
+    two += [{**two[4], "optimizer": "Adafactor"}, {**two[6], "optimizer": "Adafactor"}]
+    compare(two, 2, references)
+
+
+def test_gradients_reduced_once_a_step_on_one_and_four_processes(references: References) -> None:
+    one = [{"stage": z, "accumulation": a, "flat": STEP} for z in (1, 2) for a in (1, 2)]
+    compare(one, 1, references)
+    four = [{"stage": 2, "expert_parallel": 2}, {"stage": 1, "expert_parallel": 2}]
+    compare(
+        [{**s, "flat": STEP, "flip_groups": f} for s in four for f in (False, True)], 4, references
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("processes", [1, 2, 4])

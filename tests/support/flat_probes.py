@@ -6,7 +6,8 @@ import functools
 from typing import Any
 
 import torch
-from deepspeed.utils import timer
+import torch.distributed as dist
+from deepspeed.utils import groups, timer
 
 from support.scenarios import (
     build,
@@ -101,3 +102,49 @@ def start_error(config: dict[str, Any]) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+COLLECTIVES = ("reduce", "all_reduce", "all_gather", "all_to_all_single")
+
+
+def bytes_in_a_step(scenario: dict[str, Any]) -> dict[str, int]:
+    """Bytes that this process gives to each collective in the second step.
+
+    Without the exchange of tokens, which is for each micro-batch, and without the test's own sums.
+    """
+    scenario = full({**scenario, "steps": 2})
+    engine = start_engine(scenario)
+    train_steps(engine, scenario, 0, 1)
+    given = dict.fromkeys(COLLECTIVES, 0)
+    real = {name: getattr(dist, name) for name in COLLECTIVES}
+    exchange = groups.get_expert_parallel_group()
+
+    def counted(name: str, *args: Any, **options: Any) -> Any:
+        if options.get("group") is not None and options["group"] is not exchange:
+            sent = args[0] if name in ("reduce", "all_reduce") else args[1]
+            given[name] += sent.numel() * sent.element_size()
+        return real[name](*args, **options)
+
+    for name in COLLECTIVES:
+        setattr(dist, name, functools.partial(counted, name))
+    try:
+        train_steps(engine, scenario, 1, 2)
+    finally:
+        for name, function in real.items():
+            setattr(dist, name, function)
+    end(engine)
+    return given
+
+
+def two_passes_before_a_step(scenario: dict[str, Any]) -> list[torch.Tensor]:
+    """The weights after a step behind two backward passes, each said to be the step's last."""
+    scenario = full({**scenario, "steps": 2, "clip": 0.0})
+    engine = start_engine(scenario)
+    train_steps(engine, scenario, 0, 1)
+    for _ in range(2):
+        batch = torch.arange(26).view(2, 13) + dist.get_rank()
+        engine.backward(engine(batch[:, :-1], batch[:, 1:]))
+    engine.step()
+    weights = list(whole_weights(engine.module).values())
+    end(engine)
+    return weights

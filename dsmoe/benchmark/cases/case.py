@@ -20,6 +20,7 @@ SECOND_EXPERT_POLICIES = ("all", "random", "sampling")
 OPTIMIZERS = ("adafactor", "adamw", "sgd")
 ADAFACTOR_MODES = ("sharded", "artifact")
 EXPERT_LAYOUTS = ("inside", "across")
+REDUCE = ("step", "micro_batch")
 ATTENTION = ("fused", "math", "megatron")
 # How a case is trained -> what its rows call the method. The paper's figure and the artifact's plot
 # know "deepspeed": the baseline as it was published.
@@ -130,6 +131,8 @@ class Case:
     fp16 alone; ``adafactor_mode`` is for AdaFactor alone. ``moe_implementation``: this project's
     layer by index or in the product form, or DeepSpeed's own. ``compiled``: the training pass goes
     through torch.compile; ``flat_gradients``: ZeRO takes the gradients of a micro-batch together;
+    ``reduce``: and reduces them once a step or in every micro-batch (None: stage 1 once a step in
+    fp32, stage 2 in every micro-batch);
     ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``deterministic``: two runs on
     one card give the same bits, at a cost in time. ``warmup`` steps are run before ``iterations``
     steps are measured. ``artifact_ids``: every token becomes 0 or 1, as
@@ -160,6 +163,7 @@ class Case:
     attention: str = "fused"
     compiled: bool = False
     flat_gradients: bool = False
+    reduce: str | None = None
     cuda_graph: bool = False
     aux_loss_coefficient: float = 0.0
     warmup: int = 1
@@ -196,6 +200,15 @@ class Case:
             not self.flat_gradients or self.parallel.zero_stage > 0,
             f"{name}: flat_gradients with ZeRO stage 0, which has no partitions; expected stage 1 "
             "or 2, or --no-flat-gradients",
+        )
+        _require(
+            self.reduce in (None, *REDUCE),
+            f"{name}: reduce is {self.reduce!r}, expected one of {', '.join(REDUCE)}",
+        )
+        _require(
+            self.reduce is None or self.flat_gradients,
+            f"{name}: reduce {self.reduce} without flat_gradients, which it needs; expected "
+            "--flat-gradients with ZeRO stage 1 or 2, or no --reduce",
         )
         _require(
             not self.compiled or self.moe_implementation != "deepspeed",

@@ -49,6 +49,7 @@ class Changes:
     moe_implementation: str | None = None
     compiled: bool | None = None
     flat_gradients: bool | None = None
+    reduce: str | None = None
     cuda_graph: bool | None = None
     iterations: int | None = None
     warmup: int | None = None

@@ -37,7 +37,7 @@ def deepspeed_config(
             "allgather_partitions": True,
             "reduce_scatter": True,
             "contiguous_gradients": True,
-            "flat_gradients": case.flat_gradients,
+            "flat_gradients": {"reduce": case.reduce} if case.reduce else case.flat_gradients,
         }
         if not case.flat_gradients:  # which has one message for each group, and no buckets
             config["zero_optimization"].update(

@@ -25,7 +25,12 @@ class Flat:
         ledger: Ledger,
     ) -> None:
         self.groups, self.optimizer = groups, optimizer
-        self.partitioned = config["zero_optimization"]["stage"] == 2
+        flat = config["zero_optimization"]["flat_gradients"]
+        reduce = flat.get("reduce") if isinstance(flat, dict) else None
+        self.once = reduce == "step"
+        self.partitioned = reduce == "micro_batch" or (
+            reduce is None and config["zero_optimization"]["stage"] == 2
+        )
         self.sums: list[Tensor] = []
         self.messages: list[Tensor] = []
         for group in groups:
@@ -59,11 +64,14 @@ class Flat:
     def reductions(self, micro_batches: int, device: str) -> dict[str, int]:
         """Bytes handed to the collectives of gradients and weights in a step, by kind."""
         shared = [group for group in self.groups if group.parts > 1]
+        part = sum(group.part * group.flat.element_size() for group in shared)
+        if self.once:  # each piece to its owner, in the dtype of the weights
+            whole = sum(p.numel() * p.element_size() for g in shared for p in g.params)
+            return {"reduce": whole, "all-gather": part}
         times = micro_batches if self.partitioned else 1
         size = shared[0].flat.element_size() if shared and self.partitioned else 4
         # gloo has no reduce-scatter: it sums the whole
         kind = "reduce-scatter" if device == "cuda" else "all-reduce"
-        part = sum(group.part * group.flat.element_size() for group in shared)
         return {
             kind: sum(group.numel for group in shared) * size * times,
             "all-gather": part,

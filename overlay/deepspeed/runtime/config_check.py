@@ -18,6 +18,8 @@ from deepspeed.utils import logger
 from .config_keys import KEYS, NEEDS
 
 _ZERO = "zero_optimization"
+# Sections that may also be true or false.
+_EITHER = (_ZERO, "zero_optimization.flat_gradients")
 _MUST_SAY = ("amp.", "progressive_layer_drop.", "curriculum_learning.")
 
 
@@ -120,7 +122,9 @@ class _State:
             raise ValueError(
                 f"configuration: zero_optimization.stage is {self.stage!r}, expected 0, 1, 2 or 3"
             )
-        self.flat = bool(self.zero.get("flat_gradients"))
+        flat = self.zero.get("flat_gradients")
+        self.flat = bool(flat)
+        self.reduce = flat.get("reduce") if isinstance(flat, dict) else None
         self.legacy = self.stage == 1 and bool(self.zero.get("legacy_stage1"))
         self.fp16 = self.on("fp16")
         self.dynamic = self.fp16 and not config["fp16"].get("loss_scale", 0)
@@ -143,6 +147,8 @@ HOLDS: dict[str, Condition] = {
     "stage 2 fp16": lambda s: s.stage == 2 and s.fp16,
     "stage 2": lambda s: s.stage == 2,
     "stage 2 or 3 own": lambda s: s.stage in (2, 3) and not s.flat,
+    "flat": lambda s: s.reduce is not None,
+    "flat step": lambda s: s.reduce == "step",
     "buckets": lambda s: s.stage in (1, 2) and not s.flat,
     "any buckets": lambda s: s.stage > 0 and not s.flat,
     "legacy_stage1": lambda s: s.legacy,
@@ -186,7 +192,7 @@ def _check_section(section: dict[str, Any], front: str, rank: int) -> None:
         if key in known:
             if known[key] and isinstance(value, dict):
                 _check_section(value, f"{front}{key}.", rank)
-            elif known[key] and value is not None and front + key != _ZERO:
+            elif known[key] and value is not None and front + key not in _EITHER:
                 raise ValueError(
                     f"configuration: {front}{key} is {value!r}, expected a mapping of"
                     f" {', '.join(_below(f'{front}{key}.'))}"

@@ -23,6 +23,8 @@ NEEDS: dict[str, str] = {
     "stage 2 fp16": "ZeRO stage 2 and fp16",
     "stage 2": "ZeRO stage 2",
     "stage 2 or 3 own": "ZeRO stage 2 or 3 without flat_gradients",
+    "flat": "flat_gradients with reduce",
+    "flat step": 'flat_gradients with reduce "step"',
     "buckets": "ZeRO stage 1 or 2 without flat_gradients",
     "any buckets": "ZeRO without flat_gradients",
     "legacy_stage1": "ZeRO stage 1 with legacy_stage1",
@@ -90,7 +92,10 @@ _PRECISION: list[Row] = [
 ]
 _ZERO: list[Row] = [
     ("stage", 0, "0 to 3: partition nothing, optimizer state, gradients too, weights too", ""),
-    ("flat_gradients", False, "gradients in flat fp32 buffers, without hooks", "stage 1 or 2"),
+    ("flat_gradients", False, "gradients in flat fp32 buffers; or a mapping", "stage 1 or 2"),
+    ("flat_gradients.reduce", None, "step: once a step; micro_batch: in each", "stage 1 or 2"),
+    ("flat_gradients.dtype", "same", "of messages: same as the weights, fp32, int8", "flat"),
+    ("flat_gradients.bucket_size", 8388608, "elements that step reduces together", "flat step"),
     ("allgather_bucket_size", 500000000, "elements of a gather of new weights", "buckets"),
     ("reduce_bucket_size", 500000000, "elements of a reduction of gradients", "any buckets"),
     ("reduce_scatter", True, "send gradients to their owner alone", "any buckets"),

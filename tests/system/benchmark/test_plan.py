@@ -45,6 +45,9 @@ CASES = {
     "zero 2, AdaFactor, remat, bf16, flat": replace(
         BASE, optimizer="adafactor", remat=True, precision="bf16", flat_gradients=True
     ),
+    "zero 2, AdaFactor, bf16, reduced once a step": replace(
+        BASE, optimizer="adafactor", precision="bf16", flat_gradients=True, reduce="step"
+    ),
     "zero 1, AdamW, flat": replace(BASE, parallel=Parallel(2, 2, 1), flat_gradients=True),
 }
 # Smaller than the model, so that buckets fill in the middle of the backward pass.
@@ -112,6 +115,10 @@ def test_the_plan_is_what_a_real_step_takes(
     size = 2 if case.precision == "bf16" else 4
     width, hidden = MODEL.hidden_size, MODEL.hidden_size * MODEL.ffn_multiplier
     experts = 2 * 2 * (2 * width * hidden + hidden + width)  # 2 layers, 2 experts a process
+    if case.reduce == "step":
+        dense = (plan["local_parameters"] - experts) * 2
+        assert plan["sent"]["reduce"] == real["sent"]["reduce"] == dense
+        return
     if case.flat_gradients:  # the dense parameters, with padding; the experts are not reduced
         size = 2 if case.parallel.zero_stage == 2 and case.precision == "bf16" else 4
         dense = (plan["local_parameters"] - experts) * size * times
