@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import encodings
 import gc
 import importlib
 import os
+import pkgutil
 import shutil
 import tempfile
 import time
@@ -26,7 +28,7 @@ from support.patch_fixtures import make_template
 #: What no case may change: the project's own files and these devices.
 WATCHED = ("patch", "overlay", "bases", "dsmoe", "docs", "scripts", "tests")
 #: Imported before a child is nobody, which may not read this Python's library.
-PRELOADED = ("encodings.idna", "torch", "tokenizers", "tensorboard", "pip", "ray", "rich.table")
+PRELOADED = ("rich.console", "torch", "tokenizers", "tensorboard", "pip", "ray", "rich.table")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
 #: A sandbox serves so many cases; what commands wrote in it stays for the next ones.
 EACH = 200
@@ -133,17 +135,8 @@ def _warm(place: Path) -> None:
         if not name.endswith(("__init__", "__main__", "worker", "process", "simulation")):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-    for name in (
-        "encodings.idna",
-        "encodings.punycode",
-        "torch",
-        "tokenizers",
-        "tensorboard",
-        "pip",
-        "ray",
-        "rich.console",
-        "rich.table",
-    ):
+    codecs = [f"encodings.{module.name}" for module in pkgutil.iter_modules(encodings.__path__)]
+    for name in (*PRELOADED, *codecs):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.freeze()  # a fork then copies less
