@@ -175,7 +175,8 @@ BEFORE = "before the first line of this project"
 
 def _interrupt_end(line: str, code: int, err: str) -> str:
     # Until then the signal is Python's, which prints a traceback of its own start.
-    if "KeyboardInterrupt" in err and str(ROOT) not in err:
+    own_start = "KeyboardInterrupt" in err and str(ROOT) not in err
+    if own_start or (code == -signal.SIGINT and not err):
         return BEFORE
     told = sum(text.startswith("error:") for text in err.splitlines())
     good = code == 130 or told == (code != 0) or line.endswith("--status")
