@@ -5,7 +5,7 @@ SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/t
 	tests/engine/test_flat_gradients.py
 # Two processes; tests/conftest.py says which tests stay in one of them.
 PARALLEL = -n 2
-.PHONY: test test-unit test-all test-matrix test-ray bench bench-gpu docs lint coverage dist series
+.PHONY: test test-unit test-all test-matrix test-ray bench bench-gpu fuzz kills docs lint coverage dist series
 
 test: lint
 	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) -m "not slow" && \
@@ -21,6 +21,17 @@ test-matrix:
 # The Ray source of get_hostfiles.py against a real Ray, in an environment of its own.
 test-ray:
 	@python=$(PYTHON) && scripts/test-ray.sh "$$python"
+
+# Odd arguments, variables and files through every command (docs/reference/reliability.md):
+# make fuzz SECONDS=600
+SECONDS ?= 3600
+fuzz:
+	@python=$(PYTHON) && "$$python" tests/system/fuzz/campaign.py --seconds $(SECONDS)
+
+# SIGKILL and Ctrl-C at random moments: make kills KILLS="--patch 50 --append 50 --interrupts 20"
+KILLS ?=
+kills:
+	@python=$(PYTHON) && "$$python" tests/system/fuzz/kills.py $(KILLS)
 
 # The fast path against the reference path on this machine; the GPU cases (docs/guide/fast-path.md).
 bench:

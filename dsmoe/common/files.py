@@ -18,6 +18,7 @@ from pathlib import Path
 MAX_BYTES = 16 << 20
 #: More than any result file, curve or tokenizer has.
 MAX_LARGE_BYTES = 512 << 20
+_BESIDE = ".dsmoe-"  # how the name of a file begins until it is whole
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe (FIFO)"),
@@ -113,7 +114,7 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> bool:
         if same_mode and path.read_bytes() == content:
             return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=str(path.parent), prefix=".dsmoe-")
+    handle, name = tempfile.mkstemp(dir=str(path.parent), prefix=_BESIDE)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
@@ -125,6 +126,13 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> bool:
         Path(name).unlink()
         raise
     return True
+
+
+def remove_left_over(folder: Path) -> None:
+    """Remove what a killed :func:`write_atomically` left in ``folder``; nobody else may write."""
+    for path in folder.glob(_BESIDE + "*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def remove_file(root: Path, path: str) -> None:

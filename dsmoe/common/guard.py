@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 from dsmoe.common import startup
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem
+from dsmoe.common.interrupts import is_importing
 from dsmoe.common.output import escaped, patient_output
 
 INTERRUPTED = startup.INTERRUPTED
@@ -140,6 +141,8 @@ class _Interrupts:
         return code
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
+        if is_importing(frame):
+            startup.stop_at_once()
         self.noted = True
         signal.signal(signal.SIGINT, startup.stop_at_once)
         raise KeyboardInterrupt

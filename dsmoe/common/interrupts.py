@@ -8,11 +8,24 @@ import threading
 from types import FrameType
 from typing import Iterator
 
+from dsmoe.common import startup
 from dsmoe.common.errors import DsmoeError
 
 _NUMBERS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether ``frame`` is inside an import, through which an exception must not pass.
+
+    C++ of a library may be on the way, and ends the process by abort: torch's does.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Interrupted(DsmoeError):
@@ -67,6 +80,8 @@ class StopSignals:
             raise Interrupted(number)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
+        if is_importing(frame):
+            startup.end_at_once(f"error: {Interrupted(number)}\n", 128 + number)
         for other in self._previous:
             signal.signal(other, signal.SIG_IGN)
         if self._held:

@@ -1,12 +1,17 @@
 """What a program does before its first import: Ctrl-C is one line, and no stream is missing.
 
-Older Pythons read this too, to be refused in one line, so it has no annotations.
+Older Pythons read this too, to be refused in one line, so it has no annotations. It imports only
+what Python has loaded by then (signal would load enum): until ``begin`` was called, Python itself
+answers a Ctrl-C, with a traceback of its own start.
 """
 
-import contextlib
 import os
-import signal
 import sys
+
+try:
+    import _signal  # type: ignore[import-not-found]
+except ImportError:  # Python 2
+    import signal as _signal
 
 INTERRUPTED = 130
 LINE = "error: interrupted by Ctrl-C; repeat the command to go on\n"
@@ -16,8 +21,8 @@ def begin():
     # type: () -> None
     """Call it first. Until guard.py takes over, Ctrl-C prints one line and ends the process."""
     # with nohup and in a shell's background Ctrl-C is ignored, and stays that way
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, stop_at_once)
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, stop_at_once)
     open_streams()
 
 
@@ -38,10 +43,18 @@ def open_streams():
 
 def stop_at_once(*_):
     # type: (object) -> None
-    """Print the line and end the process, without the clean-up of an orderly end."""
-    with contextlib.suppress(Exception):  # closed, full, or in the midst of a write
-        sys.stdout.flush()
+    """As Ctrl-C in :func:`end_at_once`."""
+    end_at_once(LINE, INTERRUPTED)
+
+
+def end_at_once(line, code):
+    # type: (str, int) -> None
+    """Print ``line`` and end the process, without the clean-up of an orderly end."""
     try:
-        os.write(2, LINE.encode("ascii"))
+        sys.stdout.flush()
+    except Exception:
+        pass
+    try:
+        os.write(2, line.encode("ascii"))
     finally:
-        os._exit(INTERRUPTED)
+        os._exit(code)

@@ -169,7 +169,7 @@ def disk_check(output: Path) -> Check:
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        found = f"{place} is {'not writable' if place.is_dir() else 'not a folder'}"
+        found = f"{place} is {'not writable' if place.is_dir() else 'a file'}"
         return Check("disk", FAIL, found, "name another folder with --output")
     free = shutil.disk_usage(place).free
     found = f"{free / (1 << 30):.1f} GiB free for {output}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 from dsmoe.common.errors import Busy, EnvironmentProblem
+from dsmoe.common.files import remove_left_over
 from dsmoe.patchset.checkout.open import Checkout
 from dsmoe.patchset.checkout.records import Records
 
@@ -43,6 +44,7 @@ def locked(
         ) from None
     try:
         _acquire(handle, path, say, LOCK_WAIT_SECONDS if wait is None else wait)
+        remove_left_over(path.parent)
         yield handle
     finally:
         os.close(handle)

@@ -33,6 +33,7 @@ NUMBERS = [
     "1000000001",
     "x",
 ] + ["9" * 30, "9" * 5000, "", " 1", "\uff11", "1_0", "0x10", "--", "-"]
+GOOD_NUMBERS = ["1", "1", "1", "2", "2", "4", "8", "16", "64"] * 3
 WORDS = ["", "é", "\x1b[31m", "a\nb", "$x$", "%s", "{}", "\udcff", "x" * 300, "x" * 9000, "1", "/"]
 HOSTS = ["127.0.0.1:8", "a,,b", "a:x", "a,a", "n[1-3]:4", "n[1-99999999]", "[::1]", ",", "-oX=y:1"]
 SERIES = ["380M", "syn", "NAME.patch", "one.patch", "../x.patch", "#x.patch", "a\nb.patch"]
@@ -63,11 +64,11 @@ VARIABLES = [
     "_ARGCOMPLETE",
     "NO_COLOR",
     "SOURCE_DATE_EPOCH",
-    "DSMOE_TRACEBACK_",
+    "DSMOE_KERNEL_X",
 ]
 
 paths = st.sampled_from(NAMES)
-numbers = st.sampled_from(NUMBERS)
+numbers = st.sampled_from([*NUMBERS, *GOOD_NUMBERS])
 words = st.sampled_from(WORDS + HOSTS + SERIES)
 
 
@@ -86,7 +87,9 @@ def values_of(action: argparse.Action) -> st.SearchStrategy[str]:
         own = numbers
     else:
         own = words
-    return st.one_of(own, own, own, words, paths, numbers)
+    # drawn by one number, so that a case is not a variant of the one before
+    other = st.one_of(words, paths, numbers)
+    return st.integers(0, 11).flatmap(lambda n: other if n == 7 else own)
 
 
 def arguments_of(action: argparse.Action) -> st.SearchStrategy[list[str]]:
@@ -122,12 +125,12 @@ def command_lines(draw: Any) -> list[str]:
     needed = [a for a in actions if not a.option_strings]
     others = [a for a in actions if a.option_strings]
     line = [command]
-    if draw(st.integers(0, 9)):
+    if draw(st.integers(0, 15)) != 7:
         for action in needed:
             line += draw(arguments_of(action))
     for action in draw(st.lists(st.sampled_from(others), max_size=4)):
         line += draw(arguments_of(action))
-    if not draw(st.integers(0, 11)):
+    if draw(st.integers(0, 25)) == 7:
         line.insert(draw(st.integers(1, len(line))), draw(words))
     return line
 

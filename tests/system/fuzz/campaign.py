@@ -26,7 +26,8 @@ def main() -> int:
     done = campaign.run_cases(options.cases, options.seed, options.seconds)
     for case, end, what in done.found[:SHOWN]:
         print(f"-- {what}: {case}\n{end.err[-2500:]}")
-    print("\n".join(f"-- changed: {name}" for name in done.changed[:SHOWN]))
+    for name in done.changed[:SHOWN]:
+        print(f"-- changed: {name}")
     print(done.summary())
     return 1 if done.found or done.changed else 0
 

@@ -1,0 +1,25 @@
+"""A few of the kills that ``make kills`` does by the hundred."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from support.fuzz import kills
+from support.patch_fixtures import make_template
+
+
+def test_no_kill_of_the_applier_ends_badly(tmp_path: Path) -> None:
+    template = make_template(tmp_path)
+    (tmp_path / "p").mkdir()
+    assert set(kills.patch_kills(template, tmp_path / "p", 4, random.Random(1))) == {""}
+
+
+def test_no_kill_of_append_ends_badly(tmp_path: Path) -> None:
+    assert set(kills.append_kills(tmp_path, 8, random.Random(2))) == {""}
+
+
+def test_no_ctrl_c_ends_badly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kills, "COMMANDS", ("plot none", "--version"))
+    assert set(kills.interrupts(tmp_path, 6, random.Random(3))) <= {"", kills.BEFORE}
