@@ -72,6 +72,17 @@ class MoELM(nn.Module):
         self.final_norm = nn.LayerNorm(config.hidden_size)
         initialise(self, derive_seed(seed, "model"), config.init_std, output_std)
 
+    @staticmethod
+    def from_exported(folder: Any, device: Any = "cpu") -> MoELM:
+        """The model in ``folder``, which ``dsmoe export`` wrote, on ``device``, for evaluation.
+
+        It needs no DeepSpeed engine. Raises ValueError for a folder of another kind, ImportError
+        where safetensors is missing.
+        """
+        from .exported import load_exported
+
+        return load_exported(folder, device)
+
     def compile_training(self, **options: Any) -> None:
         """From now on run training passes with labels through torch.compile (compiled.py).
 
