@@ -54,8 +54,8 @@ def open_model(folder: Path) -> Opened:
         else:
             config = MoELMConfig(**before.case.model_settings())
             place, precision = folder / kept.tag_of(before.step), before.case.precision
-            weights = checkpoint_weights(place, config, precision)
-            model = model_of(weights, config, precision, place)
+            weights = checkpoint_weights(MoELM, place, config, precision)
+            model = model_of(MoELM, weights, config, precision, place)
             tokenizer, words = before.tokenizer, f"iteration {before.step} of {folder}"
     except (ValueError, OSError, TypeError) as error:
         raise ResultsError(f"{folder}: {error}") from error
@@ -75,7 +75,7 @@ def export_model(source: Path, to: Path) -> int:
             f"{to}: found other files there; expected a new folder, or an exported one"
         )
     let_import_deepspeed()
-    from deepspeed.moe.lm import MoELMConfig, export
+    from deepspeed.moe.lm import MoELM, MoELMConfig, export
 
     more = {
         "tokenizer": kept.TOKENIZER if before.tokenizer else None,
@@ -88,7 +88,7 @@ def export_model(source: Path, to: Path) -> int:
         to.mkdir(parents=True, exist_ok=True)
         if before.tokenizer:
             (to / kept.TOKENIZER).write_bytes(before.tokenizer.read_bytes())
-        return int(export(place, to, config, before.case.precision, more))
+        return int(export(MoELM, place, to, config, before.case.precision, more))
     except (ValueError, OSError) as error:
         raise ResultsError(f"{source}: cannot be exported to {to}: {error}") from error
     except ImportError as error:

@@ -26,11 +26,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def export(
-    checkpoint: Any, to: Any, config: MoELMConfig, precision: str, more: dict[str, Any]
+    kind: Any, checkpoint: Any, to: Any, config: MoELMConfig, precision: str, more: dict[str, Any]
 ) -> int:
     """Write the checkpoint in the folder ``checkpoint`` (that of one tag) to the folder ``to``.
 
     Args:
+        kind: the model's class, :class:`~deepspeed.moe.lm.model.MoELM`.
         config: of the model that was trained.
         precision: of the weights in the files: "fp32", "bf16" or "fp16".
         more: further entries of config.json.
@@ -43,7 +44,7 @@ def export(
         ImportError: where safetensors is missing.
     """
     library = _safetensors()
-    weights = checkpoint_weights(checkpoint, config, precision)
+    weights = checkpoint_weights(kind, checkpoint, config, precision)
     folder = Path(to)
     folder.mkdir(parents=True, exist_ok=True)
     values = {
@@ -59,7 +60,7 @@ def export(
 
 
 def checkpoint_weights(
-    checkpoint: Any, config: MoELMConfig, precision: str
+    kind: Any, checkpoint: Any, config: MoELMConfig, precision: str
 ) -> dict[str, torch.Tensor]:
     """The whole weights of the checkpoint in ``checkpoint`` (the folder of one tag), by name.
 
@@ -71,23 +72,23 @@ def checkpoint_weights(
         for name, value in any_whole_weights(checkpoint).items()
         if torch.is_tensor(value)
     }
-    _check(weights, _empty(config), checkpoint)
+    _check(weights, _empty(kind, config), checkpoint)
     return weights
 
 
-def load_exported(folder: Any, device: Any = "cpu") -> Any:
+def load_exported(kind: Any, folder: Any, device: Any = "cpu") -> Any:
     """See :meth:`~deepspeed.moe.lm.model.MoELM.from_exported`."""
     values = read_config(folder)
     weights = _safetensors().load((Path(folder) / WEIGHTS).read_bytes())
     config = MoELMConfig(**values["model"])
-    return model_of(weights, config, values["precision"], folder).to(device)
+    return model_of(kind, weights, config, values["precision"], folder).to(device)
 
 
 def model_of(
-    weights: dict[str, torch.Tensor], config: MoELMConfig, precision: str, where: Any
+    kind: Any, weights: dict[str, torch.Tensor], config: MoELMConfig, precision: str, where: Any
 ) -> Any:
     """The model with these weights, for evaluation. Raises ValueError naming ``where``."""
-    model = _empty(config)
+    model = _empty(kind, config)
     _check(weights, model, where)
     model.load_state_dict(weights)
     return model.to(DTYPES[precision]).eval()
@@ -117,11 +118,9 @@ def one_process(num_experts: int) -> None:
         groups.initialize(ep_size=1)
 
 
-def _empty(config: MoELMConfig) -> Any:
-    from .model import MoELM  # which imports this module
-
+def _empty(kind: Any, config: MoELMConfig) -> Any:
     one_process(config.num_experts)
-    return MoELM(config, seed=0)
+    return kind(config, seed=0)
 
 
 def _check(weights: dict[str, torch.Tensor], model: Any, where: Any) -> None:

@@ -38,7 +38,7 @@ def logits_of(folder: Path) -> torch.Tensor:
 
 def exported(source: str, precision: str) -> Path:
     to = Path(source) / "exported"
-    export(Path(source) / "last", to, MoELMConfig(**MODEL), precision, {})
+    export(MoELM, Path(source) / "last", to, MoELMConfig(**MODEL), precision, {})
     return to
 
 
