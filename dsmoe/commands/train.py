@@ -96,14 +96,19 @@ def run(options: argparse.Namespace) -> int:
     save, load = options.save or options.load, options.load
     if save is None:
         raise UsageError("found neither --save nor --load; expected --save DIR")
+    from dsmoe.model.folder import tokenizer_to_go_on
     from dsmoe.model.kept_run import Plan, SavingStop, train_and_keep
 
+    tokenizer = options.tokenizer
+    if load:
+        tokenizer = tokenizer_to_go_on(load.expanduser(), tokenizer)
     board = options.tensorboard
     if board:
         run_command.check_tensorboard()
         run_command.make_folder(board)
     # The event files are not DeepSpeed's, and nothing is measured: the benchmark's options are off.
     off = {"tensorboard": None, "warmup": 0, "dry_run": False, "resume": False, "output": save}
+    off["tokenizer"] = tokenizer
     stop = SavingStop()
     with stop:
         request = run_command.request_of(argparse.Namespace(**{**vars(options), **off}))

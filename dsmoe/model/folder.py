@@ -91,3 +91,20 @@ def read_kept(folder: Path) -> Kept:
             f"{folder}: found no finished checkpoint (no file {LATEST}); train again with --save"
         )
     return Kept(folder, case, content, tokenizer, step)
+
+
+def tokenizer_to_go_on(folder: Path, named: str | None) -> str | None:
+    """The tokenizer of a training that goes on from ``folder``: its own, whether named or not.
+
+    Raises UsageError where ``named`` is another one.
+    """
+    own = read_kept(folder).tokenizer
+    if named is None:
+        return str(own) if own else None
+    place = json_file(named)
+    if own is None or (place.is_file() and place.read_bytes() != own.read_bytes()):
+        raise UsageError(
+            f"--tokenizer {named}: found another tokenizer than that of {folder} "
+            f"({own or 'bytes'}); leave it out, the checkpoint's is taken"
+        )
+    return named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,9 @@ def train_and_keep(request: Request, plan: Plan, stop: SavingStop) -> int:
     if ended.reason is not None and stop.asked is None:
         raise TrainingFailed(f"{ended.reason}; {where}")
     if stop.asked is not None:
-        stop.asked.args = (f"{stop.asked}; {where}: go on with --load {plan.save}",)
+        stop.asked.args = (
+            f"{stop.asked}; {where}: go on with --load {shlex.quote(str(plan.save))}",
+        )
         raise stop.asked
     outcome = read_json(run_dir / OUTCOME)
     print()
@@ -98,7 +101,7 @@ def train_and_keep(request: Request, plan: Plan, stop: SavingStop) -> int:
     if outcome["held_out_loss"] is not None:
         print(f"held-out loss                 {outcome['held_out_loss']:.4f}")
     print(f"{where}; log and losses in {run_dir}")
-    print(f'see what it writes: dsmoe generate {plan.save} "def "')
+    print(f'see what it writes: dsmoe generate {shlex.quote(str(plan.save))} "def "')
     return FINISHED
 
 
