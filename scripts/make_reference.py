@@ -34,7 +34,7 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, list[str]]]]] = {
         [
             ("deepspeed/moe/lm/model.py", ["MoELM", "StepStats"]),
             ("deepspeed/moe/lm/groups.py", ["param_groups"]),
-            ("deepspeed/moe/lm/generate.py", ["generate"]),
+            ("deepspeed/moe/lm/generate.py", ["generate", "stream"]),
             ("deepspeed/moe/lm/evaluate.py", ["evaluate", "Evaluation"]),
             ("deepspeed/moe/gshard/layer.py", ["GShardMoE", "LayerStats"]),
         ],

@@ -184,7 +184,9 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         "default text with ids 0 and 1, as the artifact's script trained on.",
     )
     text.add_argument(
-        "--tokenizer", metavar="FILE", help="A tokenizers JSON file makes the tokens."
+        "--tokenizer",
+        metavar="PATH",
+        help="This tokenizers JSON file, or Hugging Face tokenizer folder, makes the tokens.",
     )
 
 

@@ -73,6 +73,14 @@ def make_parser(prog: str) -> OneLineParser:
     before.add_argument(
         "--plan", action="store_true", help="The same as dsmoe plan: nothing is started."
     )
+    add_places(parser)
+    plan = parser.add_argument_group("with --plan")
+    shared.add_plan_options(plan)
+    return parser
+
+
+def add_places(parser: OneLineParser) -> None:
+    """Where the processes run, and which DeepSpeed they import."""
     base = parser.add_argument_group("DeepSpeed")
     base.add_argument(
         "--deepspeed",
@@ -108,9 +116,6 @@ def make_parser(prog: str) -> OneLineParser:
         help="A run without a new iteration for so long is ended; the first iteration may take "
         "three times that and at least 300 seconds (default: 600).",
     )
-    plan = parser.add_argument_group("with --plan")
-    shared.add_plan_options(plan)
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -139,7 +144,7 @@ def run(options: argparse.Namespace) -> int:
 
 def request_of(options: argparse.Namespace) -> Request:
     """What the options ask for, resolved once. Raises DsmoeError."""
-    from dsmoe.benchmark.cases.choice import check_device, chosen_cases
+    from dsmoe.benchmark.cases.choice import case_of_model, check_device, chosen_cases
     from dsmoe.benchmark.run.launch import check_port
     from dsmoe.benchmark.run.layout import lay_out
     from dsmoe.benchmark.run.request import Request, Text, limits
@@ -147,12 +152,16 @@ def request_of(options: argparse.Namespace) -> Request:
     options.hostfile = options.hostfile or _hostfile_of(options)
     machine = _head(options)
     memory = machine.hardware.get("device_memory_bytes")
-    cases = chosen_cases(
-        shared.wanted_of(options),
-        machine.device,
-        memory,
-        lambda processes: lay_out(options.hostfile, processes).devices,
-    )
+    if getattr(options, "model", None):
+        changes = shared.changes_of(options)
+        cases = [case_of_model(options.model, options.gpus, options.global_batch, changes)]
+    else:
+        cases = chosen_cases(
+            shared.wanted_of(options),
+            machine.device,
+            memory,
+            lambda processes: lay_out(options.hostfile, processes).devices,
+        )
     try:
         available = None if options.hostfile else machine.hardware.get("device_count")
         check_device(cases, machine.device, available)

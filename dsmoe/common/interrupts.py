@@ -79,6 +79,11 @@ class StopSignals:
             number, self._noted = self._noted, None
             raise Interrupted(number)
 
+    def listen_again(self) -> None:
+        """Take the next signal too, after one that was answered otherwise than by an end."""
+        for number in self._previous:
+            signal.signal(number, self._arrived)
+
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if is_importing(frame):
             startup.end_at_once(f"error: {Interrupted(number)}\n", 128 + number)

@@ -95,7 +95,7 @@ def prepare(
     """
     if not 0 <= held_out < 1:
         raise DataError(f"held-out share {held_out}: expected a number from 0 to below 1")
-    if len(paths) == 1 and is_pair(paths[0]):
+    if is_pair(paths):
         return _from_pair(str(paths[0]), held_out)
     encoder = tokenizers.load_tokenizer(tokenizer, end_name)
     sources = find_sources(paths, cap)
@@ -117,6 +117,11 @@ def prepare(
         ) from error
     except OSError as error:
         raise DataError(f"{cache}: the cache cannot be written: {error.strerror}") from error
+
+
+def is_pair(paths: Sequence[str]) -> bool:
+    """Whether ``paths`` name an existing token pair, which is used as it is."""
+    return len(paths) == 1 and all(path.is_file() for path in pair_paths(paths[0]))
 
 
 def _digest(value: Any) -> str:

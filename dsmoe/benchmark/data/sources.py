@@ -6,12 +6,13 @@ import glob
 import os
 import sysconfig
 from pathlib import Path
-from typing import Iterator, NamedTuple, Sequence
+from typing import Counter, Iterator, NamedTuple, Sequence
 
 from dsmoe.common.errors import DataError
 
 STDLIB_CAP = 8_000_000
 PIECE_BYTES = 1 << 20
+HEAD_BYTES = 8192
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "idle_test", "site-packages", "dist-packages"}
 
 
@@ -27,25 +28,49 @@ class Source(NamedTuple):
 def standard_library() -> list[Source]:
     """The .py files of this Python's standard library, by name; test suites are left out."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    return [source for source in _folder(root, SKIPPED_FOLDERS) if source.path.suffix == ".py"]
+    found = _folder(root, SKIPPED_FOLDERS, Counter())
+    return [source for source in found if source.path.suffix == ".py"]
+
+
+class Survey(NamedTuple):
+    """The documents, and how many files and folders were left out, by reason."""
+
+    sources: list[Source]
+    left_out: Counter[str]
+
+    def in_words(self) -> str:
+        """One line: how many documents, and what was left out and why."""
+        words = f"{len(self.sources):,} document{'s' if len(self.sources) != 1 else ''}"
+        if not self.left_out:
+            return words
+        reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(self.left_out.items()))
+        return f"{words}; left out: {reasons}"
 
 
 def find_sources(paths: Sequence[str] = (), cap: int | None = None) -> list[Source]:
+    """The documents of :func:`survey`."""
+    return survey(paths, cap).sources
+
+
+def survey(paths: Sequence[str] = (), cap: int | None = None) -> Survey:
     """The documents of ``paths`` (files, folders, globs), or of the standard library if none.
 
     Order: as the paths are given, names sorted within a folder or glob; a file met twice counts
-    once. Folders are read whole but for hidden files and empty files. ``cap`` in bytes ends the
+    once. Folders are read whole but for hidden files, and for what is counted as left out: empty
+    files, files that hold no text, FIFOs and the like, dangling links, what may not be read.
+    ``cap`` in bytes ends the
     list before the document that would exceed it (default: 8 MB for the standard library, none
     for named paths).
 
-    Raises :class:`DataError` for a path that is missing, a named file that is empty or not a
-    regular file, and a choice that holds no text.
+    Raises :class:`DataError` for a path that is missing, a named file that is empty, no text or not
+    a regular file, and a choice that holds no text.
     """
+    left_out: Counter[str] = Counter()
     if not paths:
         found = standard_library()
         cap = STDLIB_CAP if cap is None else cap
     else:
-        found = [source for path in paths for source in _named(str(path))]
+        found = [source for path in paths for source in _named(str(path), left_out)]
     unique: dict[str, Source] = {}
     for source in found:
         unique.setdefault(os.path.realpath(source.path), source)
@@ -59,14 +84,16 @@ def find_sources(paths: Sequence[str] = (), cap: int | None = None) -> list[Sour
     if not chosen:
         where = ", ".join(map(str, paths)) if paths else "the standard library"
         limit = "" if cap is None else f" within {cap} bytes"
+        if left_out:
+            limit += f" ({Survey([], left_out).in_words()})"
         raise DataError(f"{where}: no text found{limit}; name files or folders that hold text")
-    return chosen
+    return Survey(chosen, left_out)
 
 
-def _named(path: str) -> list[Source]:
+def _named(path: str, left_out: Counter[str]) -> list[Source]:
     expanded = Path(path).expanduser()
     if expanded.is_dir():
-        return _folder(expanded, set())
+        return _folder(expanded, set(), left_out)
     if expanded.exists():
         return [_file(expanded, expanded.name)]
     # Path.glob takes no absolute pattern, so the function it is.
@@ -74,14 +101,18 @@ def _named(path: str) -> list[Source]:
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
     if not matches:
         raise DataError(f"{path}: no such file or folder; expected text to train on")
-    files = [match for match in matches if Path(match).is_file() and Path(match).stat().st_size]
-    return [_file(Path(match), match) for match in files]
+    files = [Path(match) for match in matches if not Path(match).is_dir()]
+    return [_file(file, str(file)) for file in files if _is_text(file, left_out)]
 
 
-def _folder(root: Path, skipped: set[str]) -> list[Source]:
-    """Files below ``root`` that hold something, by name; hidden ones and bytecode are left out."""
+def _folder(root: Path, skipped: set[str], left_out: Counter[str]) -> list[Source]:
+    """Files below ``root`` that hold text, by name; hidden ones and bytecode are left out."""
     found = []
-    for where, folders, files in os.walk(root):
+
+    def unreadable(error: OSError) -> None:
+        left_out["unreadable folder"] += 1
+
+    for where, folders, files in os.walk(root, onerror=unreadable):
         folders[:] = [
             name
             for name in folders
@@ -89,17 +120,40 @@ def _folder(root: Path, skipped: set[str]) -> list[Source]:
         ]
         for name in files:
             path = Path(where, name)
-            if not name.startswith(".") and path.is_file() and path.stat().st_size:
+            if not name.startswith(".") and _is_text(path, left_out):
                 found.append(_file(path, path.relative_to(root).as_posix()))
     return sorted(found)
 
 
-def _file(path: Path, name: str) -> Source:
+def _is_text(path: Path, left_out: Counter[str]) -> bool:
+    problem = _problem(path)
+    if problem:
+        left_out[problem] += 1
+    return problem is None
+
+
+def _problem(path: Path) -> str | None:
+    """Why ``path`` is no text to train on; None if it is."""
+    if not path.exists():
+        return "dangling link"
     if not path.is_file():
-        raise DataError(f"{path}: not a regular file; expected a file or folder of text")
+        return "no regular file"
+    try:
+        with path.open("rb") as file:
+            begin = file.read(HEAD_BYTES)
+    except OSError:
+        return "unreadable file"
+    if not begin:
+        return "empty file"
+    # As git and grep tell: no encoding of text but UTF-16 and UTF-32 has this byte.
+    return "binary file" if b"\0" in begin else None
+
+
+def _file(path: Path, name: str) -> Source:
+    problem = _problem(path)
+    if problem:
+        raise DataError(f"{path}: {problem}; expected a file or folder of text in UTF-8")
     state = path.stat()
-    if state.st_size == 0:
-        raise DataError(f"{path}: the file is empty; expected text to train on")
     return Source(name, path, state.st_size, state.st_mtime_ns)
 
 

@@ -118,8 +118,24 @@ def _library(what: str) -> Iterator[None]:
 def load_tokenizer(
     path: str | None = None, end_name: str | None = None
 ) -> ByteTokenizer | JsonTokenizer:
-    """The tokenizer of the JSON file ``path``, or bytes without one."""
-    return JsonTokenizer(Path(path), end_name) if path else ByteTokenizer()
+    """The tokenizer of ``path`` (a JSON file, or a Hugging Face folder with one), else bytes."""
+    return JsonTokenizer(json_file(path), end_name) if path else ByteTokenizer()
+
+
+def json_file(path: str) -> Path:
+    """The tokenizers JSON file that ``path`` is, or that a Hugging Face tokenizer folder has.
+
+    Raises :class:`DataError` for a folder without one.
+    """
+    place = Path(path)
+    if not place.is_dir():
+        return place
+    if not (place / "tokenizer.json").is_file():
+        raise DataError(
+            f"{place}: found no tokenizer.json; expected a tokenizers JSON file, or a folder with "
+            "one, as save_pretrained of a fast tokenizer writes"
+        )
+    return place / "tokenizer.json"
 
 
 def check_vocabulary(largest_id: int, model_vocab: int, source: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -14,11 +15,21 @@ class Progress:
     """A context in which each iteration moves the bar on.
 
     ``total`` iterations of ``tokens`` tokens each. Outside a terminal a line is printed at the
-    first and last iteration and every ten seconds between.
+    first and last iteration and every ten seconds between, with ``time_left`` if that is asked for.
+    ``done`` iterations are finished when it begins.
     """
 
-    def __init__(self, total: int, tokens: int, out: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        tokens: int,
+        out: TextIO | None = None,
+        done: int = 0,
+        time_left: bool = False,
+    ) -> None:
         self.total = total
+        self.done = done
+        self.time_left = time_left
         self.tokens = tokens
         self.out = sys.stdout if out is None else out
         self._last = 0.0
@@ -49,6 +60,9 @@ class Progress:
         now = time.monotonic()
         if number in (1, self.total) or now - self._last >= PLAIN_SECONDS:
             self._last = now
+            if self.time_left:
+                left = (self.total - number) * line["seconds"]
+                words += f"  {timedelta(seconds=round(left))} left"
             print(f"  iteration {number}/{self.total}  {words}", file=self.out, flush=True)
 
     def note(self, words: str) -> None:
@@ -72,4 +86,6 @@ class Progress:
             console=Console(file=self.out),
         )
         self._bar.start()
-        self._task = self._bar.add_task("training", total=self.total, words="starting")
+        self._task = self._bar.add_task(
+            "training", total=self.total, completed=self.done, words="starting"
+        )

@@ -50,8 +50,16 @@ def train_whole(folder: Path, stage: Stage) -> None:
     stop(run)
 
 
-def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """All iterations of the case; returns what ``outcome.json`` keeps.
+def train(
+    run: Run,
+    report: Callable[[dict[str, Any]], None],
+    first: int = 0,
+    ends_after: Callable[[int], bool] = lambda done: False,
+) -> dict[str, Any]:
+    """The iterations of the case from ``first`` (0: all); returns what ``outcome.json`` keeps.
+
+    ``ends_after`` is called by every process with the number of iterations that are done, after
+    ``report``; True from it, in all processes, ends the training there.
 
     Raises :class:`TrainingFailed` when the loss is not a number.
     """
@@ -67,14 +75,14 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     seconds, losses = [], []
     steps = case.warmup + case.iterations
     say_notes(run)
-    ahead = step_tokens(run, sampler, 0)
+    ahead = step_tokens(run, sampler, first)
     if run.link:
         run.link.read()
-    for step in range(steps):
-        if step:
+    for step in range(first, steps):
+        if step > first:
             run.stage.enter(f"at iteration {step + 1}", run.seconds)
         else:
-            run.stage.words = "at iteration 1"  # its time began with the start
+            run.stage.words = f"at iteration {step + 1}"  # its time began with the start
         run.wait_for_device()
         begin = time.perf_counter()
         skipped = run.engine.skipped_steps
@@ -114,8 +122,10 @@ def train(run: Run, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
                 "skipped": run.engine.skipped_steps,
             }
         )
-        if step == 0:
+        if step == first:
             say_notes(run)  # some things show when they are used
+        if ends_after(step + 1):
+            break
     warmup = case.warmup
     return {
         "warmup_seconds": seconds[:warmup],

@@ -261,6 +261,20 @@ def whole_weights(folder):
     return OrderedDict(weights)
 
 
+def any_whole_weights(folder):
+    """The state_dict of the checkpoint in ``folder``, also of one without ZeRO.
+
+    Without ZeRO the weights have the precision of the training. Raises ValueError as
+    :func:`whole_weights`.
+    """
+    folder = Path(folder)
+    if any(ZERO_FILE.fullmatch(path.name) for path in folder.iterdir()):
+        return whole_weights(folder)
+    weights = {n: v for n, v in _model_file(folder)["module"].items() if torch.is_tensor(v)}
+    _add_experts_rest(weights, folder)
+    return OrderedDict(weights)
+
+
 def get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag=None):
     """The fp32 state_dict of ``tag`` (by default that in ``latest``) in ``checkpoint_dir``.
 

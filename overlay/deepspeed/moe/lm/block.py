@@ -144,6 +144,10 @@ class Block(nn.Module):
 
     def _layer(self, x_BSM: Tensor) -> Tensor | tuple[Tensor, ...]:
         x_BSM = x_BSM + self._drop(self.attention(self.attention_norm(x_BSM)))
+        return self.feed_forward(x_BSM)
+
+    def feed_forward(self, x_BSM: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The layer's second half; with experts also what :class:`MoEBlockOutput` has."""
         h_BSM = self.ffn_norm(x_BSM)
         if not self.has_experts:
             return x_BSM + self._drop(self.ffn(h_BSM))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .block import Block, MoEBlockOutput
 from .compiled import CompiledRegions, compile_regions
 from .config import MoELMConfig
+from .exported import load_exported
 from .weights import initialise
 
 # Rows of logits that an evaluation has at once: 0.5 GiB in fp32 at a vocabulary of 32,000.
@@ -71,6 +72,16 @@ class MoELM(nn.Module):
         )
         self.final_norm = nn.LayerNorm(config.hidden_size)
         initialise(self, derive_seed(seed, "model"), config.init_std, output_std)
+
+    @classmethod
+    def from_exported(cls, folder: Any, device: Any = "cpu") -> MoELM:
+        """The model in ``folder``, which ``dsmoe export`` wrote, on ``device``, for evaluation.
+
+        It needs no DeepSpeed engine. Raises ValueError for a folder of another kind, ImportError
+        where safetensors is missing.
+        """
+        model: MoELM = load_exported(cls, folder, device)
+        return model
 
     def compile_training(self, **options: Any) -> None:
         """From now on run training passes with labels through torch.compile (compiled.py).

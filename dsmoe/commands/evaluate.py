@@ -1,0 +1,82 @@
+"""``dsmoe evaluate``: how well a trained model predicts a text."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from dsmoe.commands import options as shared
+from dsmoe.common.arguments import OneLineParser, count
+from dsmoe.common.errors import exit_code_lines
+from dsmoe.common.output import end_process
+
+NEEDS = ("torch", "filelock", "git", "numpy", "rich")
+WINDOWS = 512
+
+EXAMPLES = """examples:
+  dsmoe evaluate models/first
+  dsmoe evaluate models/first --data ~/books/other.txt
+  dsmoe evaluate exported --data ~/books --windows 100000 --json
+
+"""
+
+
+def make_parser(prog: str) -> OneLineParser:
+    """The options of the command."""
+    parser = OneLineParser(
+        prog=prog,
+        description="Prints loss, perplexity, bits a byte and expert load of a trained model on a "
+        "text. Experts\nhave the capacity of the training.",
+        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 10, 130),
+    )
+    add = parser.add_argument
+    add(
+        "folder",
+        type=Path,
+        metavar="DIR",
+        help="The model: of dsmoe train or dsmoe export; its tokenizer makes the tokens.",
+    )
+    add(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="The text is these files, folders and globs (default: the part of the standard "
+        "library that dsmoe train holds out).",
+    )
+    add(
+        "--windows",
+        type=count,
+        default=WINDOWS,
+        metavar="N",
+        help=f"At most N sequences are taken, evenly spaced (default: {WINDOWS}).",
+    )
+    shared.add_json(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the figures."""
+    from dsmoe.common.places import work_folder
+    from dsmoe.model.measured import measure
+    from dsmoe.model.opened import open_model
+
+    opened = open_model(options.folder.expanduser())
+    paths = [str(Path(path).expanduser().absolute()) for path in options.data]
+    found = measure(opened, paths, work_folder() / "text", options.windows)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found)))
+        end_process(0)
+    print(f"model                         {opened.words}")
+    print(f"sequences                     {found.windows:,} of {found.of:,}")
+    print(f"loss                          {found.loss:.4f} nats a token")
+    print(f"perplexity                    {found.perplexity:.3f}")
+    print(f"bits a byte                   {found.bits_per_byte:.4f}")
+    for layer, shares in zip(opened.model.config.moe_layers, found.expert_load):
+        least, most = min(shares), max(shares)
+        print(
+            f"expert load, layer {layer:<11}{least:.1%} to {most:.1%}, even {1 / len(shares):.1%}"
+        )
+    end_process(0)

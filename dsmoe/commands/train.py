@@ -1,0 +1,126 @@
+"""``dsmoe train``: trains a model and keeps it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+from dsmoe.commands import options as shared
+from dsmoe.commands import run as run_command
+from dsmoe.common.arguments import OneLineParser, count, file_name, positive
+from dsmoe.common.errors import UsageError, exit_code_lines
+from dsmoe.common.kernel_choice import check_kernels
+
+NEEDS = run_command.NEEDS
+EVERY = 1000
+
+EXAMPLES = """examples:
+  dsmoe train 1 --steps 200 --save models/first        with no GPU: a small model
+  dsmoe train 2 --data ~/books --steps 5000 --every 500 --save models/books
+  dsmoe train 1 --load models/first --steps 400        go on to iteration 400
+  dsmoe train 8 --model 2.4B --data ~/books --steps 20000 --save models/large
+
+"""
+
+
+def make_parser(prog: str) -> OneLineParser:
+    """The options of the command."""
+    parser = OneLineParser(
+        prog=prog,
+        description="Trains the MoE language model of a case and keeps checkpoints, from which "
+        "the same command\ngoes on. Ctrl-C or SIGTERM saves first; a second one ends at once.",
+        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 10, 16, 25, 129, 130, 143),
+    )
+    shared.add_case_options(parser)
+    parser.add_argument("--model", metavar="NAME", help="The model is this size of the paper.")
+    parser.add_argument(
+        "--global-batch",
+        type=count,
+        metavar="N",
+        help="With --model, an iteration has N sequences.",
+    )
+    rate = parser.add_argument_group("learning rate (default: the case's own, constant)")
+    rate.add_argument("--learning-rate", type=positive, metavar="X", help="The rate is X.")
+    rate.add_argument(
+        "--rate-warmup",
+        type=count,
+        default=0,
+        metavar="N",
+        help="The rate rises over the first N iterations (DeepSpeed's WarmupLR).",
+    )
+    shared.add_text_options(parser)
+    keep = parser.add_argument_group("checkpoints (--steps N counts iterations from the start)")
+    keep.add_argument(
+        "--save",
+        type=file_name,
+        metavar="DIR",
+        help="Checkpoints go to this folder (default: that of --load).",
+    )
+    keep.add_argument(
+        "--every",
+        type=count,
+        default=EVERY,
+        metavar="N",
+        help=f"A checkpoint is made, and the held-out loss taken, every N iterations and at the "
+        f"end (default: {EVERY}).",
+    )
+    keep.add_argument(
+        "--load",
+        type=file_name,
+        metavar="DIR",
+        help="The training goes on from the last checkpoint of this folder, also on another "
+        "number of processes.",
+    )
+    keep.add_argument(
+        "--tensorboard",
+        type=file_name,
+        metavar="DIR",
+        help="Event files for TensorBoard go to this folder: loss, held-out loss, rate, tokens "
+        "per second, expert load, dropped share.",
+    )
+    run_command.add_places(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, and keep what was trained."""
+    check_kernels(os.environ)
+    if options.all:
+        raise UsageError("--all: a training has one case; leave it out")
+    if options.warmup is not None:
+        raise UsageError("--warmup is for dsmoe run, which measures; leave it out")
+    if options.global_batch is not None and not options.model:
+        raise UsageError("--global-batch goes with --model; leave it out, or name a model")
+    save, load = options.save or options.load, options.load
+    if save is None:
+        raise UsageError("found neither --save nor --load; expected --save DIR")
+    from dsmoe.model.folder import tokenizer_to_go_on
+    from dsmoe.model.kept_run import Plan, SavingStop, train_and_keep
+
+    tokenizer = options.tokenizer
+    if load:
+        tokenizer = tokenizer_to_go_on(load.expanduser(), tokenizer)
+    board = options.tensorboard
+    if board:
+        run_command.check_tensorboard()
+        run_command.make_folder(board)
+    # The event files are not DeepSpeed's, and nothing is measured: the benchmark's options are off.
+    off = {"tensorboard": None, "warmup": 0, "dry_run": False, "resume": False, "output": save}
+    off["tokenizer"] = tokenizer
+    stop = SavingStop()
+    with stop:
+        request = run_command.request_of(argparse.Namespace(**{**vars(options), **off}))
+        [(case, layout)] = request.cases
+        if options.learning_rate:
+            case = dataclasses.replace(case, learning_rate=options.learning_rate)
+        plan = Plan(
+            save.expanduser(), options.every, _whole(load), _whole(board), options.rate_warmup
+        )
+        request = dataclasses.replace(request, cases=((case, layout),))
+        return train_and_keep(request, plan, stop)
+
+
+def _whole(path: Path | None) -> Path | None:
+    return path.expanduser() if path else None

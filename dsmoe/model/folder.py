@@ -1,0 +1,110 @@
+"""A folder of checkpoints as ``dsmoe train`` writes it, and what it says of itself.
+
+``dsmoe.json`` (the case, the text, the tokenizer), ``tokenizer.json`` (where the text was not
+taken by bytes), a folder ``stepN`` for each checkpoint, ``latest`` with the name of the last whole
+one, and ``runs/`` with the logs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.data.tokenizer import json_file
+from dsmoe.common.errors import ResultsError, UsageError
+from dsmoe.common.files import write_atomically
+
+DESCRIPTION = "dsmoe.json"
+TOKENIZER = "tokenizer.json"
+LATEST = "latest"
+FORMAT = 1
+_TAG = "step"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What ``dsmoe.json`` of a folder says, and the step of its last checkpoint."""
+
+    folder: Path
+    case: Case
+    content: str
+    tokenizer: Path | None
+    step: int
+
+
+def tag_of(step: int) -> str:
+    """The checkpoint's folder after ``step`` iterations."""
+    return f"{_TAG}{step}"
+
+
+def step_of(folder: Path) -> int | None:
+    """The iterations that the last whole checkpoint in ``folder`` has; None where there is none."""
+    try:
+        tag = (folder / LATEST).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    number = tag[len(_TAG) :]
+    return int(number) if tag.startswith(_TAG) and number.isdigit() else None
+
+
+def describe(folder: Path, case: Case, content: str, tokenizer: str | None) -> None:
+    """Write ``dsmoe.json`` and the tokenizer. Raises ResultsError."""
+    values = {
+        "format": FORMAT,
+        "case": case.to_dict(),
+        "content": content,
+        "tokenizer": TOKENIZER if tokenizer else None,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if tokenizer and json_file(tokenizer).resolve() != (folder / TOKENIZER).resolve():
+            shutil.copyfile(json_file(tokenizer), folder / TOKENIZER)
+        write_atomically(folder / DESCRIPTION, (json.dumps(values, indent=2) + "\n").encode())
+    except OSError as error:
+        raise ResultsError(
+            f"{folder}: cannot be written ({error.strerror}); expected a folder to write to"
+        ) from error
+
+
+def read_kept(folder: Path) -> Kept:
+    """What is in ``folder``. Raises UsageError for another one, ResultsError for a broken one."""
+    place = folder / DESCRIPTION
+    if not place.is_file():
+        raise UsageError(
+            f"{folder}: found no {DESCRIPTION}; expected a folder that dsmoe train --save wrote"
+        )
+    try:
+        values: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        case, content = Case.from_dict(values["case"]), str(values["content"])
+        tokenizer = folder / values["tokenizer"] if values["tokenizer"] else None
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+        raise ResultsError(
+            f"{place}: cannot be read ({error}); expected what dsmoe train writes"
+        ) from error
+    step = step_of(folder)
+    if step is None:
+        raise UsageError(
+            f"{folder}: found no finished checkpoint (no file {LATEST}); train again with --save"
+        )
+    return Kept(folder, case, content, tokenizer, step)
+
+
+def tokenizer_to_go_on(folder: Path, named: str | None) -> str | None:
+    """The tokenizer of a training that goes on from ``folder``: its own, whether named or not.
+
+    Raises UsageError where ``named`` is another one.
+    """
+    own = read_kept(folder).tokenizer
+    if named is None:
+        return str(own) if own else None
+    place = json_file(named)
+    if own is None or (place.is_file() and place.read_bytes() != own.read_bytes()):
+        raise UsageError(
+            f"--tokenizer {named}: found another tokenizer than that of {folder} "
+            f"({own or 'bytes'}); leave it out, the checkpoint's is taken"
+        )
+    return named

@@ -1,0 +1,12 @@
+"""One training process of ``dsmoe train``, started by DeepSpeed's launcher; kept_training.py has
+what it does."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # The launcher starts this file by its path, which puts its own folder first in sys.path.
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    from dsmoe.benchmark.train.process import main
+
+    main("dsmoe.model.kept_training")

@@ -1,0 +1,95 @@
+"""A trained model in this process, from a folder of checkpoints or an exported one."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsmoe.benchmark.data.tokenizer import load_tokenizer
+from dsmoe.benchmark.run import patched_deepspeed
+from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError
+from dsmoe.common.places import chosen_checkout
+from dsmoe.model import folder as kept
+
+EXPORTED = "config.json"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """``model`` is a MoELM in evaluation mode on ``device``; ``tokenizer`` is the file of its
+    ``encoder`` (None: bytes); ``words`` say where it comes from."""
+
+    model: Any
+    encoder: Any
+    tokenizer: str | None
+    device: str
+    words: str
+
+
+def let_import_deepspeed() -> None:
+    """Let this process import the patched DeepSpeed, quietly. Raises what apply raises."""
+    place, _ = chosen_checkout()
+    patched_deepspeed.ensure(place, lambda words: None)
+    sys.path.insert(0, str(place))
+    logging.disable(logging.WARNING)
+
+
+def open_model(folder: Path) -> Opened:
+    """The model in ``folder``. Raises DsmoeError for another folder and for a broken one."""
+    exported = (folder / EXPORTED).is_file()
+    before = None if exported else kept.read_kept(folder)
+    let_import_deepspeed()
+    import torch
+    from deepspeed.moe.lm import MoELM, MoELMConfig, checkpoint_weights, model_of, read_config
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if before is None:
+            named = read_config(folder).get("tokenizer")
+            model = MoELM.from_exported(folder)
+            tokenizer, words = folder / named if named else None, f"exported model in {folder}"
+        else:
+            config = MoELMConfig(**before.case.model_settings())
+            place, precision = folder / kept.tag_of(before.step), before.case.precision
+            weights = checkpoint_weights(MoELM, place, config, precision)
+            model = model_of(MoELM, weights, config, precision, place)
+            tokenizer, words = before.tokenizer, f"iteration {before.step} of {folder}"
+    except (ValueError, OSError, TypeError) as error:
+        raise ResultsError(f"{folder}: {error}") from error
+    except ImportError as error:
+        raise EnvironmentProblem(f"{folder}: {error}") from error
+    if device == "cpu" and model.embedding.weight.dtype == torch.float16:
+        model, words = model.float(), f"{words}, in fp32 (a CPU)"
+    name = str(tokenizer) if tokenizer else None
+    return Opened(model.to(device), load_tokenizer(name), name, device, words)
+
+
+def export_model(source: Path, to: Path) -> int:
+    """Write the last checkpoint of ``source`` to ``to``; its parameters. Raises DsmoeError."""
+    before = kept.read_kept(source)
+    if to.exists() and any(to.iterdir()) and not (to / EXPORTED).is_file():
+        raise UsageError(
+            f"{to}: found other files there; expected a new folder, or an exported one"
+        )
+    let_import_deepspeed()
+    from deepspeed.moe.lm import MoELM, MoELMConfig, export
+
+    more = {
+        "tokenizer": kept.TOKENIZER if before.tokenizer else None,
+        "iterations": before.step,
+        "content": before.content,
+    }
+    config = MoELMConfig(**before.case.model_settings())
+    place = source / kept.tag_of(before.step)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        if before.tokenizer:
+            (to / kept.TOKENIZER).write_bytes(before.tokenizer.read_bytes())
+        return int(export(MoELM, place, to, config, before.case.precision, more))
+    except (ValueError, OSError) as error:
+        raise ResultsError(f"{source}: cannot be exported to {to}: {error}") from error
+    except ImportError as error:
+        raise EnvironmentProblem(str(error)) from error

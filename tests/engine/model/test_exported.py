@@ -1,0 +1,94 @@
+"""An exported model is the model: its logits after the round trip, for every way to train it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from deepspeed.moe.lm import MoELM, MoELMConfig, export
+from deepspeed.utils.fp32_weights import any_whole_weights
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from support.ranks import run_ranks
+from support.scenarios import MODEL
+
+pytest.importorskip("safetensors")
+pytestmark = pytest.mark.usefixtures("one_process")
+
+GRID = {
+    "stage": st.sampled_from([0, 1, 2]),
+    "precision": st.sampled_from(["fp32", "bf16", "fp16"]),
+    "expert_parallel": st.sampled_from([1, 2]),
+}
+
+
+def trained(folder: str, **scenario: Any) -> torch.Tensor:
+    """Train on two processes and save; the logits [B, S, V] of the engine's own model."""
+    return run_ranks(2, "save_with_logits", scenario, folder)[0]
+
+
+def logits_of(folder: Path) -> torch.Tensor:
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        return MoELM.from_exported(folder)(tokens).float()
+
+
+def exported(source: str, precision: str) -> Path:
+    to = Path(source) / "exported"
+    export(MoELM, Path(source) / "last", to, MoELMConfig(**MODEL), precision, {})
+    return to
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@example(stage=0, precision="bf16", expert_parallel=2)
+@example(stage=1, precision="fp16", expert_parallel=1)
+@example(stage=2, precision="fp32", expert_parallel=2)
+@given(**GRID)
+def test_logits_are_the_engines(stage: int, precision: str, expert_parallel: int) -> None:
+    """To 1e-5 (fp32) or one step of the precision: a batch is cut otherwise on two processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        scenario = {"stage": stage, "precision": precision, "expert_parallel": expert_parallel}
+        expected = trained(folder, **scenario)
+        found = logits_of(exported(folder, precision))
+    apart = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-3}[precision]
+    assert torch.allclose(found, expected, rtol=apart, atol=apart), (found - expected).abs().max()
+
+
+def test_a_dropped_expert_is_seen(tmp_path: Path) -> None:
+    """Of experts that are left out, or zero, the first is refused and the second changes logits."""
+    from safetensors.torch import load, save
+
+    expected = trained(str(tmp_path), stage=2, expert_parallel=2)
+    to = exported(str(tmp_path), "fp32")
+    place = to / "model.safetensors"
+    weights = load(place.read_bytes())
+    names = [name for name in weights if ".experts." in name]
+    assert names
+    fewer = {n: v[:-1] if n in names else v for n, v in weights.items()}
+    place.write_bytes(save({n: v.contiguous() for n, v in fewer.items()}))
+    with pytest.raises(ValueError, match="not of this model"):
+        logits_of(to)
+    for name in names:
+        weights[name][-1] = 0
+    place.write_bytes(save(weights))
+    assert not torch.allclose(logits_of(to), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_missing_expert_file_is_refused(tmp_path: Path) -> None:
+    trained(str(tmp_path), stage=0, expert_parallel=2)
+    [place] = (tmp_path / "last").glob("*expert_3_*model_states.pt")
+    place.unlink()
+    assert any_whole_weights(tmp_path / "last")  # they are there, and too few
+    with pytest.raises(ValueError, match="not of this model"):
+        exported(str(tmp_path), "fp32")
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json"):
+        MoELM.from_exported(tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": "GPT2"}')
+    with pytest.raises(ValueError, match="another model"):
+        MoELM.from_exported(tmp_path)

@@ -1,0 +1,111 @@
+"""``dsmoe train``: a training that is stopped and goes on is the training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import patched
+from support.benchmark_runs import COMMAND
+
+TRAIN = COMMAND.replace('"run", ', '"train", ')
+# Draws in every layer, so that a random state that is lost shows in the losses.
+RANDOM = {"dropout": 0.2, "second_expert_policy": "random"}
+PLAIN = {"second_expert_policy": "all", "capacity_factor": 8.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checkout() -> None:
+    patched.importable()
+
+
+def start(folder: Path, *options: Any, changes: dict[str, Any]) -> subprocess.Popen[str]:
+    text = folder / "text.txt"
+    if not text.exists():
+        text.write_text("".join(f"All work and no play, {n} times.\n" for n in range(400)))
+    words = [*map(str, options), "--data", str(text)]
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAIN, json.dumps(changes), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def train(folder: Path, *options: Any, changes: dict[str, Any]) -> str:
+    process = start(folder, *options, changes=changes)
+    said = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Iteration -> loss, over all runs that wrote to ``folder``."""
+    found = {}
+    for path in sorted(folder.glob("runs/*/iterations.jsonl")):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            found[entry["iteration"]] = entry["loss"]
+    return found
+
+
+def test_a_resumed_training_has_the_losses_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(tmp_path, 1, "--steps", 6, "--save", whole, changes=RANDOM)
+    train(tmp_path, 1, "--steps", 3, "--save", parts, changes=RANDOM)
+    train(tmp_path, 1, "--steps", 6, "--load", parts, changes=RANDOM)
+    assert sorted(losses(parts)) == [1, 2, 3, 4, 5, 6]
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-6)
+
+
+def test_it_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    """Without random draws; both have every token's experts, so that no group matters."""
+    changes = {**PLAIN, "aux_loss_coefficient": 0.0}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(tmp_path, 1, "--steps", 4, "--save", whole, changes=changes)
+    train(tmp_path, 1, "--steps", 2, "--save", parts, changes=changes)
+    train(tmp_path, 2, "--steps", 4, "--load", parts, changes=changes)
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_sigterm_saves_and_ends_with_its_code(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    process = start(tmp_path, 1, "--steps", 100000, "--save", kept, changes=PLAIN)
+    deadline = time.monotonic() + 300
+    while len(losses(kept)) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 143, said
+    step = max(losses(kept))
+    assert f"checkpoint of iteration {step} in {kept}" in said
+    assert (kept / "latest").read_text().strip() == f"step{step}"
+    refused = start(tmp_path, 1, "--save", kept, changes=PLAIN)
+    assert "--load" in refused.communicate(timeout=100)[0] and refused.returncode == 2
+
+
+def test_curves_have_one_axis_and_too_little_text_starts_nothing(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = ("--every", 2, "--save", tmp_path / "kept", "--tensorboard", tmp_path / "board")
+    train(tmp_path, 1, "--steps", 4, *options, changes=PLAIN)
+    events = reader.EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    expected = {"loss/train", "learning_rate", "tokens_per_second", "dropped_share/layer_0"}
+    assert expected | {"expert_load/layer_0/expert_1"} <= tags
+    for tag in expected:
+        assert [event.step for event in events.Scalars(tag)] == [1, 2, 3, 4], tag
+    (tmp_path / "text.txt").write_text("Too little.")
+    short = start(tmp_path, 1, "--save", tmp_path / "other", changes=PLAIN)
+    said = short.communicate(timeout=100)[0]
+    assert short.returncode == 9 and "tokens" in said, said
+    assert not (tmp_path / "other" / "runs").exists()
