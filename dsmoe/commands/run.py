@@ -152,16 +152,15 @@ def request_of(options: argparse.Namespace) -> Request:
     options.hostfile = options.hostfile or _hostfile_of(options)
     machine = _head(options)
     memory = machine.hardware.get("device_memory_bytes")
+
+    def on_hosts(processes: int) -> int:
+        return lay_out(options.hostfile, processes).devices
+
     if getattr(options, "model", None):
         changes = shared.changes_of(options)
-        cases = [case_of_model(options.model, options.gpus, options.global_batch, changes)]
+        cases = [case_of_model(options.model, options.gpus, changes, on_hosts)]
     else:
-        cases = chosen_cases(
-            shared.wanted_of(options),
-            machine.device,
-            memory,
-            lambda processes: lay_out(options.hostfile, processes).devices,
-        )
+        cases = chosen_cases(shared.wanted_of(options), machine.device, memory, on_hosts)
     try:
         available = None if options.hostfile else machine.hardware.get("device_count")
         check_device(cases, machine.device, available)
@@ -267,7 +266,7 @@ def check_text(options: argparse.Namespace) -> None:
     refuse_output(options.output.expanduser())
     load_tokenizer(options.tokenizer and str(Path(options.tokenizer).expanduser()))
     paths = shared.text_paths(options)
-    if paths and not (len(paths) == 1 and is_pair(paths[0])):
+    if paths and not is_pair(paths):
         find_sources(paths)
 
 

@@ -119,11 +119,6 @@ def prepare(
         raise DataError(f"{cache}: the cache cannot be written: {error.strerror}") from error
 
 
-def is_pair(paths: Sequence[str]) -> bool:
-    """Whether ``paths`` name an existing token pair, which is used as it is."""
-    return len(paths) == 1 and all(path.is_file() for path in pair_paths(paths[0]))
-
-
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 

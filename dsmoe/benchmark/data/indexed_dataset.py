@@ -29,7 +29,7 @@ import struct
 from array import array
 from pathlib import Path
 from types import TracebackType
-from typing import Union
+from typing import Sequence, Union
 
 import numpy as np
 
@@ -63,9 +63,9 @@ def pair_paths(prefix: PathLike) -> tuple[Path, Path]:
     return Path(text + ".bin"), Path(text + ".idx")
 
 
-def is_pair(prefix: PathLike) -> bool:
-    """Whether ``prefix`` names a pair of files."""
-    return all(path.is_file() for path in pair_paths(prefix))
+def is_pair(paths: Sequence[PathLike]) -> bool:
+    """Whether ``paths`` are one name, of an existing token pair, which is used as it is."""
+    return len(paths) == 1 and all(path.is_file() for path in pair_paths(paths[0]))
 
 
 class PairWriter:

@@ -9,6 +9,7 @@ from typing import Any
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.data import corpus
+from dsmoe.benchmark.data.indexed_dataset import is_pair
 from dsmoe.benchmark.data.sources import survey
 from dsmoe.benchmark.data.tokenizer import check_vocabulary, load_tokenizer
 from dsmoe.benchmark.results.record import RunRecord, failed, finite_or_none, labels, measured
@@ -37,7 +38,7 @@ def prepare_text(request: Request, case: Case) -> corpus.Corpus:
     What was left out is printed; a tokenizer that does not fit is refused before it is used.
     """
     paths, tokenizer = request.text.paths, request.text.tokenizer
-    if not corpus.is_pair(paths):
+    if not is_pair(paths):
         size = load_tokenizer(tokenizer).vocab_size
         check_vocabulary(size - 1, case.model.vocab_size, tokenizer or "bytes")
         if paths:
