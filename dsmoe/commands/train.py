@@ -35,12 +35,6 @@ def make_parser(prog: str) -> OneLineParser:
     )
     shared.add_case_options(parser)
     parser.add_argument("--model", metavar="NAME", help="The model is this size of the paper.")
-    parser.add_argument(
-        "--global-batch",
-        type=count,
-        metavar="N",
-        help="With --model, an iteration has N sequences.",
-    )
     rate = parser.add_argument_group("learning rate (default: the case's own, constant)")
     rate.add_argument("--learning-rate", type=positive, metavar="X", help="The rate is X.")
     rate.add_argument(
@@ -91,8 +85,6 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--all: a training has one case; leave it out")
     if options.warmup is not None:
         raise UsageError("--warmup is for dsmoe run, which measures; leave it out")
-    if options.global_batch is not None and not options.model:
-        raise UsageError("--global-batch goes with --model; leave it out, or name a model")
     save, load = options.save or options.load, options.load
     if save is None:
         raise UsageError("found neither --save nor --load; expected --save DIR")

@@ -62,7 +62,6 @@ def test_a_training_goes_on_with_its_tokenizer(kept: Path, tmp_path: Path) -> No
         (("1",), "expected --save DIR"),
         (("1", "--save", "x", "--all"), "--all"),
         (("1", "--save", "x", "--warmup", "1"), "--warmup"),
-        (("1", "--save", "x", "--global-batch", "8"), "--global-batch goes with --model"),
     ],
 )
 def test_mistakes_are_one_line(
