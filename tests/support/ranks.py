@@ -61,22 +61,25 @@ class Pool:
                 stderr=log,
             )
 
-    def run(self, function: str, arguments: tuple[Any, ...]) -> list[Any]:
+    def start(self, function: str, arguments: tuple[Any, ...]) -> None:
         self.calls += 1
         torch.save([function, *arguments], self.here / f"in{self.calls}")
         for worker in self.workers:
             worker.stdin.write(f"{self.calls}\n".encode())
             worker.stdin.flush()
+
+    def run(self, function: str, arguments: tuple[Any, ...]) -> list[Any]:
+        self.start(function, arguments)
         outputs = [self.here / f"out{self.calls}-{rank}" for rank in range(len(self.workers))]
         deadline = time.monotonic() + TIMEOUT
         while not all(output.exists() for output in outputs):
             if any(w.poll() is not None for w in self.workers) or time.monotonic() > deadline:
                 time.sleep(0.5)  # the others say what they saw
-                raise AssertionError(f"{function} failed\n{self._said()}")
+                raise AssertionError(f"{function} failed\n{self.said()}")
             time.sleep(0.01)
         return [torch.load(output, map_location="cpu") for output in outputs]
 
-    def _said(self) -> str:
+    def said(self) -> str:
         logs = [self.here / f"log{rank}" for rank in range(len(self.workers))]
         codes = [worker.poll() for worker in self.workers]
         text = "\n".join(log.read_text(errors="replace")[-3000:] for log in logs)

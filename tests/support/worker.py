@@ -18,6 +18,7 @@ from support import (
     engine_probes,
     file_probes,
     flat_probes,
+    manifest_probes,
     probes,
     refusal_probes,
     resize_probes,
@@ -38,6 +39,7 @@ MODULES = (
     config_probes,
     counter_probes,
     file_probes,
+    manifest_probes,
     refusal_probes,
     resize_probes,
 )
