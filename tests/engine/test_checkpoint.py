@@ -62,6 +62,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 
 def test_missing_zero_files_fall_back_to_the_weights(saved: tuple[Path, dict], tmp_path: Path):
     folder, weights = _copy(saved, tmp_path)
+    (folder / "second" / "manifest.sha256").unlink()
     for path in folder.glob("second/zero_pp_rank_*"):
         path.unlink()
     for result in run_ranks(2, "weights_after_loading", SMALL, str(folder), None, False):
@@ -81,6 +82,7 @@ def test_weights_load_at_another_expert_parallel_size(saved: tuple[Path, dict]) 
 
 def test_foreign_pickle_is_refused(saved: tuple[Path, dict], tmp_path: Path) -> None:
     folder, _ = _copy(saved, tmp_path)
+    (folder / "second" / "manifest.sha256").unlink()
     proof = tmp_path / "ran"
     for name in (
         "zero_pp_rank_0_mp_rank_00_optim_states.pt",

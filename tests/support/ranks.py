@@ -62,33 +62,37 @@ class Pool:
         self._forker.stdin.write(f"{self.here} {processes}\n".encode())
         self._forker.stdin.flush()
 
-    def run(self, function: str, arguments: tuple[Any, ...]) -> list[Any]:
+    def start(self, function: str, arguments: tuple[Any, ...]) -> None:
         self.calls += 1
         torch.save([function, *arguments], self.here / f"in{self.calls}")
         for end in self._ends:
             os.write(end, f"{self.calls}\n".encode())
+
+    def run(self, function: str, arguments: tuple[Any, ...]) -> list[Any]:
+        self.start(function, arguments)
         outputs = [self.here / f"out{self.calls}-{rank}" for rank in self.ranks]
         deadline = time.monotonic() + TIMEOUT
         while not all(output.exists() for output in outputs):
             if self._one_ended() or time.monotonic() > deadline:
                 time.sleep(0.5)  # the others say what they saw
-                raise AssertionError(f"{function} failed\n{self._said()}")
+                raise AssertionError(f"{function} failed\n{self.said()}")
             time.sleep(0.01)
         return [torch.load(output, map_location="cpu") for output in outputs]
 
     def _one_ended(self) -> bool:
-        return self._forker.poll() is not None or not all(map(psutil.pid_exists, self._pids()))
+        return self._forker.poll() is not None or not all(map(psutil.pid_exists, self.pids()))
 
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
+        """The processes that have started."""
         texts = [f.read_text() for f in self.here.glob("pid*")]
         return [int(text) for text in texts if text]
 
-    def _said(self) -> str:
+    def said(self) -> str:
         logs = sorted(self.here.glob("log*"))
         return "\n".join(f"{f.name}:\n{f.read_text(errors='replace')[-3000:]}" for f in logs)
 
     def close(self) -> None:
-        for pid in self._pids():
+        for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for end in self._ends:

@@ -20,6 +20,7 @@ from support import (
     file_probes,
     flat_probes,
     layout_probes,
+    manifest_probes,
     probes,
     refusal_probes,
     resize_probes,
@@ -42,6 +43,7 @@ MODULES = (
     config_probes,
     counter_probes,
     file_probes,
+    manifest_probes,
     refusal_probes,
     resize_probes,
 )

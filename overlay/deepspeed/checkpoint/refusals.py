@@ -8,6 +8,7 @@ from typing import Any
 from deepspeed.moe.expert_layout import check_checkpoint
 from deepspeed.utils import logger
 from deepspeed.utils.checkpoint_io import load
+from deepspeed.utils.fp32_weights import FORMER, SAVING, advice, tag_folder
 
 _WEIGHTS_ONLY = "or load the weights alone with load_module_only=True"
 
@@ -22,10 +23,11 @@ def find_tag(engine: Any, folder: Any, tag: Any) -> Any:
             folder of the tag has no weights.
     """
     folder = Path(folder)
-    tags = sorted({path.parent.name for path in folder.glob("*/*_states.pt")})
+    found = {path.parent.name for path in folder.glob("*/*_states.pt")}
+    tags = sorted(tag for tag in found if SAVING not in tag and not tag.endswith(FORMER))
     latest = folder / "latest"
     if tag is None and latest.is_file():
-        tag = latest.read_text().strip()
+        tag = latest.read_text(errors="replace").strip()
     elif tag is None and tags:
         raise RuntimeError(
             f"{folder} has no file latest and holds the tags {_few(tags)}, expected one of the two"
@@ -34,7 +36,11 @@ def find_tag(engine: Any, folder: Any, tag: Any) -> Any:
     elif tag is None:
         logger.warning(f"{folder} holds no checkpoint (no file latest): nothing is loaded")
         return None
-    if not (folder / str(tag)).is_dir():
+    place = tag_folder(folder, str(tag))
+    if place.name.endswith(FORMER) and place != folder / str(tag):
+        logger.warning(f"saving {tag} was interrupted: {place}, the one before, is loaded")
+        tag = str(tag) + FORMER
+    if not str(tag) or not place.is_dir():
         raise RuntimeError(
             f"{folder} has no checkpoint {tag!r}, expected one of"
             f" {_few(tags) or 'some, but it holds none'}: pass another tag, or another folder"
@@ -55,7 +61,7 @@ def _refuse_without_weights(engine: Any, folder: Path) -> None:
         )
     raise RuntimeError(
         f"{folder} has no mp_rank_00_model_states.pt, expected it beside the others: copy the whole"
-        " folder, or load another tag"
+        f" folder; {advice(folder)}"
     )
 
 

@@ -31,6 +31,9 @@ def check_keys(config: dict[str, Any], rank: int = 0) -> None:
             that is no mapping; for a ZeRO stage that is none.
     """
     _check_section(config, "", rank)
+    verify = _given(config, "checkpoint.verify")
+    if verify is not _ABSENT and not isinstance(verify, bool):
+        raise ValueError(f"configuration: checkpoint.verify is {verify!r}, expected true or false")
     state = _State(config)
     if rank:
         return

@@ -48,6 +48,7 @@ _GENERAL: list[Row] = [
     ("vocabulary_size", None, "a warning if it is no multiple of 8, and nothing else", ""),
     ("dataloader_drop_last", False, "leave out the last batch where it is not full", ""),
     ("checkpoint.tag_validation", "Warn", "Ignore, Warn or Fail where the tags differ", ""),
+    ("checkpoint.verify", True, "compare a checkpoint's files with its manifest at loading", ""),
     (
         "optimizer.type",
         None,

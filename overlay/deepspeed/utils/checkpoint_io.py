@@ -5,6 +5,7 @@ torch reads pickles, and a pickle can call anything: plain_pickle.py says what i
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -42,24 +43,49 @@ def load(path: Any, map_location: Any = None) -> Any:
         ) from error
 
 
+#: SHA-256 of what :func:`save` has written, by path; finish_saving takes them out again.
+digests: dict[str, str] = {}
+
+
+class _Hashing:
+    """A file to write to, and the SHA-256 of what was written."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: Any) -> Any:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def save(state: Any, path: Any) -> None:
     """``torch.save(state, path)``; if it is killed the former file remains."""
     beside = Path(f"{path}.tmp")
     with beside.open("wb") as file:
-        torch.save(state, file)
+        hashing = _Hashing(file)
+        torch.save(state, hashing)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+    digests[str(path)] = hashing.sha256.hexdigest()
 
 
 def write_latest(folder: Any, tag: str) -> None:
     """Write ``tag`` to the file ``latest`` of ``folder``, completely or not at all."""
-    beside = Path(folder) / "latest.tmp"
-    with beside.open("w") as file:
-        file.write(tag)
+    write_whole(Path(folder) / "latest", tag.encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, completely or not at all, and durably."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(Path(folder) / "latest")
+    beside.replace(path)
 
 
 def state_value(saved: Any, parameter: torch.Tensor, group: dict[str, Any]) -> Any:

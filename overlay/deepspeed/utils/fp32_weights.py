@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Write the fp32 weights of a ZeRO checkpoint, all in one file that torch.load reads.
 
-    python zero_to_fp32.py CHECKPOINT_FOLDER OUTPUT_FILE [--tag TAG]
+    python zero_to_fp32.py CHECKPOINT_FOLDER OUTPUT_FILE [--tag TAG] [--no-verify]
 
 CHECKPOINT_FOLDER is the one that holds ``latest`` and a folder for each tag. This file is copied
 into it and needs torch (1.10 or later) and nothing else. The result is the ``state_dict`` of the
 model in one process: experts of all expert parallel ranks, tied weights under each of their names,
 buffers, and parameters that are not trained. No code in the checkpoint's pickles is run: a class
-that is no tensor or container is read as an empty object.
+that is no tensor or container is read as an empty object. Files are compared with manifest.sha256
+first, which the engine writes last; ``sha256sum --check manifest.sha256`` does the same.
 
 The partitions of a parameter group, rank after rank, are its parameters one after the other, in
 the order of ``param_shapes``, then padding. A group with fewer partitions than there are files is
@@ -15,6 +16,7 @@ of experts: at expert parallel size E rank r holds a partition of the experts of
 """
 
 import argparse
+import hashlib
 import inspect
 import pickle
 import re
@@ -30,6 +32,9 @@ ZERO_FILE = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_?optim_states\.pt")
 EXPERT_FILE = re.compile(r"expert_(\d+)_mp_rank_00_model_states\.pt")
 ONE_EXPERT = re.compile(r"(?<=\.deepspeed_moe\.experts\.deepspeed_experts\.)(\d+)(?=\.)")
 STACKED = ".deepspeed_moe.experts.stacked."
+MANIFEST = "manifest.sha256"
+# Folders beside those of the tags: one that is being written, one that a later save replaces.
+SAVING, FORMER = ".saving-", ".former"
 # What a pickle may name; all else becomes an object that does nothing.
 ALLOWED = {
     "collections": {"OrderedDict", "defaultdict", "deque"},
@@ -60,17 +65,10 @@ class _Ignored:
     def __call__(self, *args, **kwargs):
         return self
 
-    def append(self, value):
-        pass
-
-    def extend(self, values):
-        pass
-
-    def add(self, value):
-        pass
-
     def __setitem__(self, key, value):
         pass
+
+    append = extend = add = __setstate__
 
 
 class _Unpickler(pickle.Unpickler):
@@ -83,7 +81,6 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _load(path):
-    """The contents of a file, on the CPU."""
     module = types.SimpleNamespace(
         __name__="pickle", Unpickler=_Unpickler, load=lambda f, **k: _Unpickler(f, **k).load()
     )
@@ -95,6 +92,86 @@ def _load(path):
     except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path} cannot be read ({reason}): it is cut short or damaged") from None
+
+
+def digest(path):
+    """The SHA-256 of a file, in hexadecimal digits."""
+    result = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        for part in iter(lambda: file.read(1 << 22), b""):
+            result.update(part)
+    return result.hexdigest()
+
+
+def read_manifest(folder):
+    """name: SHA-256 of the files in ``folder``, that of one tag; None where it has no manifest.
+
+    Raises ValueError where the manifest itself is cut short or damaged: its last line is the
+    SHA-256 of those above.
+    """
+    try:
+        lines = (Path(folder) / MANIFEST).read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return None
+    last = b"# " + hashlib.sha256(b"".join(lines[:-1])).hexdigest().encode() + b"\n"
+    if len(lines) < 2 or lines[-1] != last:
+        raise ValueError(f"{Path(folder) / MANIFEST} is cut short or damaged")
+    entries = (line.decode().rstrip("\n").split("  ", 1) for line in lines[1:-1])
+    return {name: sha for sha, name in entries}
+
+
+def fault(folder, name, listed):
+    """What is wrong with the file ``name`` of ``folder``; None if it is as ``listed`` says."""
+    path = Path(folder) / name
+    if not path.is_file():
+        return f"{path} is missing, expected it as {MANIFEST} lists it"
+    found = digest(path)
+    if found == listed[name]:
+        return None
+    others = [other for other, sha in listed.items() if sha == found]
+    kind = f"holds {others[0]}" if others else "is cut short or damaged"
+    return f"{path} {kind} (SHA-256 {found[:12]}..., expected {listed[name][:12]}...)"
+
+
+def advice(folder):
+    """What to do with a damaged checkpoint in ``folder``: which tag was saved before it."""
+    folder = Path(folder)
+    limit = _saved(folder) or "~"
+    times = {p.name: _saved(p) for p in folder.parent.iterdir() if SAVING not in p.name}
+    before = [(t, n) for n, t in times.items() if t and t < limit and _is_there(folder.parent / n)]
+    return f"copy it anew, or load {f'the tag {max(before)[1]!r}' if before else 'another tag'}"
+
+
+def _saved(folder):
+    """When the checkpoint in ``folder`` was saved, as text that sorts; "" where it is not known."""
+    try:
+        head = (folder / MANIFEST).read_bytes().splitlines()[:1]
+    except OSError:
+        return ""
+    return b"".join(head).partition(b" saved ")[2].decode(errors="replace")
+
+
+def _is_there(folder):
+    try:
+        return all((folder / name).is_file() for name in read_manifest(folder))
+    except ValueError:
+        return False
+
+
+def tag_folder(folder, tag):
+    """The folder of ``tag``; the former one where saving anew was killed as the two changed."""
+    place, former = Path(folder) / tag, Path(folder) / (tag + FORMER)
+    return former if former.is_dir() and not place.exists() else place
+
+
+def _check_manifest(folder):
+    listed = read_manifest(folder)
+    if listed is None:
+        print(f"{folder} has no {MANIFEST} (an earlier version saved it): no file is verified")
+    for name in listed or {}:
+        found = None if name.startswith("expp_rank_") else fault(folder, name, listed)
+        if found:
+            raise ValueError(f"{found}: {advice(folder)}")
 
 
 def _zero_files(folder):
@@ -224,13 +301,15 @@ def _add_experts_rest(weights, folder):
     weights.update((name, torch.stack(values)) for name, values in slices.items())
 
 
-def whole_weights(folder):
+def whole_weights(folder, verify=True):
     """The fp32 state_dict of the checkpoint in ``folder``, that of one tag; on the CPU.
 
     Raises:
         ValueError: where files are missing, damaged or do not belong together.
     """
     folder = Path(folder)
+    if verify:
+        _check_manifest(folder)
     found, model = _zero_files(folder), _model_file(folder)
     processes = model.get("dp_world_size", len(found))
     if sorted(found) != list(range(processes)):
@@ -261,7 +340,7 @@ def whole_weights(folder):
     return OrderedDict(weights)
 
 
-def any_whole_weights(folder):
+def any_whole_weights(folder, verify=True):
     """The state_dict of the checkpoint in ``folder``, also of one without ZeRO.
 
     Without ZeRO the weights have the precision of the training. Raises ValueError as
@@ -269,13 +348,15 @@ def any_whole_weights(folder):
     """
     folder = Path(folder)
     if any(ZERO_FILE.fullmatch(path.name) for path in folder.iterdir()):
-        return whole_weights(folder)
+        return whole_weights(folder, verify)
+    if verify:
+        _check_manifest(folder)
     weights = {n: v for n, v in _model_file(folder)["module"].items() if torch.is_tensor(v)}
     _add_experts_rest(weights, folder)
     return OrderedDict(weights)
 
 
-def get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag=None):
+def get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag=None, verify=True):
     """The fp32 state_dict of ``tag`` (by default that in ``latest``) in ``checkpoint_dir``.
 
     Raises ValueError as :func:`whole_weights`, and where there is no such tag.
@@ -289,15 +370,16 @@ def get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag=None):
                 f"{folder} has no file latest, expected the folder that save_checkpoint was given;"
                 f" name a tag of {sorted(set(tags))}"
             )
-        tag = latest.read_text().strip()
-    if not (folder / tag).is_dir():
+        tag = latest.read_text(errors="replace").strip()
+    place = tag_folder(folder, tag)
+    if not tag or not place.is_dir():
         raise ValueError(f"{folder} has no folder {tag}, expected the tag of a checkpoint")
-    return whole_weights(folder / tag)
+    return whole_weights(place, verify)
 
 
-def convert_zero_checkpoint_to_fp32_state_dict(checkpoint_dir, output_file, tag=None):
+def convert_zero_checkpoint_to_fp32_state_dict(checkpoint_dir, output_file, tag=None, verify=True):
     """Write that state_dict to ``output_file``, whole or not at all."""
-    state = get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag)
+    state = get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag, verify)
     beside = f"{output_file}.tmp"
     torch.save(state, beside)
     Path(beside).replace(output_file)
@@ -317,10 +399,13 @@ def main():
     parser.add_argument("checkpoint_dir", help="the folder that holds latest and the tags' folders")
     parser.add_argument("output_file", help="e.g. pytorch_model.bin")
     parser.add_argument("-t", "--tag", help="by default the one that latest names")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare with the manifest")
     parser.add_argument("-d", "--debug", action="store_true", help="show where an error arises")
     args = parser.parse_args()
     try:
-        convert_zero_checkpoint_to_fp32_state_dict(args.checkpoint_dir, args.output_file, args.tag)
+        convert_zero_checkpoint_to_fp32_state_dict(
+            args.checkpoint_dir, args.output_file, args.tag, not args.no_verify
+        )
     except (ValueError, OSError) as error:
         if args.debug:
             raise
