@@ -13,11 +13,13 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Sequence
 
+from dsmoe.common import programs
 from dsmoe.common.errors import EnvironmentProblem, GitFailed
 
 # Each key can change what is written, compared or printed; -c outranks every file.
@@ -83,6 +85,10 @@ _SPACE = (
 # Commands that compare the index with the work tree; those that write it do, for files whose time
 # of change is that of the index. A temporary index of ours knows no times.
 _COMPARING = ("status", "diff-files", "checkout-index", "read-tree", "update-index")
+# Those that answer at once, and the first of which every command begins with; the others may have
+# a whole work tree to read or write on a slow file system.
+_QUICK = ("config", "rev-parse", "version", "--version", "symbolic-ref")
+QUICK_SECONDS, LONG_SECONDS = 15.0, 300.0
 _RIGHTS = ("Read-only file system", "Permission denied", "insufficient permission")
 
 
@@ -107,6 +113,13 @@ def require_git() -> Any:
         )
     # Without this GitPython itself raises a long ImportError about the executable.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    if "git.cmd" not in sys.modules:  # importing it runs git, without a limit
+        try:
+            programs.ask(["git", "version"], QUICK_SECONDS)
+        except (programs.TimedOut, OSError) as error:
+            raise EnvironmentProblem(
+                f"git cannot be used: {error}; check the program {shutil.which('git')}"
+            ) from None
     try:
         from git.cmd import Git as PythonGit
         from git.cmd import execute_kwargs
@@ -205,7 +218,8 @@ class Git:
         if self.trusted:
             command += ["-c", "safe.directory=*"]
         command += args
-        extra: dict[str, Any] = {}
+        seconds = QUICK_SECONDS if args[0] in _QUICK else LONG_SECONDS
+        extra: dict[str, Any] = {"kill_after_timeout": seconds}
         if self.lock_fd is not None:
             extra["pass_fds"] = (self.lock_fd,)
         with tempfile.TemporaryFile() as source:
@@ -220,6 +234,11 @@ class Git:
                 stdout_as_string=False,
                 strip_newline_in_stdout=False,
                 **extra,
+            )
+        if status == -signal.SIGKILL and err.startswith("Timeout: the command"):
+            raise EnvironmentProblem(
+                f"git {args[0]} did not end within {seconds:g} s in {self.path} and was ended; "
+                f"check the file system, and the program {shutil.which('git')}"
             )
         return GitOutput(status, out, err)
 

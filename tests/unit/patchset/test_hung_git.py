@@ -1,0 +1,36 @@
+"""A git that never answers is ended after a limit of seconds, and named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dsmoe.common.errors import EnvironmentProblem
+from dsmoe.patchset import git as ours
+
+
+def _hung_git(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    program = folder / "git"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(ours, "QUICK_SECONDS", 0.5)
+    return str(program)
+
+
+def test_a_command_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours.require_git()
+    program = _hung_git(tmp_path, monkeypatch)
+    with pytest.raises(EnvironmentProblem, match=r"git rev-parse did not end within 0.5 s") as said:
+        ours.Git(tmp_path).run("rev-parse", "HEAD")
+    assert program in str(said.value)
+
+
+def test_gitpythons_import_has_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = _hung_git(tmp_path, monkeypatch)
+    monkeypatch.delitem(ours.sys.modules, "git.cmd", raising=False)
+    with pytest.raises(EnvironmentProblem, match=r"git did not end within 0.5 s") as said:
+        ours.require_git()
+    assert program in str(said.value)
