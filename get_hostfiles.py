@@ -7,7 +7,7 @@ from dsmoe.common import startup
 
 if __name__ == "__main__":
     startup.begin()
-    from dsmoe.common.requires import check_python
+    from dsmoe.common.packages.requires import check_python
 
     check_python("get_hostfiles.py")
     from dsmoe.cli import main

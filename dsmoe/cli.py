@@ -15,7 +15,7 @@ from typing import Any, Sequence
 
 from dsmoe.common.arguments import OneLineParser
 from dsmoe.common.guard import guarded
-from dsmoe.common.program import typed_as
+from dsmoe.common.typed import typed_as
 
 #: Name -> what it does, in one sentence.
 COMMANDS = {
@@ -82,7 +82,7 @@ def _run(arguments: list[str], prog: str | None) -> int:
             options = parser.parse_args(arguments[1:])
         except SystemExit as ended:  # argparse printed the help
             return int(ended.code or 0)
-        from dsmoe.common.interpreter import need
+        from dsmoe.common.packages.interpreter import need
 
         need(*command.NEEDS)
         return int(command.run(options))

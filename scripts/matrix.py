@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dsmoe.common.dependencies import requirements  # noqa: E402
+from dsmoe.common.packages.dependencies import requirements  # noqa: E402
 
 PLACE = ROOT / "build" / "matrix"
 TABLE = ROOT / "docs" / "reference" / "compatibility.md"

@@ -33,7 +33,7 @@ lacks() { # PYTHON EXTRA...: a line for each package that this Python needs and 
     "$python" - "$here" "$@" <<'PY'
 import sys
 sys.path.insert(0, sys.argv[1])
-from dsmoe.common.dependencies import missing, requirements
+from dsmoe.common.packages.dependencies import missing, requirements
 for item in dict.fromkeys(missing(requirements() + requirements(*sys.argv[2:]))):
     print(item)
 PY

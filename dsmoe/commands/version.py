@@ -7,8 +7,8 @@ import platform
 from typing import Any
 
 from dsmoe import __version__
-from dsmoe.common import dependencies
 from dsmoe.common.errors import DsmoeError
+from dsmoe.common.packages import dependencies
 from dsmoe.patchset.base import Base, load_bases
 from dsmoe.patchset.locked_result import read_result
 from dsmoe.patchset.series import load_series, readable

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Sequence
 
 from dsmoe.common.errors import HostProblem
-from dsmoe.common.program import program
+from dsmoe.common.typed import program
 from dsmoe.hosts.host import Host, grammar
 
 MAX_BYTES: int = grammar.MAX_BYTES

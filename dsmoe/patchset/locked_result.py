@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from dsmoe.common.errors import ResultMismatch
-from dsmoe.common.program import program
+from dsmoe.common.typed import program
 from dsmoe.patchset.base import Base
 from dsmoe.patchset.inputs import read_input
 

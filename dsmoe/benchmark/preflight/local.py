@@ -12,10 +12,10 @@ from pathlib import Path
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
 from dsmoe.benchmark.preflight.hosts import check_hosts
 from dsmoe.benchmark.results.store import RECORDS, ROWS
-from dsmoe.common import dependencies
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem
+from dsmoe.common.packages import dependencies
+from dsmoe.common.packages.requires import torch_problem
 from dsmoe.common.places import LAUNCHER, checkout_folder, import_root
-from dsmoe.common.requires import torch_problem
 from dsmoe.hosts.hostfile import read_hostfile
 from dsmoe.patchset.checkout import situation, state
 

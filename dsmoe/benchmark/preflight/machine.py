@@ -8,9 +8,9 @@ from typing import Any
 
 from dsmoe import __version__
 from dsmoe.benchmark.preflight.probe import torch_facts
-from dsmoe.common.dependencies import how_to_install
 from dsmoe.common.errors import EnvironmentProblem
-from dsmoe.common.requires import torch_problem
+from dsmoe.common.packages.dependencies import how_to_install
+from dsmoe.common.packages.requires import torch_problem
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable, Mapping, Sequence
 
 from dsmoe.common.errors import ExportRefused, NotApplied, UsageError
-from dsmoe.common.program import program
+from dsmoe.common.typed import program
 from dsmoe.patchset.authoring.history import History, make_diff, read_history, take_edit, touching
 from dsmoe.patchset.authoring.publish import Item, publish
 from dsmoe.patchset.base import Base

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from dsmoe.common.errors import NotACheckout, OtherBase
-from dsmoe.common.program import program
+from dsmoe.common.typed import program
 from dsmoe.patchset.base import Base
 from dsmoe.patchset.git import Git, damaged
 from dsmoe.patchset.locked_result import read_result

@@ -164,7 +164,7 @@ def tag_folder(folder, tag):
     return former if former.is_dir() and not place.exists() else place
 
 
-def _check_manifest(folder):
+def check_manifest(folder):
     listed = read_manifest(folder)
     if listed is None:
         print(f"{folder} has no {MANIFEST} (an earlier version saved it): no file is verified")
@@ -194,7 +194,7 @@ def _zero_files(folder):
     return found
 
 
-def _model_file(folder):
+def model_file(folder):
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
         if (folder / name).is_file():
             return _load(folder / name)
@@ -284,7 +284,7 @@ def _add_the_rest(weights, module):
         weights[name] = weights[masters[place]] if place in masters else _fp32(value)
 
 
-def _add_experts_rest(weights, folder):
+def add_experts_rest(weights, folder):
     """What of the experts is not trained, from the files of all experts."""
     files = {}
     for path in folder.iterdir():
@@ -309,8 +309,8 @@ def whole_weights(folder, verify=True):
     """
     folder = Path(folder)
     if verify:
-        _check_manifest(folder)
-    found, model = _zero_files(folder), _model_file(folder)
+        check_manifest(folder)
+    found, model = _zero_files(folder), model_file(folder)
     processes = model.get("dp_world_size", len(found))
     if sorted(found) != list(range(processes)):
         missing = sorted(set(range(processes)) - set(found))[:5]
@@ -336,23 +336,7 @@ def whole_weights(folder, verify=True):
         )
     weights = _stage_2_weights(states, shapes)
     _add_the_rest(weights, model["module"])
-    _add_experts_rest(weights, folder)
-    return OrderedDict(weights)
-
-
-def any_whole_weights(folder, verify=True):
-    """The state_dict of the checkpoint in ``folder``, also of one without ZeRO.
-
-    Without ZeRO the weights have the precision of the training. Raises ValueError as
-    :func:`whole_weights`.
-    """
-    folder = Path(folder)
-    if any(ZERO_FILE.fullmatch(path.name) for path in folder.iterdir()):
-        return whole_weights(folder, verify)
-    if verify:
-        _check_manifest(folder)
-    weights = {n: v for n, v in _model_file(folder)["module"].items() if torch.is_tensor(v)}
-    _add_experts_rest(weights, folder)
+    add_experts_rest(weights, folder)
     return OrderedDict(weights)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.moe.lm import MoELM, MoELMConfig, export
-from deepspeed.utils.fp32_weights import any_whole_weights
+from deepspeed.utils.any_weights import any_whole_weights
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.ranks import run_ranks

@@ -18,7 +18,7 @@ from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.benchmark.results.record import measured
 from dsmoe.benchmark.results.store import append
 from dsmoe.cli import COMMANDS
-from dsmoe.common.dependencies import parse, requirements
+from dsmoe.common.packages.dependencies import parse, requirements
 from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.sources.archive import fetch_archive
 
@@ -125,7 +125,7 @@ def test_it_is_the_installed_package_and_knows_its_parts(installed: Path, tmp_pa
 def test_its_metadata_is_the_list_of_pyproject(extra: str, installed: Path, tmp_path: Path) -> None:
     asked = [extra] if extra else []
     code = (
-        "import sys; from dsmoe.common.dependencies import requirements\n"
+        "import sys; from dsmoe.common.packages.dependencies import requirements\n"
         "for item in requirements(*sys.argv[1:]): print(item)"
     )
     done = python(installed.with_name("python"), "-c", code, *asked, cwd=tmp_path)

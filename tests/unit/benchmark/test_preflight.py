@@ -11,8 +11,8 @@ from support.commands import dsmoe
 from dsmoe.benchmark.preflight import hosts as hosts_check
 from dsmoe.benchmark.preflight import local
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
-from dsmoe.common import dependencies
 from dsmoe.common.errors import EnvironmentProblem
+from dsmoe.common.packages import dependencies
 
 
 def test_a_busy_gpu_and_a_wrong_clock_are_warnings(tmp_path: Path, monkeypatch) -> None:

@@ -12,9 +12,10 @@ import pytest
 from support import ROOT
 
 from dsmoe.commands import version
-from dsmoe.common import dependencies, places
-from dsmoe.common.dependencies import Requirement, missing, parse, requirements
+from dsmoe.common import places
 from dsmoe.common.errors import EnvironmentProblem
+from dsmoe.common.packages import dependencies
+from dsmoe.common.packages.dependencies import Requirement, missing, parse, requirements
 
 
 def lists() -> dict[str, list[str]]:

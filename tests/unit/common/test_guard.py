@@ -161,8 +161,9 @@ def test_the_states_of_status_have_the_codes_of_the_table() -> None:
 
 def test_the_codes_that_are_written_out_are_those_of_the_table() -> None:
     """Files that old Pythons read, or that import nothing, have the number in themselves."""
-    from dsmoe.common import guard, interpreter, requires
+    from dsmoe.common import guard
     from dsmoe.common.errors import EnvironmentProblem
+    from dsmoe.common.packages import interpreter, requires
 
     assert interpreter.EXIT_CODE == requires.EXIT_CODE == EnvironmentProblem.exit_code
     assert guard.INTERRUPTED == 128 + signal.SIGINT

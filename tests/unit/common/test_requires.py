@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from dsmoe.common import requires
+from dsmoe.common.packages import requires
 
 OLD = ["2.7", "3.6", "3.7"]
 COMMANDS = [

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.utils import groups
-from deepspeed.utils.fp32_weights import any_whole_weights
+from deepspeed.utils.any_weights import any_whole_weights
 
 from .config import MoELMConfig
 

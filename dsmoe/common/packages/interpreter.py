@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from dsmoe.common import dependencies
+from dsmoe.common.packages import dependencies
 from dsmoe.common.places import installed, project_root
 
 EXIT_CODE = 8
