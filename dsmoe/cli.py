@@ -32,6 +32,7 @@ COMMANDS = {
     "report": "Makes one HTML page of a results folder.",
     "bench": "Times the fast path against the reference path on this machine.",
     "profile": "Says where one training step spends the GPU's time.",
+    "defects": "Lists the defects that the patches fix, and says which another DeepSpeed has.",
     "converge": "Trains the MoE model beside a dense one and compares held-out loss.",
 }
 

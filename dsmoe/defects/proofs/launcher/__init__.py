@@ -1,0 +1,1 @@
+"""Proofs: a file a defect, run in another Python by dsmoe/defects/there.py."""
