@@ -135,7 +135,7 @@ class TrainingFailed(DsmoeError):
 #: Code -> meaning, the same in every command.
 EXIT_CODES: dict[int, str] = {
     0: "done, or there was nothing to do",
-    1: "a run failed (its row has -1 and the reason), a plan does not fit, or a proof could not run",
+    1: "a run failed (its row has -1 and why), a plan does not fit, or a proof could not run",
     2: "an option or an argument cannot be used",
     3: "the path is not a git checkout, or not its top folder",
     4: "the checkout is at another commit than the base",

@@ -102,8 +102,8 @@ def page(releases: dict[str, dict[str, Any]]) -> str:
     for proof in proofs():
         it = releases[names[-1]]["verdicts"].get(proof.name, {})
         seen = it.get("seen", it.get("reason", ""))
-        cells = [str(proof.number), f"`{proof.name}`", it.get("state", "-"), seen]
-        lines.append("| " + " | ".join(_cell(c) for c in [*cells, it.get("right", "")]) + " |")
+        found = [str(proof.number), f"`{proof.name}`", it.get("state", "-"), seen]
+        lines.append("| " + " | ".join(_cell(c) for c in [*found, it.get("right", "")]) + " |")
     lines += ["", "## Could not run", ""]
     failed = [
         f"- {name}, `{proof.name}`: {_cell(it['reason'])}"

@@ -6,7 +6,8 @@ A proof has ``observe(tools, phase)``, which every process of a phase runs and w
 can be written as JSON, and ``judge(seen)``, which gets ``seen[phase][rank]`` and returns three
 texts: ``lives``, ``fixed`` or ``not applicable`` with what was seen and what is right. ``PHASES``
 is the number of processes of each phase; phases share ``tools.folder``. The versions and then each
-verdict are printed as a line of JSON. A proof whose process fails is ``could not run``, with the reason.
+verdict are printed as a line of JSON. A proof whose process fails is ``could not run``, with the
+reason.
 """
 
 import argparse
@@ -103,9 +104,10 @@ class Tools:
 
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                shift = self.rank * local_experts
                 name = re.sub(
-                    r"(?<=deepspeed_experts\.)\d+", lambda m: str(int(m.group()) + shift), name
+                    r"(?<=deepspeed_experts\.)\d+",
+                    lambda m: str(int(m.group()) + self.rank * local_experts),
+                    name,
                 )
                 generator = torch.Generator().manual_seed(sum(map(ord, name)) * 7 + len(name))
                 values = torch.randn(parameter.shape, generator=generator) * 0.5
@@ -189,7 +191,7 @@ def run_phase(file, proof, phase, folder, ends):
     """Start a phase's processes and wait; what each saw. Raises RuntimeError with the reason."""
     number, port = proof["PHASES"][phase], str(free_port())
     logs = [Path(folder, f"log-{phase}-{rank}") for rank in range(number)]
-    codes = {}
+    codes: dict[int, int] = {}
     for rank, log in enumerate(logs):
         place = environment(proof)
         place.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(number), MASTER_PORT=port)

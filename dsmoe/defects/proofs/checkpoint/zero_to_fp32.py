@@ -40,7 +40,7 @@ def observe(tools, phase):
         [sys.executable, str(script), tools.folder, str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        universal_newlines=True,
+        text=True,
     )
     if run.returncode:
         return run.stdout.strip().splitlines()[-1][:200]

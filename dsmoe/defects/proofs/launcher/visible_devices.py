@@ -30,7 +30,7 @@ def observe(tools, phase):
         env=place,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        universal_newlines=True,
+        text=True,
     )
     sees = sorted(line.strip() for line in run.stdout.splitlines() if line.startswith("sees"))
     if not sees:
