@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         run_command.make_folder(board)
     # The event files are not DeepSpeed's, and nothing is measured: the benchmark's options are off.
     off = {"tensorboard": None, "warmup": 0, "dry_run": False, "resume": False, "output": save}
-    off["tokenizer"] = tokenizer
+    off.update(tokenizer=tokenizer, link=None)
     stop = SavingStop()
     with stop:
         request = run_command.request_of(argparse.Namespace(**{**vars(options), **off}))

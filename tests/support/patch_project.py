@@ -22,6 +22,7 @@ HEADER = b"""Description: change things (%d)
  and say why.
 Origin: here
 Forwarded: not-needed
+Still-Needed: yes
 X-Test: tests/system/patchset/test_apply.py::test_apply_gives_the_expected_bytes
 
 """

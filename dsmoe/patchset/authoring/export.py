@@ -66,6 +66,7 @@ SKELETON = b"""Description: TODO what this changes, in one short line
  TODO why, in a few lines.
 Origin: TODO
 Forwarded: TODO
+Still-Needed: TODO which release needs it too (dsmoe defects --against PYTHON)
 X-Test: TODO tests/...::name
 
 """

@@ -1,8 +1,8 @@
 """The lint of a series: headers, names, tests named, and the form of the diffs.
 
 Headers follow DEP-3: ``Description``, ``Origin`` or ``Bug``, ``Forwarded``; besides them
-``X-Test`` names the tests that fail without the patch, ``Defect`` a number in
-docs/reference/defects.md.
+``X-Test`` names the tests that fail without the patch, ``Still-Needed`` what is known of later
+releases, ``Defect`` a number in docs/reference/defects.md.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _KNOWN = {
     "Origin",
     "Bug",
     "Forwarded",
+    "Still-Needed",
     "Defect",
     "X-Port",
     "X-Test",
@@ -107,7 +108,7 @@ def _lint_header(patch: Patch, root: Path) -> list[str]:
     except ValueError as error:  # UnicodeDecodeError is one
         return [f"header: {error}"]
     problems = [f"header: unknown field {name}" for name in fields if name not in _KNOWN]
-    for name in ("Description", "Forwarded", "X-Test"):
+    for name in ("Description", "Forwarded", "Still-Needed", "X-Test"):
         if not fields.get(name):
             problems.append(f"header: {name} is missing or empty")
     if not (fields.get("Origin") or fields.get("Bug")):

@@ -240,7 +240,7 @@ def test_the_cache(real_archive: Path, real_base: Base, tmp_path: Path, quiet, m
     with pytest.raises(ArchiveProblem, match="remove it"):
         archive.fetch_archive(real_base, tmp_path, quiet)
     monkeypatch.undo()
-    monkeypatch.setattr(archive, "_importable", lambda name: name != "torch")
+    monkeypatch.setattr(archive, "importable", lambda name: name != "torch")
     with pytest.raises(ArchiveProblem, match="needs torch in"):
         archive.fetch_archive(real_base, tmp_path / "empty", quiet)
 
