@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
     batch = settings[0].case.global_batch_size
     say(
         f"{batch} sequences an iteration; bytes: the median of the link's counters\n"
-        f"on {machine.instance}, torch {machine.versions['torch']}; records: {output}"
+        f"on {machine.instance}, torch {machine.versions['torch']}\nrecords: {output}"
     )
     return 1 if any(row.reason for row in found) else 0
 
