@@ -1,7 +1,7 @@
 """Defect 29: the parameter groups in a checkpoint of ZeRO."""
 
 NUMBER = 29
-TITLE = "A checkpoint of ZeRO brings the learning rate back"
+TITLE = "A checkpoint of ZeRO restores the learning rate"
 PHASES = (1, 1)
 
 
