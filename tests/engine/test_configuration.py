@@ -204,6 +204,7 @@ NOT_READ = {
     "zero_optimization.flat_gradients.dtype",
     "zero_optimization.flat_gradients.bucket_size",
     "zero_optimization.cpu_offload_use_pin_memory",
+    "checkpoint.verify",  # checkpoint/loading.py; tests/engine/test_manifest.py has its effect
     "allgather_size",  # read where zero_optimization is true
     "bf16.enabled",
     "bfloat16.enabled",

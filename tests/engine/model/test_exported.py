@@ -81,6 +81,9 @@ def test_a_missing_expert_file_is_refused(tmp_path: Path) -> None:
     trained(str(tmp_path), stage=0, expert_parallel=2)
     [place] = (tmp_path / "last").glob("*expert_3_*model_states.pt")
     place.unlink()
+    with pytest.raises(ValueError, match="is missing, expected it as manifest"):
+        any_whole_weights(tmp_path / "last")
+    (tmp_path / "last" / "manifest.sha256").unlink()  # as of an earlier version
     assert any_whole_weights(tmp_path / "last")  # they are there, and too few
     with pytest.raises(ValueError, match="not of this model"):
         exported(str(tmp_path), "fp32")

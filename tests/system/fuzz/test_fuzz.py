@@ -20,7 +20,7 @@ def test_no_case_ends_badly() -> None:
     print(done.summary())
     assert done.cases == CASES
     assert done.found == [] and done.changed == []
-    assert len(done.codes) >= 5 and done.codes[0] < CASES / 2  # cases of many kinds
+    assert len(done.codes) >= 4 and done.codes[0] < CASES / 2  # cases of many kinds
 
 
 def test_a_wrong_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

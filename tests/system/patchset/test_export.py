@@ -166,7 +166,7 @@ def test_the_first_patch_of_an_empty_series(project: Project, checkout: Path, qu
     (project.root / "patch/series").write_text("")
     (checkout / "lib/crlf.py").write_bytes(BASE_FILES["lib/crlf.py"] + b"end\r\n")
     export(checkout, project.bases, "first.patch", quiet)
-    diff = (project.root / "patch/first.patch").read_bytes().split(b"\n", 6)[6]
+    diff = (project.root / "patch/first.patch").read_bytes().split(b"\n", 7)[7]
     # The form: full index, no signature, one line of context, nothing after the second @@.
     blob = git(checkout, "hash-object", "--no-filters", "lib/crlf.py")
     old = git(checkout, "rev-parse", "HEAD:lib/crlf.py")
