@@ -60,12 +60,12 @@ def test_the_kernels_equal_the_operations(
 
 
 def test_the_sum_of_two_dtypes() -> None:
-    from deepspeed.runtime.zero import flat_gradients
+    from deepspeed.runtime.zero import flat_group
 
     torch.manual_seed(1)
-    for numel in (flat_gradients._LARGE + 77, 50):
+    for numel in (flat_group._LARGE + 77, 50):
         place = torch.randn(numel, device="cuda")
         part = torch.randn(numel, device="cuda").bfloat16()
         expected = place + 0.25 * part.float()
-        flat_gradients._add(place, part, 0.25)
+        flat_group._add(place, part, 0.25)
         torch.testing.assert_close(place, expected, rtol=1e-6, atol=1e-6)
