@@ -14,6 +14,7 @@ from dsmoe.benchmark.cases.case import (
     OPTIMIZERS,
     PRECISIONS,
     REDUCE,
+    REDUCE_DTYPES,
 )
 from dsmoe.benchmark.cases.choice import Changes, Wanted
 from dsmoe.benchmark.cases.placement import AUTO
@@ -153,6 +154,12 @@ def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[ar
         help="With flat gradients, processes add up their gradients once a step or in every "
         "micro-batch; once a step takes more memory and sends less.",
     )
+    add(
+        "--reduce-dtype",
+        choices=REDUCE_DTYPES,
+        help="With --reduce, gradients are sent in the model's data type (same), in fp32, or, once "
+        "a step, in blocks of int8, and so are the changes of weights.",
+    )
     for name, words in SWITCHES:
         field = name.replace("-", "_")
         # two options, since argparse has both in one from Python 3.9 on only
@@ -239,6 +246,7 @@ def changes_of(options: argparse.Namespace) -> Changes:
         compiled=options.compiled,
         flat_gradients=options.flat_gradients,
         reduce=options.reduce,
+        reduce_dtype=options.reduce_dtype,
         cuda_graph=options.cuda_graph,
         iterations=options.steps,
         warmup=options.warmup,

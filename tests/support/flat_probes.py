@@ -136,6 +136,38 @@ def bytes_in_a_step(scenario: dict[str, Any]) -> dict[str, int]:
     return given
 
 
+def weights_behind_their_masters(scenario: dict[str, Any]) -> dict[str, Any]:
+    """After each step: the largest distance of a weight from its fp32 master, and all weights.
+
+    ``allowed`` is what the rounding of the step's change and of the weights explains.
+    """
+    scenario = full(scenario)
+    engine = start_engine(scenario)
+    zero, found = engine.optimizer, {"apart": [], "allowed": [], "equal": True}
+    for step in range(scenario["steps"]):
+        before = [_partition(group).clone() for group in zero._gradients]
+        train_steps(engine, scenario, step, step + 1)
+        apart, allowed = 0.0, 0.0
+        for group, old, master in zip(
+            zero._gradients, before, zero.single_partition_of_fp32_groups
+        ):
+            weights = _partition(group)
+            apart = max(apart, float((weights - master).abs().max()))
+            rounding = float(master.abs().max()) * torch.finfo(group.weights.dtype).eps
+            allowed = max(allowed, float((master - old).abs().max()) / 254 + rounding)
+            every = [torch.empty_like(group.weights) for _ in range(group.processes)]
+            dist.all_gather(every, group.weights.detach(), group=group.process_group)
+            found["equal"] &= all(torch.equal(every[0], other) for other in every)
+        found["apart"].append(apart)
+        found["allowed"].append(allowed)
+    end(engine)
+    return found
+
+
+def _partition(group: Any) -> torch.Tensor:
+    return group.weights.detach()[group.rank * group.size :][: group.size].float()
+
+
 def two_passes_before_a_step(scenario: dict[str, Any]) -> list[torch.Tensor]:
     """The weights after a step behind two backward passes, each said to be the step's last."""
     scenario = full({**scenario, "steps": 2, "clip": 0.0})

@@ -21,6 +21,7 @@ OPTIMIZERS = ("adafactor", "adamw", "sgd")
 ADAFACTOR_MODES = ("sharded", "artifact")
 EXPERT_LAYOUTS = ("inside", "across")
 REDUCE = ("step", "micro_batch")
+REDUCE_DTYPES = ("same", "fp32", "int8")
 ATTENTION = ("fused", "math", "megatron")
 # How a case is trained -> what its rows call the method. The paper's figure and the artifact's plot
 # know "deepspeed": the baseline as it was published.
@@ -132,7 +133,8 @@ class Case:
     layer by index or in the product form, or DeepSpeed's own. ``compiled``: the training pass goes
     through torch.compile; ``flat_gradients``: ZeRO takes the gradients of a micro-batch together;
     ``reduce``: and reduces them once a step or in every micro-batch (None: stage 1 once a step in
-    fp32, stage 2 in every micro-batch);
+    fp32, stage 2 in every micro-batch); ``reduce_dtype``: in messages of this data type (None: the
+    model's; int8 is for weights too);
     ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``deterministic``: two runs on
     one card give the same bits, at a cost in time. ``warmup`` steps are run before ``iterations``
     steps are measured. ``artifact_ids``: every token becomes 0 or 1, as
@@ -164,6 +166,7 @@ class Case:
     compiled: bool = False
     flat_gradients: bool = False
     reduce: str | None = None
+    reduce_dtype: str | None = None
     cuda_graph: bool = False
     aux_loss_coefficient: float = 0.0
     warmup: int = 1
@@ -209,6 +212,18 @@ class Case:
             self.reduce is None or self.flat_gradients,
             f"{name}: reduce {self.reduce} without flat_gradients, which it needs; expected "
             "--flat-gradients with ZeRO stage 1 or 2, or no --reduce",
+        )
+        _require(
+            self.reduce_dtype in (None, *REDUCE_DTYPES),
+            f"{name}: reduce_dtype is {self.reduce_dtype!r}, expected one of "
+            f"{', '.join(REDUCE_DTYPES)}",
+        )
+        _require(
+            self.reduce_dtype is None
+            or self.reduce == "step"
+            or (self.reduce == "micro_batch" and self.reduce_dtype != "int8"),
+            f"{name}: reduce_dtype {self.reduce_dtype} with reduce {self.reduce}; expected "
+            f"--reduce step{'' if self.reduce_dtype == 'int8' else ' or micro_batch'}",
         )
         _require(
             not self.compiled or self.moe_implementation != "deepspeed",

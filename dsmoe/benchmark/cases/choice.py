@@ -50,6 +50,7 @@ class Changes:
     compiled: bool | None = None
     flat_gradients: bool | None = None
     reduce: str | None = None
+    reduce_dtype: str | None = None
     cuda_graph: bool | None = None
     iterations: int | None = None
     warmup: int | None = None

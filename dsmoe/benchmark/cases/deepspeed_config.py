@@ -37,7 +37,7 @@ def deepspeed_config(
             "allgather_partitions": True,
             "reduce_scatter": True,
             "contiguous_gradients": True,
-            "flat_gradients": {"reduce": case.reduce} if case.reduce else case.flat_gradients,
+            "flat_gradients": _flat(case),
         }
         if not case.flat_gradients:  # which has one message for each group, and no buckets
             config["zero_optimization"].update(
@@ -53,6 +53,13 @@ def deepspeed_config(
         folder, name = tensorboard
         config["tensorboard"] = {"enabled": True, "output_path": folder, "job_name": name}
     return config
+
+
+def _flat(case: Case) -> bool | dict[str, str]:
+    if case.reduce is None:
+        return case.flat_gradients
+    dtype = {} if case.reduce_dtype is None else {"dtype": case.reduce_dtype}
+    return {"reduce": case.reduce, **dtype}
 
 
 def _optimizer(case: Case, device: str) -> dict[str, Any]:

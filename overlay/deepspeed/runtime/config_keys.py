@@ -95,7 +95,12 @@ _ZERO: list[Row] = [
     ("stage", 0, "0 to 3: partition nothing, optimizer state, gradients too, weights too", ""),
     ("flat_gradients", False, "gradients in flat fp32 buffers; or a mapping", "stage 1 or 2"),
     ("flat_gradients.reduce", None, "step: once a step; micro_batch: in each", "stage 1 or 2"),
-    ("flat_gradients.dtype", "same", "of messages: same as the weights, fp32, int8", "flat"),
+    (
+        "flat_gradients.dtype",
+        "same",
+        "of messages: same as the weights, fp32, int8 (weights too)",
+        "flat",
+    ),
     ("flat_gradients.bucket_size", 8388608, "elements that step reduces together", "flat step"),
     ("allgather_bucket_size", 500000000, "elements of a gather of new weights", "buckets"),
     ("reduce_bucket_size", 500000000, "elements of a reduction of gradients", "any buckets"),

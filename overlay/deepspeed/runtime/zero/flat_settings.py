@@ -16,8 +16,9 @@ class FlatSettings:
     """``reduce``: "step" or "micro_batch"; None leaves it to the stage, as ``true`` does: stage 2
     reduces every micro-batch in the model's dtype, stage 1 once before the step in fp32.
 
-    ``dtype`` of the messages: the model's ("same"), "fp32", or "int8" (blockwise, with error
-    feedback; for "step" alone). ``bucket_size``: elements that "step" reduces together.
+    ``dtype`` of the messages: the model's ("same"), "fp32" (gradients alone), or "int8"
+    (blockwise, gradients with error feedback, weights as changes; for "step" alone).
+    ``bucket_size``: elements that "step" reduces together.
     """
 
     reduce: str | None = None

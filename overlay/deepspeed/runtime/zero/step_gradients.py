@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .flat_group import GroupGradients, put
 from .int8_messages import Int8Exchange, Residual
+from .int8_weights import share_changes
 
 
 @dataclass
@@ -28,8 +29,9 @@ class Bucket:
 class StepGradients(GroupGradients):
     """Sums every gradient in fp32 on this process; :meth:`launch` reduces one bucket of the sum.
 
-    ``dtype``: "same" as the weights, "fp32" or "int8". A bucket's piece in each partition goes
-    to that partition's owner alone, so a process sends about one copy of the gradients.
+    ``dtype``: "same" as the weights, "fp32" or "int8", which is also for the new weights. A
+    bucket's piece in each partition goes to that partition's owner alone, so a process sends about
+    one copy of the gradients.
     """
 
     def __init__(
@@ -109,6 +111,13 @@ class StepGradients(GroupGradients):
         """Keep what int8 messages lost in the units of the next step's gradients."""
         if self.residual is not None and (factor != 1.0 or overflow):
             self.residual.rescale(factor)
+
+    def share(self, partition: Tensor) -> None:
+        """As the base class, or with int8 by what changed."""
+        if self.residual is None:
+            super().share(partition)
+        else:
+            share_changes(self.weights.detach(), partition, self.rank, self.process_group)
 
     def finish(self) -> Tensor:
         """The reduced sum of this process's partition; every bucket was launched before."""
