@@ -5,16 +5,12 @@ Four gloo processes run all cases of sharded_cases.py, on subgroups of one to fo
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT
 from support.adafactor import Oracle, largest_error, load_package, read_data
+from support.ranks import run_ranks
 from support.sharded_cases import (
     CASES,
     MAX_WORLD,
@@ -28,40 +24,14 @@ from support.sharded_cases import (
 
 adafactor = load_package()
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5}
-TIME_LIMIT = 150.0
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of what the processes wrote."""
     folder = tmp_path_factory.mktemp("sharded")
-    worker = ROOT / "tests" / "support" / "sharded_worker.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    logs = [folder / f"log.{rank}" for rank in range(MAX_WORLD)]
-    processes = []
-    try:
-        for rank, log in enumerate(logs):
-            with log.open("wb") as output:
-                command = [sys.executable, str(worker), str(rank), str(folder)]
-                processes.append(
-                    subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-                )
-        deadline = time.monotonic() + TIME_LIMIT
-        for process in processes:
-            process.wait(timeout=max(0.1, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"the processes were not done in {TIME_LIMIT} s:\n{_tails(logs)}")
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    if any(process.returncode for process in processes):
-        pytest.fail(f"a process failed:\n{_tails(logs)}")
+    run_ranks(MAX_WORLD, "sharded_runs", str(folder))
     return folder
-
-
-def _tails(logs: list[Path]) -> str:
-    return "\n".join(f"{log.name}: {log.read_text()[-1500:]}" for log in logs if log.exists())
 
 
 def trained(case: Case, name: str, index: int, group: Group, expert_rank: int, folder: Path):

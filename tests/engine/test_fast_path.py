@@ -7,7 +7,8 @@ the loss with the output layer; on GPUs a CUDA graph.
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, Sequence
 
 import pytest
 import torch
@@ -23,11 +24,21 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2}
 STEPS = 50
 # With larger steps the two paths drift apart in bf16, and either drifts from fp32 as much.
 ADAFACTOR = {"type": "Adafactor", "params": {"lr": 2e-2, "relative_step": False}}
+OPTIMIZERS = {
+    "SGD": {},
+    "Adafactor": {"optimizer": "Adafactor", "config": {"optimizer": ADAFACTOR}},
+}
 
 
-def compare(fast: dict[str, Any], precision: str, processes: int = 1, **common: Any) -> None:
+def compare(
+    fast: dict[str, Any],
+    precision: str,
+    processes: int = 1,
+    optimizers: Sequence[str] = tuple(OPTIMIZERS),
+    **common: Any,
+) -> None:
     common = {"steps": STEPS, "precision": precision, "accumulation": 2, **common}
-    for optimizer in ({}, {"optimizer": "Adafactor", "config": {"optimizer": ADAFACTOR}}):
+    for optimizer in map(OPTIMIZERS.__getitem__, optimizers):
         reference = reference_losses(processes, {**common, **optimizer, "model": REFERENCE})
         found = run_ranks(processes, "train_all", [{**common, **optimizer, **fast}])
         for expected, (one,) in zip(reference, found):
@@ -47,17 +58,27 @@ def reference_losses(processes: int, scenario: dict[str, Any]) -> list[list[floa
     return _REFERENCES[key]
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("precision", TOLERANCES)
-def test_fast_equals_reference(precision: str, fused: bool) -> None:
+EAGER_KERNELS = {"flat": True, "compile": {"backend": "aot_eager"}}
+# Every pair of precision, fused operators and optimizer; the other half is slow.
+PAIRS = {("fp32", True, "SGD"), ("fp32", False, "Adafactor")}
+PAIRS |= {("bf16", False, "SGD"), ("bf16", True, "Adafactor")}
+WHOLE = [
+    pytest.param(*case, marks=[] if case in PAIRS else pytest.mark.slow)
+    for case in itertools.product(TOLERANCES, (False, True), OPTIMIZERS)
+]
+
+
+@pytest.mark.parametrize(("precision", "fused", "optimizer"), WHOLE)
+def test_fast_equals_reference(precision: str, fused: bool, optimizer: str) -> None:
     """Traced and differentiated ahead of time, but with the kernels of eager torch."""
-    compare({"flat": True, "compile": {"backend": "aot_eager"}, "fused": fused}, precision)
+    compare({**EAGER_KERNELS, "fused": fused}, precision, optimizers=[optimizer])
 
 
-def test_shared_out_experts_are_trained_too() -> None:
+@pytest.mark.parametrize("optimizer", ["SGD", pytest.param("Adafactor", marks=pytest.mark.slow)])
+def test_shared_out_experts_are_trained_too(optimizer: str) -> None:
     """Two processes: the compiler of torch 2.11 lost the gradient behind the exchange."""
-    fast = {"flat": True, "compile": {"backend": "aot_eager"}, "fused": True}
-    compare(fast, "fp32", 2, expert_parallel=2)
+    fast = {**EAGER_KERNELS, "fused": True}
+    compare(fast, "fp32", 2, [optimizer], expert_parallel=2)
 
 
 @pytest.mark.slow

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import stand_in
+from support.launcher import lean_runner
 
 
 def launch(checkout: Path, script: Path, *options: str) -> subprocess.CompletedProcess:
@@ -64,6 +67,49 @@ def test_the_process_that_starts_the_others_is_light(checkout: Path, tmp_path: P
     )
     done = launch(checkout, script, "--num_gpus", "1")
     assert "started by True torch False" in done.stdout, done.stdout + done.stderr
+
+
+def on_two_hosts(folder: Path, script: str) -> subprocess.CompletedProcess:
+    """The end of a run of ``script`` on two hosts, which the stand-in pdsh makes of this one."""
+    (folder / "hosts").write_text("203.0.113.1 slots=1\n203.0.113.2 slots=1\n")
+    (folder / "script.py").write_text(script)
+    return subprocess.run(
+        lean_runner("--hostfile", "hosts", "script.py"),
+        cwd=folder,
+        env={**os.environ, **stand_in.install(folder), "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_process_that_starts_those_of_another_host_is_light(tmp_path: Path) -> None:
+    done = on_two_hosts(
+        tmp_path,
+        "import os\n"
+        "maps = open(f'/proc/{os.getppid()}/maps').read()\n"
+        "os.write(1, f'torch {\"libtorch\" in maps}\\n'.encode())\n",
+    )
+    assert done.stdout.count("torch False") == 2, done.stdout + done.stderr
+
+
+def test_a_host_starts_its_own_deepspeed(checkout: Path, tmp_path: Path) -> None:
+    """Found by PYTHONPATH of there; one line where there is none."""
+    from deepspeed.launcher.lean import ELSEWHERE
+
+    there = tmp_path / "there" / "deepspeed"
+    for part in ("launcher", "utils"):
+        shutil.copytree(checkout / "deepspeed" / part, there / part)
+    (there / "__init__.py").write_text("raise SystemExit('all of deepspeed is imported')")
+    (there / "launcher" / "launch.py").write_text("print('started there')")
+    (tmp_path / ".deepspeed_env").write_text(f"PYTHONPATH={there.parent}\n")
+    done = on_two_hosts(tmp_path, "")
+    assert done.stdout.count("started there") == 2, done.stdout + done.stderr
+    nowhere = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", ELSEWHERE]  # -S: without site-packages
+    done = subprocess.run(command, cwd=tmp_path, env=nowhere, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "found no package deepspeed on this host" in done.stderr
 
 
 def test_another_word_than_runner_is_one_line(checkout: Path) -> None:

@@ -17,6 +17,12 @@ from deepspeed.runtime.activation_checkpointing import checkpointing
 from support.scenarios import end_groups
 
 RATE = 0.1
+# DeepSpeed's own sizes are for large models: it fills 2 GB before the first step.
+SMALL = {
+    "reduce_bucket_size": 3000,
+    "allgather_bucket_size": 6000,
+    "stage3_prefetch_bucket_size": 3000,
+}
 STEPS, MICRO_BATCHES, SIZE = 4, 3, 2
 
 
@@ -78,7 +84,7 @@ def pipeline_losses(interval: int, zero_stage: int, clip: float = 0.0) -> dict[s
         partition_method="uniform",
         activation_checkpoint_interval=interval,
     )
-    more = {"zero_optimization": {"stage": zero_stage}} if zero_stage else {}
+    more = {"zero_optimization": {"stage": zero_stage, **SMALL}} if zero_stage else {}
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=list(model.parameters()),
@@ -105,7 +111,7 @@ def own_linear() -> Iterator[None]:
 def zero3_losses(init: bool) -> dict[str, list[float]]:
     """ZeRO-3, each process a micro-batch; with ``init`` the model is made under zero.Init."""
     end_groups()
-    settings = config(zero_optimization={"stage": 3})
+    settings = config(zero_optimization={"stage": 3, **SMALL})
     if init:
         with deepspeed.zero.Init(config=settings, dtype=torch.float):
             model = torch.nn.Sequential(*layers())
@@ -130,7 +136,7 @@ def zero3_losses(init: bool) -> dict[str, list[float]]:
 def dtypes_under_init() -> list[str]:
     """What zero.Init for fp16 makes of parameters, and of tensors outside of it."""
     fp16 = {"enabled": True}
-    with deepspeed.zero.Init(config=config(fp16=fp16, zero_optimization={"stage": 3})):
+    with deepspeed.zero.Init(config=config(fp16=fp16, zero_optimization={"stage": 3, **SMALL})):
         inside = torch.nn.Linear(4, 4).weight.dtype
     return [str(inside), str(torch.empty(1).dtype)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from support import (
     config_probes,
     counter_probes,
     engine_probes,
+    exchange_probes,
     export_probes,
     file_probes,
     flat_probes,
@@ -27,6 +29,7 @@ from support import (
     rest_probes,
     resume_probes,
     scenarios,
+    sharded_probes,
 )
 
 MODULES = (
@@ -37,6 +40,7 @@ MODULES = (
     layout_probes,
     resume_probes,
     engine_probes,
+    exchange_probes,
     export_probes,
     rest_probes,
     client_probes,
@@ -46,6 +50,7 @@ MODULES = (
     manifest_probes,
     refusal_probes,
     resize_probes,
+    sharded_probes,
 )
 
 
@@ -70,6 +75,10 @@ def serve(folder: Path, rank: int, processes: int) -> None:
             function, *arguments = torch.load(folder / f"in{call}")
             module = next(module for module in MODULES if hasattr(module, function))
             result = getattr(module, function)(*arguments)
+            # What stays after a call (a compiled graph, an engine that a hook holds) stays for
+            # good. Each engine collects garbage several times, which must not look at it again.
+            gc.collect()
+            gc.freeze()
             # The file's name is the sign that it is whole.
             torch.save(result, folder / f"saving{rank}")
             (folder / f"saving{rank}").replace(folder / f"out{call}-{rank}")

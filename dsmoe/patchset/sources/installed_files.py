@@ -132,7 +132,8 @@ class Patcher:
             SeriesBroken: the series does not fit, or changes what pip does not install.
         """
         base = self.package.base
-        strange = [path for path, entry in self.files.items() if not self._has(entry[1])]
+        lacked = self._lacked(entry[1] for entry in self.files.values())
+        strange = [path for path, entry in self.files.items() if entry[1] in lacked]
         if strange:
             raise were_edited([str(place) for path in strange for place in self.strange(path, [])])
         with workspace(self._checkout(""), dry=False) as scratch:
@@ -148,8 +149,11 @@ class Patcher:
         self.look(built)
         return built
 
-    def _has(self, oid: str) -> bool:
-        return self.git.run("cat-file", "-e", oid, ok=(0, 1, 128)).status == 0
+    def _lacked(self, oids: Iterable[str]) -> set[str]:
+        """Those of ``oids`` whose blobs are not there; one git for all, since each takes 5 ms."""
+        asked = "".join(f"{oid}\n" for oid in oids).encode()
+        lines = self.git.run("cat-file", "--batch-check", stdin=asked).text.splitlines()
+        return {line.split()[0] for line in lines if line.endswith(" missing")}
 
     def _checkout(self, tree: str, tops: dict[str, str] | None = None) -> Checkout:
         folder, package = self.git.path, self.package

@@ -2,8 +2,9 @@
 
 ``python lean.py runner ARGUMENTS`` is ``ds ARGUMENTS``, ``python lean.py ARGUMENTS`` is ``python -m
 deepspeed.launcher.launch ARGUMENTS``. runner.py finds the hosts and starts launch.py there, which
-starts a process for each GPU and waits for them. They use only the files of this folder and a
-logger of DeepSpeed. runner.py imports torch only if DSMOE_DEVICES is not set (devices.py).
+starts a process for each GPU and waits for them. On other hosts it is started through ELSEWHERE.
+They use only the files of this folder and a logger of DeepSpeed. runner.py imports torch only if
+DSMOE_DEVICES is not set (devices.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ import types
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
+# What ``python -c`` runs on another host, where DeepSpeed may lie elsewhere: this file of there.
+# One line, since a login shell reads it.
+ELSEWHERE = (
+    "import importlib.util, runpy, sys; "
+    'found = importlib.util.find_spec("deepspeed") or sys.exit("deepspeed: error: found no package '
+    'deepspeed on this host; expected that of the first host, on PYTHONPATH or installed"); '
+    'runpy.run_path(found.submodule_search_locations[0] + "/launcher/lean.py", run_name="__main__")'
+)
 # The format of deepspeed/utils/logging.py.
 FORMAT = "[%(asctime)s] [%(levelname)s] [%(filename)s:%(lineno)d:%(funcName)s] %(message)s"
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import patched
-from support.benchmark_runs import COMMAND
+from support.benchmark_runs import command
 
-TRAIN = COMMAND.replace('"run", ', '"train", ')
 # Draws in every layer, so that a random state that is lost shows in the losses.
 RANDOM = {"dropout": 0.2, "second_expert_policy": "random"}
-PLAIN = {"second_expert_policy": "all", "capacity_factor": 8.0}
+PLAIN = {"second_expert_policy": "all", "capacity_factor": 8.0, "aux_loss_coefficient": 0.0}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +31,7 @@ def start(folder: Path, *options: Any, changes: dict[str, Any]) -> subprocess.Po
         text.write_text("".join(f"All work and no play, {n} times.\n" for n in range(400)))
     words = [*map(str, options), "--data", str(text)]
     return subprocess.Popen(
-        [sys.executable, "-c", TRAIN, json.dumps(changes), *words],
+        [*command("train"), json.dumps(changes), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -57,23 +56,34 @@ def losses(folder: Path) -> dict[int, float]:
     return found
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training of four iterations: its checkpoints in kept, its curves in board."""
+    folder = tmp_path_factory.mktemp("whole")
+    options = ("--every", 2, "--save", folder / "kept", "--tensorboard", folder / "board")
+    train(folder, 1, "--steps", 4, *options, changes=PLAIN)
+    return folder
+
+
 def test_a_resumed_training_has_the_losses_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """From the checkpoint in its middle, as a kill would have left it."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(tmp_path, 1, "--steps", 6, "--save", whole, changes=RANDOM)
-    train(tmp_path, 1, "--steps", 3, "--save", parts, changes=RANDOM)
+    train(tmp_path, 1, "--steps", 6, "--every", 3, "--save", whole, changes=RANDOM)
+    shutil.copytree(whole, parts, ignore=shutil.ignore_patterns("runs", "step6"))
+    (parts / "latest").write_text("step3")
     train(tmp_path, 1, "--steps", 6, "--load", parts, changes=RANDOM)
-    assert sorted(losses(parts)) == [1, 2, 3, 4, 5, 6]
-    assert losses(parts) == pytest.approx(losses(whole), rel=1e-6)
+    assert sorted(losses(parts)) == [4, 5, 6]
+    expected = {step: loss for step, loss in losses(whole).items() if step > 3}
+    assert losses(parts) == pytest.approx(expected, rel=1e-6)
 
 
-def test_it_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+def test_it_goes_on_with_another_number_of_processes(whole: Path, tmp_path: Path) -> None:
     """Without random draws; both have every token's experts, so that no group matters."""
-    changes = {**PLAIN, "aux_loss_coefficient": 0.0}
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(tmp_path, 1, "--steps", 4, "--save", whole, changes=changes)
-    train(tmp_path, 1, "--steps", 2, "--save", parts, changes=changes)
-    train(tmp_path, 2, "--steps", 4, "--load", parts, changes=changes)
-    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+    parts = tmp_path / "parts"
+    train(tmp_path, 1, "--steps", 2, "--save", parts, changes=PLAIN)
+    train(tmp_path, 2, "--steps", 4, "--load", parts, changes=PLAIN)
+    assert sorted(losses(parts)) == [1, 2, 3, 4]
+    assert losses(parts) == pytest.approx(losses(whole / "kept"), rel=1e-4)
 
 
 def test_sigterm_saves_and_ends_with_its_code(tmp_path: Path) -> None:
@@ -93,17 +103,18 @@ def test_sigterm_saves_and_ends_with_its_code(tmp_path: Path) -> None:
     assert "--load" in refused.communicate(timeout=100)[0] and refused.returncode == 2
 
 
-def test_curves_have_one_axis_and_too_little_text_starts_nothing(tmp_path: Path) -> None:
+def test_curves_have_one_axis(whole: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    options = ("--every", 2, "--save", tmp_path / "kept", "--tensorboard", tmp_path / "board")
-    train(tmp_path, 1, "--steps", 4, *options, changes=PLAIN)
-    events = reader.EventAccumulator(str(tmp_path / "board"))
+    events = reader.EventAccumulator(str(whole / "board"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
     expected = {"loss/train", "learning_rate", "tokens_per_second", "dropped_share/layer_0"}
     assert expected | {"expert_load/layer_0/expert_1"} <= tags
     for tag in expected:
         assert [event.step for event in events.Scalars(tag)] == [1, 2, 3, 4], tag
+
+
+def test_too_little_text_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("Too little.")
     short = start(tmp_path, 1, "--save", tmp_path / "other", changes=PLAIN)
     said = short.communicate(timeout=100)[0]

@@ -7,12 +7,12 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 from support import stand_in
+from support.launcher import lean_runner
 
 from dsmoe.benchmark.run.reasons import reason
 
@@ -43,10 +43,7 @@ sys.exit("lost a peer")
 
 
 def run(folder: Path, count: int, victim: int, how: str) -> subprocess.CompletedProcess[str]:
-    import deepspeed
-
     (folder / "fail.py").write_text(SCRIPT)
-    lean = Path(deepspeed.__file__).parent / "launcher" / "lean.py"
     words = [
         "--hostfile",
         os.devnull,
@@ -58,7 +55,7 @@ def run(folder: Path, count: int, victim: int, how: str) -> subprocess.Completed
         "link",
     ]
     return subprocess.run(
-        [sys.executable, str(lean), "runner", *words],
+        lean_runner(*words),
         cwd=folder,
         env={**os.environ, "DSMOE_DEVICES": "0"},
         stdout=subprocess.PIPE,
@@ -92,7 +89,7 @@ def test_the_rank_is_that_of_the_whole_run(tmp_path: Path) -> None:
     """Two hosts of one process each: both are process 0 of their host, the killed one is rank 1."""
     (tmp_path / "hosts").write_text("203.0.113.1 slots=1\n203.0.113.2 slots=1\n")
     (tmp_path / "fail.py").write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", "hosts"]
+    launcher = lean_runner("--hostfile", "hosts")
     done = subprocess.run(
         [*launcher, "fail.py", "1", "9", "link"],
         cwd=tmp_path,

@@ -6,11 +6,11 @@ import base64
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support import stand_in
+from support.launcher import lean_launch
 
 from dsmoe.common.errors import HostProblem
 from dsmoe.hosts.hostfile import parse_hostfile, read_hostfile
@@ -195,7 +195,7 @@ def test_visible_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def launch(slots: list[int]) -> subprocess.CompletedProcess[str]:
         world = base64.urlsafe_b64encode(json.dumps({"n": slots}).encode()).decode()
-        command = [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
+        command = lean_launch(f"--world_info={world}")
         return subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=180)
 
     assert "devices 5\n" in launch([1]).stdout

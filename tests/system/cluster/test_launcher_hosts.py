@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Callable
 
 import pytest
+from support.launcher import lean_runner
 
 from dsmoe.hosts.spaces.cluster import Cluster
 
@@ -39,7 +39,7 @@ class Launcher:
         self.folder = folder
         (folder / MARK).write_text(SCRIPT)
         (folder / "hosts").write_text(hosts)
-        command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", "hosts"]
+        command = lean_runner("--hostfile", "hosts")
         self.process = cluster.start(
             "n1",
             [*command, *words],

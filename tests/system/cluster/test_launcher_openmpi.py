@@ -6,10 +6,10 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.launcher import lean_runner
 
 from dsmoe.hosts.spaces.cluster import Cluster
 
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def launch(hosts: Cluster, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", "hosts"]
+    launcher = lean_runner("--hostfile", "hosts")
     as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return hosts.run(
         "n1",

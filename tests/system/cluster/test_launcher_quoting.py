@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import stand_in
+from support.launcher import lean_runner
 
 # Each would leave a file behind in the folder, or change on the way: quotes, pdsh's %n, blanks.
 PLANTS = [
@@ -59,7 +60,7 @@ def test_nothing_reaches_a_shell(tmp_path: Path) -> None:
         "HOME": str(tmp_path),
         "NCCL_PLANT": "".join(PLANTS),
     }
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", "hosts"]
+    launcher = lean_runner("--hostfile", "hosts")
     done = subprocess.run(
         [*launcher, "say it;.py", *PLANTS],
         cwd=folder,

@@ -6,13 +6,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 from support import stand_in
+from support.launcher import lean_runner
 
 TWO = "203.0.113.1 slots=1\n203.0.113.2 slots=1\n"
 SLEEP = """
@@ -32,7 +32,7 @@ class Launch:
         self.folder = folder
         (folder / "hosts").write_text(hosts)
         (folder / "sleep.py").write_text(SLEEP)
-        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", "hosts"]
+        launcher = lean_runner("--hostfile", "hosts")
         self.process = subprocess.Popen(
             [*launcher, "sleep.py", *words],
             cwd=folder,

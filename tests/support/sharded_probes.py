@@ -1,13 +1,11 @@
-"""One process of the sharded runs: ``sharded_worker.py RANK FOLDER``.
+"""What the processes of the sharded runs of AdaFactor do.
 
-Runs every case over gloo and writes, for each that it takes part in, its partitions and what a
-checkpoint would hold to FOLDER/<case>.<rank>.pt.
+They run every case over gloo and write, for each that they take part in, their partitions and what
+a checkpoint would hold to FOLDER/<case>.<rank>.pt.
 """
 
 from __future__ import annotations
 
-import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import torch.distributed as dist
 from support.adafactor import NoWaiting, load_package, read_data
 from support.sharded_cases import (
     CASES,
-    MAX_WORLD,
     Case,
     flat_size,
     flatten,
@@ -87,22 +84,14 @@ def load(case: Case, rank: int, folder: Path, optimizer: Any, slots: Any) -> Non
         )
 
 
-def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=(folder / "rendezvous").as_uri(),
-        rank=rank,
-        world_size=MAX_WORLD,
-        timeout=timedelta(seconds=60),
-    )
-    groups = process_groups()
+def sharded_runs(folder: str) -> None:
+    """All cases, in a pool of MAX_WORLD processes."""
+    rank, groups = dist.get_rank(), process_groups()
     for name, case in CASES.items():
         if rank < case.world:
-            run(name, case, rank, folder, groups)
+            run(name, case, rank, Path(folder), groups)
         dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    # none is left with threads that wake all the time
+    for group in {id(g): g for made in groups.values() for g in made}.values():
+        if group is not dist.GroupMember.NON_GROUP_MEMBER:
+            dist.destroy_process_group(group)
