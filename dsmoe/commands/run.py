@@ -33,8 +33,8 @@ EXAMPLES = """examples:
   dsmoe run 2 --data ~/books           two processes, on your own text
   dsmoe run 8 --all --resume           the suite's cases up to 8 GPUs, unfinished ones
   dsmoe run 1 --zero-stage 1 --steps 50 --output /tmp/zero1
-  dsmoe run 32 --launcher slurm --print-sbatch > job.sh; sbatch job.sh
-  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HEAD:29400 -m dsmoe run 16
+  dsmoe run 32 --launcher slurm --print-sbatch        a batch script for sbatch
+  dsmoe run 16 --launcher torchrun     in each process of torchrun, mpirun, a PyTorchJob
 
 """
 CODES = (0, 1, 2, 8, 9, 10, 16, 129, 130, 143)

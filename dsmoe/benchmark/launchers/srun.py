@@ -89,7 +89,7 @@ class SlurmLauncher:
             run.close()
 
     def reason(self, code: int, output: Output, log: Path) -> str:
-        cancelled = _cancelled(output.tail)
+        cancelled = ended_by_slurm(output.tail)
         if cancelled:
             return f"{cancelled} (see {log})"
         return reason(code, output.marks, output.tail, log)
@@ -181,7 +181,7 @@ def hosts_of_job(environment: Mapping[str, str]) -> tuple[list[Host], bool]:
     return [Host(c.name, n) for c, n in zip(candidates, tasks)], False
 
 
-def _cancelled(lines: Sequence[str]) -> str | None:
+def ended_by_slurm(lines: Sequence[str]) -> str | None:
     """What Slurm says of a step that it ended itself, or None."""
     for line in lines:
         node, step = _NODE_FAILED.search(line), _CANCELLED.search(line)

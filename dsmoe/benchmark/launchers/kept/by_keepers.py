@@ -92,16 +92,19 @@ class KeptRun:
     def _problem_of(self, peer: Peer) -> str | None:
         """Tell how the peer's process failed, or what became of its keeper."""
         words = None
-        if peer.ended:
+        asked = peer.asked
+        if peer.ended == -signal.SIGTERM:  # not by this command: Slurm reaches the process too
+            asked = signal.SIGTERM
+        if asked and not (peer.ended and peer.ended != -asked):
+            by = signal.Signals(asked).name
+            words = f"host {peer.host}: rank {peer.rank} was asked to end by {by}"
+        elif peer.ended:
             name = f"rank {peer.rank} on {peer.host} (process {peer.pid})"
             words = f"{name} ended with exit status {peer.ended}"
             if peer.ended < 0:
                 words = f"{name} was killed by signal {-peer.ended}"
         elif peer.ended is None and peer.lost():
             words = f"host {peer.host}: rank {peer.rank}: {peer.gone}"
-        elif peer.ended is None and peer.asked:
-            by = signal.Signals(peer.asked).name
-            words = f"host {peer.host}: rank {peer.rank} was asked to end by {by}"
         if words:
             self.say(words)
         return words
