@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from dsmoe.commands import launching
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, file_name
 from dsmoe.common.errors import EnvironmentProblem, exit_code_lines
+
+if TYPE_CHECKING:
+    from dsmoe.benchmark.launchers.interface import Launcher
 
 NEEDS = ("filelock", "git", "numpy", "psutil")
 
@@ -47,11 +51,14 @@ def run(options: argparse.Namespace) -> int:
     code = launching.follow(options)
     if code is not None:
         return code
-    with launching.opened(options, to_check=True) as (launcher, _):
+
+    def check(launcher: Launcher, reason: str) -> int:
         way = launcher.way()
         checks = all_checks(launcher.hosts() if way else [], way, options.output)
-    print(as_json(checks) if options.json else "\n".join(table(checks)))
-    bad = len(failures(checks))
-    if bad and not options.json:
-        print(f"{bad} of {len(checks)} checks failed")
-    return EnvironmentProblem.exit_code if bad else 0
+        print(as_json(checks) if options.json else "\n".join(table(checks)))
+        bad = len(failures(checks))
+        if bad and not options.json:
+            print(f"{bad} of {len(checks)} checks failed")
+        return EnvironmentProblem.exit_code if bad else 0
+
+    return launching.launched(options, check, to_check=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING, Callable
 
 from dsmoe.benchmark.launchers.names import AUTO, NAMES
 from dsmoe.common.arguments import count
@@ -70,25 +69,29 @@ def follow(options: argparse.Namespace) -> int | None:
     return outside.follow(options.launcher, os.environ)
 
 
-@contextlib.contextmanager
-def opened(options: argparse.Namespace, to_check: bool = False) -> Iterator[tuple[Launcher, str]]:
-    """The launcher that the options mean, and why; closed at the end. Raises DsmoeError."""
+def launched(
+    options: argparse.Namespace, work: Callable[[Launcher, str], int], to_check: bool = False
+) -> int:
+    """Do ``work`` with the launcher that the options mean, and why it is that; the exit code.
+
+    What else was started with this command ends with the same code. Raises DsmoeError.
+    """
     from dsmoe.benchmark.launchers.which import choose
 
     if options.hostfile is None and not to_check and options.launcher in (AUTO, "ssh"):
         options.hostfile = _written_hostfile(options)
-    found, reason = choose(options.launcher, options.hostfile, os.environ)
+    launcher, reason = choose(options.launcher, options.hostfile, os.environ)
     code = 1
     try:
         if not (to_check or options.dry_run):
-            print(f"== launcher {found.name}: {reason}", flush=True)
-        yield found, reason
-        code = 0
+            print(f"== launcher {launcher.name}: {reason}", flush=True)
+        code = work(launcher, reason)
     except DsmoeError as error:
         code = error.exit_code
         raise
     finally:
-        found.close(code)
+        launcher.close(code)
+    return code
 
 
 def _written_hostfile(options: argparse.Namespace) -> Path | None:

@@ -141,17 +141,21 @@ def run(options: argparse.Namespace) -> int:
     code = launching.follow(options)
     if code is not None:
         return code
-    with StopSignals() as stop, launching.opened(options) as (launcher, reason):
-        check_text(options)
-        request = request_of(options, launcher, reason)
-        if options.dry_run:
-            print_dry_run(request)
-            return 0
-        from dsmoe.benchmark.run.every_case import run_cases
+    with StopSignals() as stop:
+        return launching.launched(options, lambda *found: _run(options, stop, *found))
 
-        if request.tensorboard:
-            make_folder(request.tensorboard)
-        return run_cases(request, stop)
+
+def _run(options: argparse.Namespace, stop: StopSignals, launcher: Launcher, reason: str) -> int:
+    check_text(options)
+    request = request_of(options, launcher, reason)
+    if options.dry_run:
+        print_dry_run(request)
+        return 0
+    from dsmoe.benchmark.run.every_case import run_cases
+
+    if request.tensorboard:
+        make_folder(request.tensorboard)
+    return run_cases(request, stop)
 
 
 def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> Request:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsmoe.commands import launching
 from dsmoe.commands import options as shared
@@ -13,6 +14,9 @@ from dsmoe.commands import run as run_command
 from dsmoe.common.arguments import OneLineParser, count, file_name, positive
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
+
+if TYPE_CHECKING:
+    from dsmoe.benchmark.launchers.interface import Launcher
 
 NEEDS = run_command.NEEDS
 EVERY = 1000
@@ -111,7 +115,8 @@ def run(options: argparse.Namespace) -> int:
     if code is not None:
         return code
     stop = SavingStop()
-    with stop, launching.opened(resolved) as (launcher, reason):
+
+    def train(launcher: Launcher, reason: str) -> int:
         request = run_command.request_of(resolved, launcher, reason)
         [(case, layout)] = request.cases
         if options.learning_rate:
@@ -121,6 +126,9 @@ def run(options: argparse.Namespace) -> int:
         )
         request = dataclasses.replace(request, cases=((case, layout),))
         return train_and_keep(request, plan, stop)
+
+    with stop:
+        return launching.launched(resolved, train)
 
 
 def _whole(path: Path | None) -> Path | None:

@@ -30,7 +30,7 @@ from dsmoe.hosts.sources import slurm as source
 SRUN_END_SECONDS = 5.0
 # Options of the job that srun would take over from its environment, and that are stated here.
 _OVERRULED = ("SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND", "SLURM_GPUS")
-_CANCELLED = re.compile(r"(?:slurmstepd|srun): (?:error: )?.*?((?:STEP|JOB) \S+ .*CANCELLED.*)")
+_CANCELLED = re.compile(r"((?:STEP|JOB) \S+ ON \S+ CANCELLED AT .*)")
 _NODE_FAILED = re.compile(r"srun: error: (Node failure on \S+)")
 _CAUSES = {
     "DUE TO TIME LIMIT": "its time limit is reached: ask for more with --time",

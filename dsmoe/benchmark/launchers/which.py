@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Mapping
 
@@ -9,9 +10,10 @@ from dsmoe.benchmark.launchers import outside
 from dsmoe.benchmark.launchers.deepspeed_runner import LOCAL, DeepSpeedLauncher
 from dsmoe.benchmark.launchers.interface import Launcher
 from dsmoe.benchmark.launchers.names import AUTO
+from dsmoe.benchmark.launchers.ray_actors import RayLauncher
 from dsmoe.benchmark.launchers.srun import SlurmLauncher
 from dsmoe.common.errors import UsageError
-from dsmoe.hosts.sources import slurm
+from dsmoe.hosts.sources import ray, slurm
 
 
 def choose(
@@ -42,4 +44,13 @@ def choose(
     if wanted == AUTO and slurm.in_job(environment):
         job = environment.get("SLURM_JOB_ID", "")
         return SlurmLauncher(environment), f"inside job {job} of Slurm"
-    return LOCAL, "no host file, no Slurm job, not started by torchrun or MPI"
+    if wanted == "ray":
+        return RayLauncher(environment.get("RAY_ADDRESS") or "auto", environment), asked
+    if environment.get("RAY_ADDRESS"):
+        address = environment["RAY_ADDRESS"]
+        return RayLauncher(address, environment), f"RAY_ADDRESS is {address}"
+    if ray.installed():
+        with contextlib.suppress(ray.NoCluster):
+            return RayLauncher("auto", environment), "a Ray cluster runs on this machine"
+        return LOCAL, "no host file, no Slurm job, no running Ray cluster"
+    return LOCAL, "no host file, no Slurm job, no Ray, not started by torchrun or MPI"

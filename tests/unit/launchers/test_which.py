@@ -90,9 +90,7 @@ def test_srun_gets_gpus_only_where_the_job_has_them() -> None:
 TIME = (
     "slurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026-11-28T08:17:40 DUE TO TIME LIMIT ***"
 )
-CANCEL = (
-    "srun: error: x\nslurmstepd: error: *** STEP 3.0 ON n1 CANCELLED AT 2026-11-28T08:17:40 ***"
-)
+CANCEL = "slurmstepd-n1: error: *** STEP 3.0 ON n1 CANCELLED AT 2026-11-28T08:17:40 ***"
 NODE = "srun: error: Node failure on n2"
 
 

@@ -59,7 +59,7 @@ def _reply(
         said = last_words() or "its launcher gave no reason"
         return Reply(begin, end, lines, f"no process was started there: {said}", reached=False)
     if peer.ended is None:
-        why = peer.gone or f"no answer within {ANSWER_SECONDS:g} s"
+        why = last_words() or peer.gone or f"no answer within {ANSWER_SECONDS:g} s"
         return Reply(begin, end, lines, why, reached=False)
     error = "" if peer.ended == 0 else (lines or [f"exit status {peer.ended}"])[-1]
     return Reply(begin, end, lines, error)
