@@ -86,6 +86,7 @@ def _run(arguments: list[str], prog: str | None) -> int:
         from dsmoe.common.packages.interpreter import need
 
         need(*command.NEEDS)
+        options.typed = arguments[1:]
         return int(command.run(options))
     options, others = _top_parser().parse_known_args(arguments)
     if options.version:

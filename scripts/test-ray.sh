@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests of the Ray source with a real Ray, in build/ray-venv: Ray is large and brings many
+# Runs the tests of the Ray source and of the Ray launcher with a real Ray, in build/ray-venv: Ray is large and brings many
 # packages, which shall not come into the environment that trains. That environment's are shared.
 # Where pip cannot install Ray, it says so and ends well.
 set -euo pipefail
@@ -22,4 +22,4 @@ if ! "$venv/bin/python" -c 'import ray, pytest' >/dev/null 2>&1; then
     fi
 fi
 say "== Ray $("$venv/bin/python" -c 'import ray; print(ray.__version__)')"
-exec "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/unit/hosts/test_hostfiles_ray.py
+exec "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/unit/hosts/test_hostfiles_ray.py tests/system/ray

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from dsmoe.commands import launching
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, file_name
 from dsmoe.common.errors import EnvironmentProblem, exit_code_lines
+
+if TYPE_CHECKING:
+    from dsmoe.benchmark.launchers.interface import Launcher
 
 NEEDS = ("filelock", "git", "numpy", "psutil")
 
 EXAMPLES = """examples:
   dsmoe check                                this machine
   dsmoe check --hostfile hostfile --json     every host of the file too
+  dsmoe check --launcher slurm               every node of the job around it
 
 """
 
@@ -25,6 +31,7 @@ def make_parser(prog: str) -> OneLineParser:
         "Python, torch,\nGPUs and their kernels, the patched DeepSpeed, ssh, disk, clocks.",
         epilog=EXAMPLES + exit_code_lines(0, 2, 8, 16, 130),
     )
+    launching.add_launcher(parser)
     parser.add_argument(
         "--hostfile",
         type=file_name,
@@ -41,9 +48,17 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.benchmark.preflight.check import as_json, failures, table
     from dsmoe.benchmark.preflight.local import all_checks
 
-    checks = all_checks(options.hostfile, options.output)
-    print(as_json(checks) if options.json else "\n".join(table(checks)))
-    bad = len(failures(checks))
-    if bad and not options.json:
-        print(f"{bad} of {len(checks)} checks failed")
-    return EnvironmentProblem.exit_code if bad else 0
+    code = launching.follow(options)
+    if code is not None:
+        return code
+
+    def check(launcher: Launcher, reason: str) -> int:
+        way = launcher.way()
+        checks = all_checks(launcher.hosts() if way else [], way, options.output)
+        print(as_json(checks) if options.json else "\n".join(table(checks)))
+        bad = len(failures(checks))
+        if bad and not options.json:
+            print(f"{bad} of {len(checks)} checks failed")
+        return EnvironmentProblem.exit_code if bad else 0
+
+    return launching.launched(options, check, to_check=True)

@@ -11,14 +11,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsmoe.commands import launching
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, count, file_name, plain_name, positive
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError, exit_code_lines
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import chosen_checkout, import_root, work_folder
+from dsmoe.hosts.host import Host
 
 if TYPE_CHECKING:  # importing these takes time and packages that --help does not need
+    from dsmoe.benchmark.launchers.interface import Launcher
     from dsmoe.benchmark.preflight.machine import Machine
     from dsmoe.benchmark.run.request import Request
 
@@ -30,6 +33,8 @@ EXAMPLES = """examples:
   dsmoe run 2 --data ~/books           two processes, on your own text
   dsmoe run 8 --all --resume           the suite's cases up to 8 GPUs, unfinished ones
   dsmoe run 1 --zero-stage 1 --steps 50 --output /tmp/zero1
+  dsmoe run 32 --launcher slurm --print-sbatch        a batch script for sbatch
+  dsmoe run 16 --launcher torchrun     in each process of torchrun, mpirun, a PyTorchJob
 
 """
 CODES = (0, 1, 2, 8, 9, 10, 16, 129, 130, 143)
@@ -70,6 +75,7 @@ def make_parser(prog: str) -> OneLineParser:
         action="store_true",
         help="The launcher's command is printed, and nothing is written.",
     )
+    launching.add_print_sbatch(before)
     before.add_argument(
         "--plan", action="store_true", help="The same as dsmoe plan: nothing is started."
     )
@@ -90,6 +96,7 @@ def add_places(parser: OneLineParser) -> None:
         "DSMOE_DEEPSPEED, the artifact's DEEPSPEED_PATH, else build/DeepSpeed).",
     )
     hosts = parser.add_argument_group("hosts and processes")
+    launching.add_launcher(hosts)
     add = hosts.add_argument
     add(
         "--hostfile",
@@ -124,37 +131,44 @@ def run(options: argparse.Namespace) -> int:
     if options.plan:
         from dsmoe.commands import plan
 
-        options.json, options.per_host = False, None
+        options.json = False
         return plan.run(options)
     for name in ("model", "device_memory"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for dsmoe plan alone; leave it out")
+    if options.print_sbatch:
+        return launching.print_sbatch("run", options)
+    code = launching.follow(options)
+    if code is not None:
+        return code
     with StopSignals() as stop:
-        check_text(options)
-        request = request_of(options)
-        if options.dry_run:
-            print_dry_run(request)
-            return 0
-        from dsmoe.benchmark.run.every_case import run_cases
-
-        if request.tensorboard:
-            make_folder(request.tensorboard)
-        return run_cases(request, stop)
+        return launching.launched(options, lambda *found: _run(options, stop, *found))
 
 
-def request_of(options: argparse.Namespace) -> Request:
+def _run(options: argparse.Namespace, stop: StopSignals, launcher: Launcher, reason: str) -> int:
+    check_text(options)
+    request = request_of(options, launcher, reason)
+    if options.dry_run:
+        print_dry_run(request)
+        return 0
+    from dsmoe.benchmark.run.every_case import run_cases
+
+    if request.tensorboard:
+        make_folder(request.tensorboard)
+    return run_cases(request, stop)
+
+
+def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> Request:
     """What the options ask for, resolved once. Raises DsmoeError."""
     from dsmoe.benchmark.cases.choice import case_of_model, check_device, chosen_cases
     from dsmoe.benchmark.run.launch import check_port
-    from dsmoe.benchmark.run.layout import lay_out
     from dsmoe.benchmark.run.request import Request, Text, limits
 
-    options.hostfile = options.hostfile or _hostfile_of(options)
-    machine = _head(options)
+    machine = _head(options, launcher)
     memory = machine.hardware.get("device_memory_bytes")
 
     def on_hosts(processes: int) -> int:
-        return lay_out(options.hostfile, processes).devices
+        return launcher.lay_out(processes).devices
 
     if getattr(options, "model", None):
         changes = shared.changes_of(options)
@@ -162,7 +176,8 @@ def request_of(options: argparse.Namespace) -> Request:
     else:
         cases = chosen_cases(shared.wanted_of(options), machine.device, memory, on_hosts)
     try:
-        available = None if options.hostfile else machine.hardware.get("device_count")
+        here = launcher.way() is None
+        available = machine.hardware.get("device_count") if here else None
         check_device(cases, machine.device, available)
     except UsageError as error:
         if not options.dry_run:
@@ -170,12 +185,12 @@ def request_of(options: argparse.Namespace) -> Request:
         print(f"# not to be run here: {error}")
         machine = dataclasses.replace(machine, device="cuda")
     if options.port:
-        check_port(options.port)
+        check_port(options.port)  # the head is most often this machine
     if options.tensorboard:
         check_tensorboard()
     checkout, reason = chosen_checkout(options.deepspeed)
     return Request(
-        cases=tuple((c, lay_out(options.hostfile, c.parallel.processes)) for c in cases),
+        cases=tuple((c, launcher.lay_out(c.parallel.processes)) for c in cases),
         machine=machine,
         checkout=checkout,
         checkout_reason=reason,
@@ -183,76 +198,59 @@ def request_of(options: argparse.Namespace) -> Request:
         cache=work_folder() / "text",
         output=options.output.expanduser(),
         limits=limits(options.time_out),
+        launcher=launcher,
+        launcher_reason=reason,
         port=options.port,
         tensorboard=options.tensorboard.expanduser() if options.tensorboard else None,
         master=options.master_addr,
-        hostfile=options.hostfile,
         resume=options.resume,
         link=options.link,
     )
 
 
-def _hostfile_of(options: argparse.Namespace) -> Path | None:
-    """The host file for NUM_GPUS that dsmoe hosts wrote here, where this machine has too few GPUs.
-
-    As the artifact's script, which takes hostfile_2node for 16 GPUs and hostfile_4node for 32.
-    """
-    from dsmoe.benchmark.preflight.machine import this_machine
-
-    gpus = this_machine().gpus
-    nodes = -(-options.gpus // gpus) if gpus else 1
-    if nodes < 2 or options.all or options.dry_run:
-        return None
-    for folder in (Path(), Path("deepspeed")):
-        found = folder / f"hostfile_{nodes}node"
-        if found.is_file():
-            print(f"== {options.gpus} GPUs on {nodes} hosts of {gpus}: host file {found}")
-            return found
-    return None
-
-
-def _head(options: argparse.Namespace) -> Machine:
-    """Where the processes run: this machine, or the head of the host file as it says itself.
+def _head(options: argparse.Namespace, launcher: Launcher) -> Machine:
+    """Where the processes run: this machine, or the head of the hosts as it says itself.
 
     A login machine, from which a run may be started, is often of another kind.
     """
     from dsmoe.benchmark.preflight.machine import machine_of, this_machine
 
-    if options.hostfile is None or options.dry_run:
+    way = launcher.way()
+    if way is None or options.dry_run:
         return this_machine()
     from dsmoe.benchmark.preflight.hosts import head_facts
-    from dsmoe.hosts.hostfile import read_hostfile
-    from dsmoe.hosts.identity import is_this_machine
 
-    head = read_hostfile(options.hostfile)[0].name
-    if is_this_machine(head):
+    layout = launcher.lay_out(options.gpus)
+    head = launcher.distant_head(layout)
+    if head is None:
         return this_machine()
-    print(f"== asking {head}, the head of {options.hostfile}", flush=True)
+    print(f"== asking {head}, the first host", flush=True)
     checkout, _ = chosen_checkout(options.deepspeed)
-    return machine_of(head_facts(head, options.hostfile, import_root(), checkout))
+    facts = head_facts(Host(head, layout.devices), way, import_root(), checkout)
+    return machine_of(facts)
 
 
 def print_dry_run(request: Request) -> None:
     """Print what would be started. Nothing is written, built or downloaded."""
     from dsmoe.benchmark.cases.choice import in_words
     from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
+    from dsmoe.benchmark.launchers.job import Job
     from dsmoe.benchmark.run.folder import DEEPSPEED
-    from dsmoe.benchmark.run.launch import Job, free_port
     from dsmoe.benchmark.run.request import run_name
 
     device = request.machine.device
     for case, layout in request.cases:
         run_dir = request.output / "runs" / f"TIME-{run_name(case)}"
-        port = request.port or free_port()
         # without the number of this machine's GPUs: the line may be for another one
-        job = Job(request.checkout, run_dir.absolute(), layout, port, request.master)
+        job = Job(request.checkout, run_dir.absolute(), layout, request.port, request.master)
         tensorboard = (str(request.tensorboard), run_dir.name) if request.tensorboard else None
-        print(f"# {in_words(case, 'GPU' if device == 'cuda' else 'CPU process')}")
+        what = in_words(case, "GPU" if device == "cuda" else "CPU process")
+        print(f"# {what}; launcher {request.launcher.name} ({request.launcher_reason})")
         print("# to be read: the folder TIME-... and what is in it are made by a run")
         print(f"# the DeepSpeed configuration would be {run_dir / DEEPSPEED}:")
         for line in json.dumps(deepspeed_config(case, device, tensorboard)).splitlines():
             print(f"#   {line}")
-        print(job.shell_line())
+        print(request.launcher.line(job))
 
 
 def check_text(options: argparse.Namespace) -> None:

@@ -6,12 +6,17 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dsmoe.commands import launching
 from dsmoe.commands import options as shared
 from dsmoe.commands import run as run_command
 from dsmoe.common.arguments import OneLineParser, count, file_name, positive
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
+
+if TYPE_CHECKING:
+    from dsmoe.benchmark.launchers.interface import Launcher
 
 NEEDS = run_command.NEEDS
 EVERY = 1000
@@ -21,6 +26,7 @@ EXAMPLES = """examples:
   dsmoe train 2 --data ~/books --steps 5000 --every 500 --save models/books
   dsmoe train 1 --load models/first --steps 400        go on to iteration 400
   dsmoe train 8 --model 2.4B --data ~/books --steps 20000 --save models/large
+  dsmoe train 32 --save models/32 --launcher slurm --print-sbatch
 
 """
 
@@ -74,6 +80,7 @@ def make_parser(prog: str) -> OneLineParser:
         help="Event files for TensorBoard go to this folder: loss, held-out loss, rate, tokens "
         "per second, expert load, dropped share.",
     )
+    launching.add_print_sbatch(parser)
     run_command.add_places(parser)
     return parser
 
@@ -81,6 +88,8 @@ def make_parser(prog: str) -> OneLineParser:
 def run(options: argparse.Namespace) -> int:
     """Train, and keep what was trained."""
     check_kernels(os.environ)
+    if options.print_sbatch:
+        return launching.print_sbatch("train", options)
     if options.all:
         raise UsageError("--all: a training has one case; leave it out")
     if options.warmup is not None:
@@ -101,9 +110,14 @@ def run(options: argparse.Namespace) -> int:
     # The event files are not DeepSpeed's, and nothing is measured: the benchmark's options are off.
     off = {"tensorboard": None, "warmup": 0, "dry_run": False, "resume": False, "output": save}
     off.update(tokenizer=tokenizer, link=None)
+    resolved = argparse.Namespace(**{**vars(options), **off})
+    code = launching.follow(resolved)
+    if code is not None:
+        return code
     stop = SavingStop()
-    with stop:
-        request = run_command.request_of(argparse.Namespace(**{**vars(options), **off}))
+
+    def train(launcher: Launcher, reason: str) -> int:
+        request = run_command.request_of(resolved, launcher, reason)
         [(case, layout)] = request.cases
         if options.learning_rate:
             case = dataclasses.replace(case, learning_rate=options.learning_rate)
@@ -112,6 +126,9 @@ def run(options: argparse.Namespace) -> int:
         )
         request = dataclasses.replace(request, cases=((case, layout),))
         return train_and_keep(request, plan, stop)
+
+    with stop:
+        return launching.launched(resolved, train)
 
 
 def _whole(path: Path | None) -> Path | None:

@@ -79,6 +79,12 @@ class StopSignals:
             number, self._noted = self._noted, None
             raise Interrupted(number)
 
+    def forget(self) -> None:
+        """From here on no signal counts: what is to be done is known, and takes a bounded time."""
+        for number in self._previous:
+            signal.signal(number, signal.SIG_IGN)
+        self._noted = None
+
     def listen_again(self) -> None:
         """Take the next signal too, after one that was answered otherwise than by an end."""
         for number in self._previous:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.preflight.machine import Machine
 from dsmoe.benchmark.run import launch, patched_deepspeed
 from dsmoe.benchmark.run.folder import (
@@ -21,7 +22,6 @@ from dsmoe.benchmark.run.folder import (
     read_json,
     write_json,
 )
-from dsmoe.benchmark.run.launch import Job
 from dsmoe.benchmark.run.layout import lay_out
 from dsmoe.benchmark.run.progress import Progress
 from dsmoe.benchmark.run.request import limits
@@ -108,8 +108,7 @@ def _train(
         write_json(run_dir / DEEPSPEED, todo.config)
     except OSError as error:
         raise ResultsError(f"{output}: cannot be written: {error.strerror}") from error
-    port = launch.free_port()
-    job = Job(place, run_dir.absolute(), lay_out(None, 1), port, script=WORKER, gpus=gpus)
+    job = Job(place, run_dir.absolute(), lay_out(None, 1), script=WORKER, gpus=gpus)
     with Progress(todo.case.iterations, todo.case.tokens_per_step) as progress:
 
         def seen(line: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.choice import in_words
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.data.batches import WindowSampler
+from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.preflight import local
 from dsmoe.benchmark.run import launch, patched_deepspeed
 from dsmoe.benchmark.run.every_case import FINISHED, check_layout, step
@@ -22,7 +23,6 @@ from dsmoe.benchmark.run.folder import (
     read_json,
     write_json,
 )
-from dsmoe.benchmark.run.launch import Job
 from dsmoe.benchmark.run.one_case import prepare_text
 from dsmoe.benchmark.run.progress import Progress
 from dsmoe.benchmark.run.request import Request, run_name
@@ -79,8 +79,7 @@ def train_and_keep(request: Request, plan: Plan, stop: SavingStop) -> int:
     step(f"DeepSpeed checkout {request.checkout} ({request.checkout_reason})")
     patched_deepspeed.ensure(request.checkout)
     patched_deepspeed.let_import(request.checkout)
-    if request.hostfile:
-        check_layout(layout, request.checkout)
+    check_layout(layout, request)
     kept.describe(plan.save, case, text.info.content, request.text.tokenizer)
     run_dir = _prepare(case, request, plan)
     unit = "GPU" if request.machine.device == "cuda" else "CPU process"
@@ -163,11 +162,10 @@ def _launch(
     case: Case, request: Request, run_dir: Path, done: int, stop: SavingStop
 ) -> launch.LauncherEnd:
     layout = request.cases[0][1]
-    port = request.port or launch.free_port()
-    gpus = request.machine.gpus
-    checkout, folder = request.checkout, run_dir.absolute()
-    job = Job(checkout, folder, layout, port, request.master, PROCESS, gpus)
+    checkout, folder, gpus = request.checkout, run_dir.absolute(), request.machine.gpus
+    job = Job(checkout, folder, layout, request.port, request.master, PROCESS, gpus)
     stop.place = folder / STOP
     bar = Progress(case.iterations, case.tokens_per_step, done=done, time_left=True)
     with bar as progress:
-        return launch.run(job, request.limits, progress.iteration, progress.note, stop)
+        seen, note = progress.iteration, progress.note
+        return launch.run(job, request.limits, seen, note, stop, request.launcher)

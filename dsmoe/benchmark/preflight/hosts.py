@@ -1,132 +1,99 @@
-"""The environment check of the hosts in a host file, all at once, through ssh."""
+"""The environment check of a run's hosts, all at once, through ssh or the launcher."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Sequence
 
 from dsmoe.benchmark.preflight import probe
+from dsmoe.benchmark.preflight.asking import Reply, Way, of_program, script_for
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
-from dsmoe.common import programs
 from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.hosts.host import Host
 
-CONNECT_SECONDS = 10
-# The login, and the start of Python there.
-HELLO_SECONDS = 20.0
-# Python, torch and git on a shared file system that is cold.
-ANSWER_SECONDS = 120.0
 CLOCK_SECONDS = 2.0
-AT_ONCE = 32
 FREE_GPUS, CLOCK = "free GPUs", "clock"
 
 
-def check_hosts(hosts: Sequence[Host], project: Path, checkout: Path) -> list[Check]:
+def check_hosts(hosts: Sequence[Host], way: Way, project: Path, checkout: Path) -> list[Check]:
     """The checks of all ``hosts``, in their order; compared with what this machine says.
 
     Every host must have the project and the checkout at the same paths and the same Python, as
-    DeepSpeed's launcher needs them.
+    the launchers need them.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = list(pool.map(lambda host: _ask(host.name, project, checkout), hosts))
-        here = _facts([sys.executable, "-"], project, checkout)
+    script = script_for(project, checkout)
+    answers = [_Answer(reply) for reply in way.ask(hosts, script)]
+    here = _Answer(of_program([sys.executable, "-"], script))
     checks: list[Check] = []
     for host, answer in zip(hosts, answers):
-        checks += _host_checks(host, answer, here)
+        checks += _host_checks(host, answer, here, way)
     return checks
 
 
-def head_facts(name: str, hostfile: Path, project: Path, checkout: Path) -> dict[str, Any]:
-    """What host ``name`` says of itself. Raises EnvironmentProblem where it says nothing."""
-    answer = _ask(name, project, checkout)
+def head_facts(host: Host, way: Way, project: Path, checkout: Path) -> dict[str, Any]:
+    """What ``host`` says of itself. Raises EnvironmentProblem where it says nothing."""
+    [reply] = way.ask([host], script_for(project, checkout))
+    answer = _Answer(reply)
     facts = answer.facts or {}
     if facts.get("torch") is None:
         why = answer.error or facts.get("torch_error")
-        raise EnvironmentProblem(f"{name}: {why}; {_more(hostfile)}")
+        raise EnvironmentProblem(f"{host.name}: {why}; {_more(way)}")
     return facts
 
 
-def refuse_unfit(hosts: Sequence[Host], hostfile: Path, project: Path, checkout: Path) -> list[str]:
+def refuse_unfit(hosts: Sequence[Host], way: Way, project: Path, checkout: Path) -> list[str]:
     """What is wrong with ``hosts`` and no reason to stop, a line each: busy GPUs, clocks.
 
     Raises EnvironmentProblem for the first of what makes a run fail, or measure something else.
     """
-    bad = [c for c in check_hosts(hosts, project, checkout) if c.state == FAIL]
+    bad = [c for c in check_hosts(hosts, way, project, checkout) if c.state == FAIL]
     fatal = [check for check in bad if check.what not in (FREE_GPUS, CLOCK)]
     if fatal:
         first, more = fatal[0], f" ({len(fatal) - 1} more)" if len(fatal) > 1 else ""
         raise EnvironmentProblem(
-            f"{first.host}: {first.what}: {first.found}{more}; {first.fix}; {_more(hostfile)}"
+            f"{first.host}: {first.what}: {first.found}{more}; {first.fix}; {_more(way)}"
         )
     return [f"{check.host}: {check.what}: {check.found}; {check.fix}" for check in bad]
 
 
-def _more(hostfile: Path) -> str:
-    return f"all checks: dsmoe check --hostfile {shlex.quote(str(hostfile))}"
+def _more(way: Way) -> str:
+    return f"all checks: {way.more}"
 
 
 class _Answer:
-    """What came back: ``facts``, or the ``error`` and whether the connection failed."""
+    """What a reply says: ``facts``, or the ``error`` and whether the host was reached."""
 
-    def __init__(self, facts: dict[str, Any] | None, error: str = "", reached: bool = True) -> None:
-        self.facts = facts
-        self.error = error
-        self.reached = reached
+    def __init__(self, reply: Reply) -> None:
+        self.facts: dict[str, Any] | None = None
+        self.error = reply.error
+        self.reached = reply.reached
         # Seconds that the host's clock is ahead, and the most that this figure may be off.
         self.ahead = 0.0
         self.doubt = 0.0
+        for line in reply.lines:
+            if line.startswith(probe.SIGN):
+                self.facts = json.loads(line[len(probe.SIGN) :])
+                assert self.facts is not None
+                # It began after this machine asked and ended before it had its answer.
+                least, most = self.facts["end"] - reply.end, self.facts["begin"] - reply.begin
+                self.ahead, self.doubt = (least + most) / 2, abs(most - least) / 2
 
 
-def _ask(name: str, project: Path, checkout: Path) -> _Answer:
-    # The remote shell splits the command again, so it gets a quoted word; the name is a checked
-    # one (dsmoe.hosts) and stands after "--" all the same.
-    command = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
-    return _facts([*command, "--", name, f"{shlex.quote(sys.executable)} -"], project, checkout)
-
-
-def _facts(command: list[str], project: Path, checkout: Path) -> _Answer:
-    source = Path(probe.__file__).read_text(encoding="utf-8")
-    script = f"{source}\nask({str(project)!r}, {str(checkout)!r})\n"
-    begin = time.time()
-    try:
-        hello = (probe.HELLO, HELLO_SECONDS)
-        done = programs.ask(command, ANSWER_SECONDS, text=script, first_word=hello)
-    except OSError as error:
-        return _Answer(None, f"{command[0]}: {error.strerror}", reached=False)
-    except programs.TimedOut as error:
-        return _Answer(None, str(error), reached=False)
-    end = time.time()
-    said = (done.stderr.strip().splitlines() or [""])[-1]
-    for line in done.stdout.splitlines():
-        if line.startswith(probe.SIGN):
-            facts = json.loads(line[len(probe.SIGN) :])
-            answer = _Answer(facts)
-            # It began after this machine asked and ended before this machine had its answer.
-            least, most = facts["end"] - end, facts["begin"] - begin
-            answer.ahead, answer.doubt = (least + most) / 2, abs(most - least) / 2
-            return answer
-    # ssh itself ends with 255; anything else comes from the other side.
-    return _Answer(None, said or f"exit status {done.returncode}", done.returncode != 255)
-
-
-def _host_checks(host: Host, answer: _Answer, here: _Answer) -> list[Check]:
+def _host_checks(host: Host, answer: _Answer, here: _Answer, way: Way) -> list[Check]:
     name = host.name
     if answer.facts is None:
         if not answer.reached:
-            fix = f"make `ssh -o BatchMode=yes {name} true` work: ssh-copy-id {name}"
-            return [Check("without a password", FAIL, answer.error, fix, name)]
+            return [Check(way.check, FAIL, answer.error, way.fix(name), name)]
         python = shlex.quote(sys.executable)
         fix = f"the launcher needs the same Python there: make {python} work on {name}"
-        reached = Check("without a password", OK, "reached", host=name)
+        reached = Check(way.check, OK, "reached", host=name)
         return [reached, Check("Python", FAIL, answer.error, fix, name)]
     facts, own = answer.facts, here.facts or {}
     return [
-        Check("without a password", OK, "reached", host=name),
+        Check(way.check, OK, "reached", host=name),
         _same("Python", facts.get("python"), own.get("python"), "install the same one", name),
         _same("torch", facts.get("torch"), own.get("torch"), "install the same one", name),
         _tree(facts, own, name),

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Sequence
 
+from dsmoe.benchmark.preflight.asking import Way
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
 from dsmoe.benchmark.preflight.hosts import check_hosts
 from dsmoe.benchmark.results.store import RECORDS, ROWS
@@ -16,7 +18,7 @@ from dsmoe.common.errors import DsmoeError, EnvironmentProblem
 from dsmoe.common.packages import dependencies
 from dsmoe.common.packages.requires import torch_problem
 from dsmoe.common.places import LAUNCHER, checkout_folder, import_root
-from dsmoe.hosts.hostfile import read_hostfile
+from dsmoe.hosts.host import Host
 from dsmoe.patchset.checkout import situation, state
 
 PYTHONS = ((3, 8), (3, 13))  # 3.8: the stack of 2021, docs/reference/compatibility.md
@@ -185,10 +187,9 @@ def refuse_output(output: Path) -> None:
         raise EnvironmentProblem(f"--output: {check.found}; {check.fix}")
 
 
-def all_checks(hostfile: Path | None, output: Path) -> list[Check]:
-    """Every check of this machine and, with a host file, of its hosts."""
-    hosts = read_hostfile(hostfile) if hostfile is not None else []
-    checks = local_checks(output, several_hosts=bool(hosts))
-    if hosts:
-        checks += check_hosts(hosts, import_root(), checkout_folder())
+def all_checks(hosts: Sequence[Host], way: Way | None, output: Path) -> list[Check]:
+    """Every check of this machine and, where there is a way to them, of ``hosts``."""
+    checks = local_checks(output, several_hosts=way is not None and way.needs_ssh)
+    if way is not None:
+        checks += check_hosts(hosts, way, import_root(), checkout_folder())
     return checks

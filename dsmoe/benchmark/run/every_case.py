@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.choice import in_words
 from dsmoe.benchmark.plan.between_hosts import exchange_warning
@@ -18,7 +16,6 @@ from dsmoe.benchmark.run.request import Request
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.places import import_root
 from dsmoe.hosts.host import Host
-from dsmoe.hosts.identity import is_this_machine
 
 FINISHED, RUN_FAILED = 0, 1
 
@@ -31,22 +28,23 @@ def run_cases(request: Request, stop: StopSignals) -> int:
     patched_deepspeed.let_import(request.checkout)
     trees = patched_deepspeed.trees(request.checkout)
     layouts = [layout for _, layout in request.cases]
-    if request.hostfile:
-        names = max((layout.names for layout in layouts), key=len)
-        step(f"hosts of {request.hostfile}: {', '.join(names)}")
-        check_layout(max(layouts, key=lambda layout: layout.hosts), request.checkout)
+    check_layout(max(layouts, key=lambda layout: layout.hosts), request)
     return max(_run(case, layout, request, trees, stop) for case, layout in request.cases)
 
 
-def check_layout(layout: Layout, checkout: Path) -> None:
-    """Check a run's hosts, unless it runs on this machine alone.
+def check_layout(layout: Layout, request: Request) -> None:
+    """Check a run's hosts by the way of its launcher, unless it runs on this machine alone.
 
     Raises EnvironmentProblem; what is no reason to stop is printed.
     """
-    if layout.hostfile is None or (layout.hosts == 1 and is_this_machine(layout.names[0])):
+    way = request.launcher.way()
+    if way is None:
+        return
+    step(f"hosts of {request.launcher.name}: {', '.join(layout.names)}")
+    if layout.hosts == 1 and request.launcher.distant_head(layout) is None:
         return
     hosts = [Host(name, layout.devices) for name in layout.names]
-    for line in refuse_unfit(hosts, layout.hostfile, import_root(), checkout):
+    for line in refuse_unfit(hosts, way, import_root(), request.checkout):
         print(f"  warning: {line}")
 
 

@@ -1,37 +1,23 @@
-"""Start a run through DeepSpeed's own launcher, watch it, and end it."""
+"""Start a run through its launcher, watch it, and end it."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shlex
 import socket
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Callable
 
-from dsmoe.benchmark.preflight.probe import cores
+from dsmoe.benchmark.launchers.deepspeed_runner import LOCAL
+from dsmoe.benchmark.launchers.interface import Launcher
+from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.run.folder import ITERATIONS, LOG, IterationLog
-from dsmoe.benchmark.run.layout import Layout
 from dsmoe.benchmark.run.marks import NOTE
-from dsmoe.benchmark.run.processes import Output, own_session
-from dsmoe.benchmark.run.reasons import reason
+from dsmoe.benchmark.run.processes import Output
 from dsmoe.common.errors import EnvironmentProblem, UsageError
 from dsmoe.common.interrupts import StopSignals
-from dsmoe.common.places import LAUNCHER, import_root
 
 POLL_SECONDS = 0.1
-TRAINING_PROCESS = import_root() / "dsmoe" / "benchmark" / "train" / "process.py"
-LOCALHOST = "127.0.0.1"
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind((LOCALHOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def check_port(port: int) -> int:
@@ -49,82 +35,6 @@ def check_port(port: int) -> int:
                 "out, and one is chosen"
             ) from error
     return port
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the launcher is asked for: training processes where ``layout`` says.
-
-    Without a host file the launcher is given /dev/null, so that it never picks up /job/hostfile,
-    its own default. ``master`` None: the launcher finds the address of the first host. ``script``
-    is what each process runs. ``gpus``: of this machine, where they are counted already, so that
-    the launcher need not import torch for that.
-    """
-
-    checkout: Path
-    run_dir: Path
-    layout: Layout
-    port: int
-    master: str | None = None
-    script: Path = TRAINING_PROCESS
-    gpus: int | None = None
-
-    def command(self) -> list[str]:
-        """The launcher's command line, a list that no shell reads: that of bin/ds without what it
-        imports and does not need."""
-        hostfile = self.layout.hostfile
-        master = self.master or (None if hostfile else LOCALHOST)
-        return [
-            sys.executable,
-            str(self.checkout / LAUNCHER),
-            "runner",
-            "--hostfile",
-            str(hostfile or os.devnull),
-            *(["--num_nodes", str(self.layout.hosts)] if hostfile else []),
-            "--num_gpus",
-            str(self.layout.devices),
-            *(["--master_addr", master] if master else []),
-            "--master_port",
-            str(self.port),
-            str(self.script),
-            "--watched",
-            "--run-dir",
-            str(self.run_dir),
-        ]
-
-    def added_environment(self) -> dict[str, str]:
-        """The variables that are set beside those of this process."""
-        paths = [str(self.checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
-        added = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-        if self.gpus is not None and self.layout.hostfile is None:
-            added["DSMOE_DEVICES"] = str(self.gpus)
-        if "OMP_NUM_THREADS" not in os.environ:
-            added["OMP_NUM_THREADS"] = str(max(1, cores() // self.layout.devices))
-        if (
-            self.layout.hostfile is None
-            and "GLOO_SOCKET_IFNAME" not in os.environ
-            and "lo" in (name for _, name in socket.if_nameindex())
-        ):
-            # gloo looks up this machine's name, which need not resolve to an address of its own.
-            added["GLOO_SOCKET_IFNAME"] = "lo"
-        return added
-
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, **self.added_environment()}
-
-    def shell_line(self) -> str:
-        """The command as a line for a POSIX shell, every word quoted."""
-        added = [f"{name}={shlex.quote(text)}" for name, text in self.added_environment().items()]
-        return " ".join([*added, *map(shlex.quote, self.command())])
-
-    def check(self) -> None:
-        """Raises EnvironmentProblem where the launcher is not there."""
-        launcher = self.checkout / LAUNCHER
-        if not launcher.is_file():
-            raise EnvironmentProblem(
-                f"{launcher}: no such file; expected DeepSpeed's launcher: run "
-                f"dsmoe apply {shlex.quote(str(self.checkout))}"
-            )
 
 
 @dataclass(frozen=True)
@@ -149,6 +59,7 @@ def run(
     on_iteration: Callable[[dict[str, Any]], None],
     on_note: Callable[[str], None],
     stop: StopSignals,
+    launcher: Launcher = LOCAL,
 ) -> LauncherEnd:
     """Run the launcher to its end; every new iteration is handed on as it is written, and every
     note of a process, once for all that say the same.
@@ -156,22 +67,24 @@ def run(
     All output goes to ``log.txt`` in the run folder. An interrupt, a time-out or an error here
     ends all the processes that were started before it goes on. Raises Interrupted.
     """
-    job.check()
+    launcher.check(job)
     iterations = IterationLog(job.run_dir / ITERATIONS)
     log = job.run_dir / LOG
     late = None
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.held())
-        started = stack.enter_context(own_session(job.command(), job.environment(), log))
+        started = stack.enter_context(launcher.start(job, log))
         seen, last = 0, time.monotonic()
         told: set[str] = set()
         while True:
-            code = started.process.poll()
+            code = started.poll()
             _tell(started.output, told, on_note)
             for line in iterations.new_lines():
                 seen, last = int(line["iteration"]), time.monotonic()
                 on_iteration(line)
             if code is not None:
+                if code and launcher.ends_with_processes:
+                    stop.forget()  # the signal that comes now only follows from this
                 break
             stop.check()
             late = _late(limits, seen, time.monotonic() - last)
@@ -184,7 +97,7 @@ def run(
     assert code is not None
     if code == 0:
         return LauncherEnd(0, None)
-    return LauncherEnd(code, reason(code, started.output.marks, list(started.output.tail), log))
+    return LauncherEnd(code, launcher.reason(code, started.output, log))
 
 
 def _tell(output: Output, told: set[str], on_note: Callable[[str], None]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import psutil
 
 from dsmoe.common.errors import UsageError
+from dsmoe.hosts.host import Host
 from dsmoe.hosts.hostfile import read_hostfile
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -39,10 +40,25 @@ def lay_out(hostfile: Path | None, processes: int) -> Layout:
     """
     if hostfile is None:
         return Layout(("localhost",), processes)
-    found = read_hostfile(hostfile)
+    names, devices = fill(
+        read_hostfile(hostfile),
+        processes,
+        str(hostfile),
+        "name another number, or another host file with --hostfile",
+    )
+    return Layout(names, devices, hostfile.absolute())
+
+
+def fill(
+    found: Sequence[Host], processes: int, where: str, remedy: str
+) -> tuple[tuple[str, ...], int]:
+    """The hosts that ``processes`` fill, and how many each has; see :func:`lay_out`.
+
+    ``where`` says whose hosts they are and ``remedy`` what to do where it cannot be; UsageError.
+    """
     devices = found[0].slots
     if processes <= devices:
-        return Layout((found[0].name,), processes, hostfile.absolute())
+        return (found[0].name,), processes
     count, rest = divmod(processes, devices)
     taken = found[:count]
     fewer = [host for host in taken if host.slots < devices]
@@ -50,10 +66,10 @@ def lay_out(hostfile: Path | None, processes: int) -> Layout:
         has = ", ".join(f"{host.name} slots={host.slots}" for host in found[:8])
         more = ", ..." if len(found) > 8 else ""
         raise UsageError(
-            f"{processes} processes do not fill hosts of {devices} slots each; {hostfile} has "
-            f"{has}{more}: name another number, or another host file with --hostfile"
+            f"{processes} processes do not fill hosts of {devices} slots each; {where} has "
+            f"{has}{more}: {remedy}"
         )
-    return Layout(tuple(host.name for host in taken), devices, hostfile.absolute())
+    return tuple(host.name for host in taken), devices
 
 
 def gloo_interface(environment: Mapping[str, str]) -> str | None:

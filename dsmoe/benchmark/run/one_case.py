@@ -12,6 +12,7 @@ from dsmoe.benchmark.data import corpus
 from dsmoe.benchmark.data.indexed_dataset import is_pair
 from dsmoe.benchmark.data.sources import survey
 from dsmoe.benchmark.data.tokenizer import check_vocabulary, load_tokenizer
+from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.results.record import RunRecord, failed, finite_or_none, labels, measured
 from dsmoe.benchmark.results.store import append, reserved
 from dsmoe.benchmark.run import launch
@@ -23,7 +24,7 @@ from dsmoe.benchmark.run.folder import (
     read_json,
     write_json,
 )
-from dsmoe.benchmark.run.launch import Job, LauncherEnd
+from dsmoe.benchmark.run.launch import LauncherEnd
 from dsmoe.benchmark.run.layout import Layout
 from dsmoe.benchmark.run.patched_deepspeed import Trees
 from dsmoe.benchmark.run.progress import Progress
@@ -70,9 +71,14 @@ def run_case(
             config = prepare_folder(run_dir, case, request)
         except OSError as error:
             raise ResultsError(f"{request.output}: cannot be written: {error.strerror}") from error
-        port = request.port or launch.free_port()
-        gpus = machine.gpus
-        job = Job(trees.path, run_dir.absolute(), layout, port, request.master, gpus=gpus)
+        job = Job(
+            trees.path,
+            run_dir.absolute(),
+            layout,
+            request.port,
+            request.master,
+            gpus=machine.gpus,
+        )
         losses: list[float] = []
         begin = time.monotonic()
         first_step: float | None = None
@@ -85,7 +91,9 @@ def run_case(
                 progress.iteration(line)
 
             try:
-                outcome = launch.run(job, request.limits, seen, progress.note, stop)
+                outcome = launch.run(
+                    job, request.limits, seen, progress.note, stop, request.launcher
+                )
             except Interrupted as error:
                 interrupted, outcome = error, LauncherEnd(error.exit_code, str(error))
     common = {

@@ -15,7 +15,7 @@ from typing import IO, Iterator
 import psutil
 
 from dsmoe.benchmark.run.marks import FAILED, Mark, parse_mark
-from dsmoe.benchmark.run.reasons import LAUNCHER
+from dsmoe.benchmark.run.reasons import by_launcher
 from dsmoe.common.errors import EnvironmentProblem
 
 TERM_SECONDS = 5
@@ -71,7 +71,7 @@ class Output(threading.Thread):
         if len(self._last) == TAIL_LINES and len(self._kept) < TAIL_LINES:
             oldest = self._last[0]
             mark = parse_mark(oldest)
-            if LAUNCHER in oldest or (mark is not None and mark.kind == FAILED):
+            if by_launcher(oldest) or (mark is not None and mark.kind == FAILED):
                 self._kept.append(oldest)
         self._last.append(text)
 
@@ -83,6 +83,10 @@ class Started:
         self.process = process
         self.output = output
 
+    def poll(self) -> int | None:
+        """The command's exit code, negative for a signal; None while it runs."""
+        return self.process.poll()
+
 
 @contextlib.contextmanager
 def own_session(args: list[str], env: dict[str, str], log: Path) -> Iterator[Started]:
@@ -92,12 +96,26 @@ def own_session(args: list[str], env: dict[str, str], log: Path) -> Iterator[Sta
     the end of it knows that this one is gone. Raises EnvironmentProblem where the command cannot
     be started.
     """
+    with session(args, env, subprocess.PIPE) as process:
+        assert process.stdout is not None
+        output = Output(process.stdout, log)
+        try:
+            yield Started(process, output)
+        finally:
+            end_session(process.pid)
+            process.wait()
+            output.join(timeout=TERM_SECONDS)
+
+
+@contextlib.contextmanager
+def session(args: list[str], env: dict[str, str], out: int) -> Iterator[subprocess.Popen[bytes]]:
+    """As :func:`own_session`, with all that the command prints going to the file number ``out``."""
     try:
         process = subprocess.Popen(
             args,
             env=env,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
@@ -106,14 +124,12 @@ def own_session(args: list[str], env: dict[str, str], log: Path) -> Iterator[Sta
             f"{args[0]}: cannot be started: {error.strerror}; expected the program that starts "
             "the training processes"
         ) from error
-    assert process.stdout is not None and process.stdin is not None
-    output = Output(process.stdout, log)
+    assert process.stdin is not None
     try:
-        yield Started(process, output)
+        yield process
     finally:
         end_session(process.pid)
         process.wait()
-        output.join(timeout=TERM_SECONDS)
         process.stdin.close()
 
 

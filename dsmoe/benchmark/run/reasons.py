@@ -9,13 +9,22 @@ from typing import Sequence
 
 from dsmoe.benchmark.run.marks import FAILED, FINISHED, LOST_PEER, STARTED, Mark, parse_mark
 
-#: Begins each message of the launcher; "HOST: " may stand before it.
+#: Begins each message of DeepSpeed's launcher; "HOST: " may stand before it.
 LAUNCHER = "deepspeed: error: "
+#: Begins what the keepers of the other launchers report (launchers/kept/by_keepers.py).
+KEEPER = "dsmoe: error: "
+_BY_LAUNCHER = re.compile(f"{LAUNCHER}|{KEEPER}")
 # deepspeed/launcher/ends.py of overlay/ says which process failed first on its host.
 _RANK_ENDED = re.compile(
-    LAUNCHER
-    + r"rank (\d+) on \S+ \(process \d+\) (?:was killed by signal (\d+)|ended with .* (\d+)$)"
+    f"(?:{LAUNCHER}|{KEEPER})"
+    r"rank (\d+) on \S+ \(process \d+\) (?:was killed by signal (\d+)|ended with .* (\d+)$)"
 )
+
+
+def by_launcher(line: str) -> str | None:
+    """What the launcher or a keeper says in ``line``, or None where it is another's."""
+    found = _BY_LAUNCHER.search(line)
+    return line[found.end() :] if found else None
 
 
 def reason(code: int, marks: Sequence[Mark], tail: Sequence[str], log: Path) -> str:
@@ -36,8 +45,8 @@ def reason(code: int, marks: Sequence[Mark], tail: Sequence[str], log: Path) -> 
             return (
                 f"training process {rank} ended with exit status {status}{_last_error(tail)}{see}"
             )
-    launcher = [line.split(LAUNCHER, 1)[1] for line in tail if LAUNCHER in line]
-    launcher = [said for said in launcher if not _RANK_ENDED.match(LAUNCHER + said)]
+    launcher = [by_launcher(line) for line in tail if not _RANK_ENDED.search(line)]
+    launcher = [said for said in launcher if said]
     if launcher:
         return f"{launcher[0]}{see}"
     if code < 0 or code > 128:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.launchers.deepspeed_runner import LOCAL
+from dsmoe.benchmark.launchers.interface import Launcher
 from dsmoe.benchmark.preflight.machine import Machine
 from dsmoe.benchmark.run.launch import Limits
 from dsmoe.benchmark.run.layout import Layout
@@ -47,7 +49,8 @@ class Request:
 
     ``machine``: where the processes run (the head of the host file). ``checkout``: the DeepSpeed
     that they import, and ``checkout_reason`` why that one. ``cache``: where prepared text is kept.
-    ``output``: the results folder; with several hosts, both are in a folder that all of them
+    ``launcher`` starts the processes, and ``launcher_reason`` says why that one. ``output``: the
+    results folder; with several hosts, both are in a folder that all of them
     share. ``port`` None: a free one. ``master``: the first host's address, where it is not the
     launcher's to find out. ``link``: what a host sends is counted, and this is the link's name.
     """
@@ -60,10 +63,11 @@ class Request:
     cache: Path
     output: Path
     limits: Limits
+    launcher: Launcher = LOCAL
+    launcher_reason: str = ""
     port: int | None = None
     tensorboard: Path | None = None
     master: str | None = None
-    hostfile: Path | None = None
     resume: bool = False
     link: str | None = None
 

@@ -113,8 +113,8 @@ def run(steps: int) -> list[Ratio]:
 
     import torch
 
+    from dsmoe.benchmark.launchers.deepspeed_runner import free_port
     from dsmoe.benchmark.run import patched_deepspeed
-    from dsmoe.benchmark.run.launch import free_port
     from dsmoe.common.places import checkout_folder
 
     place = checkout_folder()

@@ -3,8 +3,9 @@
 Run by path, ``python ray_client.py ADDRESS``, by ray.py, for three reasons: Ray's
 connection cannot be interrupted when an address hangs, it aborts the process on some failures, and
 it writes to the terminal. Each answer is one line of standard output: MARK and a JSON object,
-either ``{"nodes": [{"id", "alive", "address", "gpus", "head"}, ...]}`` or ``{"error", "kind"}``.
-It answers once at the start and once for each line on standard input, and ends with its input.
+either ``{"nodes": [{"id", "alive", "address", "gpus", "cpus", "free", "head"}, ...]}`` or
+``{"error", "kind"}``. It answers once at the start and once for each line on standard input, and
+ends with its input.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ MARK = "dsmoe-ray-answer "
 
 
 def nodes(ray: Any, gcs_host: str) -> list[dict[str, Any]]:
-    """All nodes that the cluster remembers, dead ones too; ``gpus`` is Ray's own float."""
+    """All nodes that the cluster remembers, dead ones too; Ray's own floats.
+
+    ``free``: of ``gpus`` and ``cpus``, what nobody holds; None where this Ray does not say.
+    """
     rows = []
+    free = _free(ray)
     for node in ray.nodes():
         resources = node.get("Resources") or {}
         address = str(node.get("NodeManagerAddress", ""))
@@ -30,11 +35,25 @@ def nodes(ray: Any, gcs_host: str) -> list[dict[str, Any]]:
                 "alive": bool(node.get("Alive", False)),
                 "address": address,
                 "gpus": float(resources.get("GPU", 0)),
+                "cpus": float(resources.get("CPU", 0)),
+                "free": free.get(str(node.get("NodeID", ""))),
                 # Releases without the mark run the control store on the head.
                 "head": "node:__internal_head__" in resources or address == gcs_host,
             }
         )
     return rows
+
+
+def _free(ray: Any) -> dict[str, dict[str, float]]:
+    """Node -> its free GPUs and CPUs; empty where this release has no such call."""
+    try:
+        found = ray._private.state.available_resources_per_node()
+        return {
+            str(node): {"gpus": float(has.get("GPU", 0)), "cpus": float(has.get("CPU", 0))}
+            for node, has in found.items()
+        }
+    except Exception:  # it is not a promised interface
+        return {}
 
 
 def main(address: str) -> int:

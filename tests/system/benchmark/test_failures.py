@@ -15,6 +15,8 @@ import pytest
 from support import ROOT
 from support.benchmark_runs import StartedRun
 
+from dsmoe.benchmark.launchers.deepspeed_runner import LOCAL
+from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.results.store import reserved
 from dsmoe.benchmark.run import launch, processes
 from dsmoe.benchmark.run.layout import Layout
@@ -135,7 +137,7 @@ def test_processes_that_ignore_sigterm_or_lost_their_launcher_end(
 
 
 def test_a_missing_launcher_is_one_line(tmp_path: Path) -> None:
-    job = launch.Job(tmp_path / "none", tmp_path, Layout(("localhost",), 1), 1)
+    job = Job(tmp_path / "none", tmp_path, Layout(("localhost",), 1), 1)
     with pytest.raises(EnvironmentProblem, match=r"lean.py: no such file; .*run dsmoe apply"):
         launch.run(job, launch.Limits(1, 1), print, print, StopSignals())
     nowhere = processes.own_session(["nowhere"], {}, tmp_path / "log.txt")
@@ -155,9 +157,9 @@ say(1, NOTE, "tokens are slow")
 def test_what_processes_note_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch.Job, "check", lambda job: None)
-    monkeypatch.setattr(launch.Job, "command", lambda job: [sys.executable, "-c", NOTES])
-    job = launch.Job(ROOT, tmp_path, Layout(("localhost",), 1), 1)
+    monkeypatch.setattr(LOCAL, "check", lambda job: None)
+    monkeypatch.setattr(LOCAL, "command", lambda job: [sys.executable, "-c", NOTES])
+    job = Job(ROOT, tmp_path, Layout(("localhost",), 1), 1)
     with Progress(1, 1) as progress:
         outcome = launch.run(job, launch.Limits(60, 60), print, progress.note, StopSignals())
     assert outcome == launch.LauncherEnd(0, None)

@@ -19,11 +19,11 @@ from support.commands import cases_of, dsmoe
 from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.cases.suites import MODELS
+from dsmoe.benchmark.launchers.deepspeed_runner import free_port
 from dsmoe.benchmark.plan.estimate import estimate, simulated
 from dsmoe.benchmark.plan.flat import GRADIENTS_BY_BLOCK
 from dsmoe.benchmark.results.store import read_records
 from dsmoe.benchmark.run import patched_deepspeed
-from dsmoe.benchmark.run.launch import free_port
 
 # The count is of the same tensors; what is left is scalars and the fused kernel's own scratch.
 TOLERANCE = 0.01

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Iterator
 
 import pytest
+from support import ROOT
+from support.cluster_runs import clean, trained
 
 from dsmoe.hosts.spaces import ssh
 from dsmoe.hosts.spaces.cluster import Cluster, unavailable
+from dsmoe.hosts.spaces.ssh import PORT
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +32,23 @@ def hosts(cluster: Cluster) -> Iterator[Cluster]:
     yield cluster
     for host in cluster.names:
         cluster.plug(host, "up")
+
+
+@pytest.fixture(scope="session")
+def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the host files that get_hostfiles.py writes on n1, and a short text."""
+    made = tmp_path_factory.mktemp("hosts")
+    (made / "text.txt").write_text("All work and no play makes Jack a dull boy.\n" * 400)
+    script = str(ROOT / "get_hostfiles.py")
+    names = ",".join(f"{name}:1" for name in cluster.names)
+    words = [sys.executable, script, "--hosts", names, "--probe", str(PORT)]
+    done = clean(cluster, *words, folder=made)
+    assert done.returncode == 0, done.stderr
+    assert (made / "hostfile_2node").read_text() == "n1 slots=1\nn2 slots=1\n"
+    return made
+
+
+@pytest.fixture(scope="session")
+def on_one_host(cluster: Cluster, folder: Path) -> list[float]:
+    """Losses of two processes on one host."""
+    return trained(cluster, folder, 2, 1, "--output", "one", "--launcher", "local")

@@ -3,64 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support.cluster_runs import (
+    MARK,
+    START_SECONDS,
+    TOLERANCE,
+    clean,
+    environment,
+    last_record,
+    trained,
+    words,
+)
 
 from dsmoe.benchmark.preflight.check import FAIL, OK
-from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.rows import read_rows
-from dsmoe.benchmark.results.store import RECORDS, ROWS, check_agreement, read_records
+from dsmoe.benchmark.results.store import ROWS
 from dsmoe.hosts.spaces.cluster import Cluster
-from dsmoe.hosts.spaces.ssh import PORT
-
-SCRIPT = str(ROOT / "run_deepspeed_benchmark.sh")
-MARK = "train/process.py"
-# A machine under load takes its time to start; how long the end takes is what is measured.
-START_SECONDS = 300
-# Sums of floats in another order: 4 processes against 2, fp32.
-TOLERANCE = 1e-4
-
-
-def environment() -> dict[str, str]:
-    """As a user has it: gloo's interface is for the benchmark to find."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "DSMOE_PYTHON": sys.executable}
-
-
-def clean(cluster: Cluster, *command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    variables = {k: v for k, v in environment().items() if k != "GLOO_SOCKET_IFNAME"}
-    return cluster.run("n1", list(command), cwd=folder, env=variables, timeout=START_SECONDS)
-
-
-def last_record(output: Path) -> RunRecord:
-    assert check_agreement(output)
-    return read_records(output / RECORDS)[-1]
-
-
-@pytest.fixture(scope="module")
-def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the host files that get_hostfiles.py writes on n1, and a short text."""
-    made = tmp_path_factory.mktemp("hosts")
-    (made / "text.txt").write_text("All work and no play makes Jack a dull boy.\n" * 400)
-    script = str(ROOT / "get_hostfiles.py")
-    names = ",".join(f"{name}:1" for name in cluster.names)
-    words = [sys.executable, script, "--hosts", names, "--probe", str(PORT)]
-    done = clean(cluster, *words, folder=made)
-    assert done.returncode == 0, done.stderr
-    assert (made / "hostfile_2node").read_text() == "n1 slots=1\nn2 slots=1\n"
-    return made
-
-
-def words(processes: int, *more: str) -> list[str]:
-    short = ["--suite", "smoke", "--steps", "2", "--data", "text.txt"]
-    # as on one host: by itself a run keeps the experts' tokens inside each host
-    return [SCRIPT, str(processes), *short, "--expert-parallel", str(processes), *more]
 
 
 def test_the_environment_of_every_host(hosts: Cluster, folder: Path) -> None:
@@ -75,20 +38,6 @@ def test_the_environment_of_every_host(hosts: Cluster, folder: Path) -> None:
     for host in ("n1", "n2", "n3"):
         right = {c["what"] for c in checks if c["host"] == host and c["state"] == OK}
         assert right >= {"without a password", "Python", "torch", "clock"}
-
-
-@pytest.fixture(scope="module")
-def on_one_host(cluster: Cluster, folder: Path) -> list[float]:
-    """Losses of two processes on one host."""
-    return trained(cluster, folder, 2, 1, "--output", "one")
-
-
-def trained(hosts: Cluster, folder: Path, processes: int, used: int, *more: str) -> list[float]:
-    done = clean(hosts, *words(processes, *more), folder=folder)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    record = last_record(folder / more[1])
-    assert (record.num_hosts, record.num_devices_per_host) == (used, processes // used)
-    return record.losses
 
 
 def test_two_hosts_train_as_one(hosts: Cluster, folder: Path, on_one_host: list[float]) -> None:
@@ -110,13 +59,12 @@ def test_four_hosts_train_as_one(hosts: Cluster, folder: Path, on_one_host: list
 
 def test_a_host_is_cut_off(hosts: Cluster, folder: Path) -> None:
     """Within 30 s nothing runs anywhere; a row with -1 and the reason; a status that is not 0."""
-    variables = {k: v for k, v in environment().items() if k != "GLOO_SOCKET_IFNAME"}
     options = ["--hostfile", "hostfile_2node", "--output", "cut", "--steps", "100000"]
     started = hosts.start(
         "n1",
         [*words(2), *options],
         cwd=folder,
-        env=variables,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )

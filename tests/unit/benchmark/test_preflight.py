@@ -10,6 +10,7 @@ from support.commands import dsmoe
 
 from dsmoe.benchmark.preflight import hosts as hosts_check
 from dsmoe.benchmark.preflight import local
+from dsmoe.benchmark.preflight.asking import ssh_way
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
 from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.common.packages import dependencies
@@ -22,12 +23,13 @@ def test_a_busy_gpu_and_a_wrong_clock_are_warnings(tmp_path: Path, monkeypatch) 
         Check("torch", OK, "2.13.0", host="a"),
     ]
     monkeypatch.setattr(hosts_check, "check_hosts", lambda *_: found)
-    lines = hosts_check.refuse_unfit([], tmp_path, tmp_path, tmp_path)
+    way = ssh_way(tmp_path)
+    lines = hosts_check.refuse_unfit([], way, tmp_path, tmp_path)
     assert lines == ["a: clock: +9.0 s; set it",
                      "a: free GPUs: 3 of 8, 4 asked for; end what uses them"]  # fmt: skip
     found.append(Check("torch", FAIL, "1.10.0, here 2.13.0", "install it", "b"))
     with pytest.raises(EnvironmentProblem, match=r"^b: torch: 1\.10\.0, here 2\.13\.0; install"):
-        hosts_check.refuse_unfit([], tmp_path, tmp_path, tmp_path)
+        hosts_check.refuse_unfit([], way, tmp_path, tmp_path)
 
 
 def test_what_is_missing_has_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from support.commands import NO_GPU, dsmoe
 
+from dsmoe.benchmark.launchers.deepspeed_runner import LOCAL
+from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.preflight import machine
-from dsmoe.benchmark.run import launch
 from dsmoe.benchmark.run.layout import Layout
 
 PLANT = '; touch {0}/planted; $(touch {0}/planted) `touch {0}/planted` "x'
@@ -57,10 +58,10 @@ def test_a_dry_run_of_a_case_for_gpus_needs_none(tmp_path: Path, capsys) -> None
 
 def test_the_launcher_is_told_how_many_gpus_were_counted(tmp_path: Path) -> None:
     here, hosts = Layout(("localhost",), 2), Layout(("a", "b"), 2, tmp_path / "hosts")
-    job = launch.Job(tmp_path, tmp_path, here, 1, gpus=4)
-    assert job.added_environment()["DSMOE_DEVICES"] == "4"
+    job = Job(tmp_path, tmp_path, here, 1, gpus=4)
+    assert LOCAL.added_environment(job)["DSMOE_DEVICES"] == "4"
     for other in (replace(job, gpus=None), replace(job, layout=hosts)):  # the host file says
-        assert "DSMOE_DEVICES" not in other.added_environment()
+        assert "DSMOE_DEVICES" not in LOCAL.added_environment(other)
 
 
 @pytest.mark.parametrize(

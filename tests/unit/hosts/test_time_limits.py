@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dsmoe.benchmark.preflight import hosts, probe
+from dsmoe.benchmark.preflight import asking, hosts, probe
 from dsmoe.common import programs
 from dsmoe.common.errors import EnvironmentProblem
+from dsmoe.hosts.host import Host
 
 
 def test_a_program_that_ends_in_time() -> None:
@@ -55,9 +56,10 @@ def _stand_in(folder: Path, name: str, body: str, monkeypatch: pytest.MonkeyPatc
 
 def test_ssh_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _stand_in(tmp_path, "ssh", "exec sleep 60", monkeypatch)
-    monkeypatch.setattr(hosts, "HELLO_SECONDS", 0.5)
+    monkeypatch.setattr(asking, "HELLO_SECONDS", 0.5)
     with pytest.raises(EnvironmentProblem, match=r"^n2: ssh gave no answer within 0\.5 s"):
-        hosts.head_facts("n2", tmp_path / "hostfile", tmp_path, tmp_path)
+        way = asking.ssh_way(tmp_path / "hostfile")
+        hosts.head_facts(Host("n2", 1), way, tmp_path, tmp_path)
 
 
 def test_nvidia_smi_that_hangs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,4 @@
+"""The names of the launchers, as the option ``--launcher`` has them."""
+
+AUTO = "auto"
+NAMES = (AUTO, "ssh", "slurm", "ray", "torchrun", "local")

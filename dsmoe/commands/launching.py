@@ -1,0 +1,113 @@
+"""The launcher that the options of a command mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable
+
+from dsmoe.benchmark.launchers.names import AUTO, NAMES
+from dsmoe.common.arguments import count
+from dsmoe.common.errors import DsmoeError, UsageError
+
+if TYPE_CHECKING:
+    from dsmoe.benchmark.launchers.interface import Launcher
+
+
+def add_launcher(group: argparse._ActionsContainer) -> None:
+    """The option that says by what the processes are started."""
+    group.add_argument(
+        "--launcher",
+        choices=NAMES,
+        default=AUTO,
+        help="The processes are started by DeepSpeed's launcher over ssh or here (local), by one "
+        "srun, by a Ray cluster, or were started by torchrun, mpirun or Kubernetes; auto (the "
+        "default) takes what is there and says why.",
+    )
+
+
+def add_print_sbatch(group: argparse._ActionsContainer) -> None:
+    """The options of the batch script."""
+    group.add_argument(
+        "--print-sbatch",
+        action="store_true",
+        help="A batch script for Slurm's sbatch is printed that runs this very command on as many "
+        "nodes as it needs.",
+    )
+    group.add_argument(
+        "--per-host",
+        type=count,
+        metavar="N",
+        help="With --print-sbatch or --plan: a host has N GPUs (default: 8, or the most up to 8 "
+        "that fill hosts).",
+    )
+
+
+def print_sbatch(command: str, options: argparse.Namespace) -> int:
+    """Print the batch script of the command line as it was typed. Raises UsageError."""
+    from dsmoe.benchmark.launchers.sbatch import batch_script
+
+    if options.launcher not in (AUTO, "slurm") or options.hostfile is not None:
+        raise UsageError("--print-sbatch is for --launcher slurm, without --hostfile")
+    kept: list[str] = []
+    typed = iter(options.typed)
+    for word in typed:
+        if word in ("--per-host", "--launcher"):
+            next(typed)
+        elif word != "--print-sbatch" and not word.startswith(("--per-host=", "--launcher=")):
+            kept.append(word)
+    words = [command, *kept, "--launcher", "slurm"]
+    print(batch_script(words, options.gpus, options.per_host, options.suite, Path.cwd()), end="")
+    return 0
+
+
+def follow(options: argparse.Namespace) -> int | None:
+    """The exit code of a command that torchrun or its like started beside the one that leads."""
+    from dsmoe.benchmark.launchers import outside
+
+    return outside.follow(options.launcher, os.environ)
+
+
+def launched(
+    options: argparse.Namespace, work: Callable[[Launcher, str], int], to_check: bool = False
+) -> int:
+    """Do ``work`` with the launcher that the options mean, and why it is that; the exit code.
+
+    What else was started with this command ends with the same code. Raises DsmoeError.
+    """
+    from dsmoe.benchmark.launchers.which import choose
+
+    if options.hostfile is None and not to_check and options.launcher in (AUTO, "ssh"):
+        options.hostfile = _written_hostfile(options)
+    launcher, reason = choose(options.launcher, options.hostfile, os.environ)
+    code = 1
+    try:
+        if not (to_check or options.dry_run):
+            print(f"== launcher {launcher.name}: {reason}", flush=True)
+        code = work(launcher, reason)
+    except DsmoeError as error:
+        code = error.exit_code
+        raise
+    finally:
+        launcher.close(code)
+    return code
+
+
+def _written_hostfile(options: argparse.Namespace) -> Path | None:
+    """The host file for NUM_GPUS that dsmoe hosts wrote here, where this machine has too few GPUs.
+
+    As the artifact's script, which takes hostfile_2node for 16 GPUs and hostfile_4node for 32.
+    """
+    from dsmoe.benchmark.preflight.machine import this_machine
+
+    gpus = this_machine().gpus
+    nodes = -(-options.gpus // gpus) if gpus else 1
+    if nodes < 2 or options.all or options.dry_run:
+        return None
+    for folder in (Path(), Path("deepspeed")):
+        found = folder / f"hostfile_{nodes}node"
+        if found.is_file():
+            print(f"== {options.gpus} GPUs on {nodes} hosts of {gpus}: host file {found}")
+            return found
+    return None
