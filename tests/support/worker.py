@@ -21,6 +21,7 @@ from support import (
     flat_probes,
     layout_probes,
     manifest_probes,
+    pipeline_scenarios,
     probes,
     refusal_probes,
     resize_probes,
@@ -44,6 +45,7 @@ MODULES = (
     counter_probes,
     file_probes,
     manifest_probes,
+    pipeline_scenarios,
     refusal_probes,
     resize_probes,
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import faulthandler
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Callable
 
 from dsmoe.benchmark.run.marks import FAILED, LOST_PEER
 from dsmoe.common.errors import DsmoeError
@@ -21,11 +22,21 @@ _PEER = re.compile(
 _COMMUNICATION = re.compile(r"gloo|nccl|c10d|store|Dist\w*Error", re.IGNORECASE)
 
 
+def _nothing() -> str:
+    return ""
+
+
 @dataclass
 class Stage:
-    """What this process is doing, in ``words``."""
+    """What this process is doing, in ``words``; ``detail()`` adds what a pipeline is doing."""
 
     words: str = "while torch and DeepSpeed are imported"
+    detail: Callable[[], str] = field(default=_nothing)
+
+    @property
+    def whole(self) -> str:
+        """Words and detail."""
+        return " ".join(filter(None, [self.words, self.detail()]))
 
     def enter(self, words: str, seconds: float = 0.0) -> None:
         """A new stage. With ``seconds``, the limit after which the front door ends the run, every

@@ -1,0 +1,94 @@
+"""What the processes of the pipeline tests do: train the model in stages, one way or another.
+
+A scenario has the keys of ``scenarios.DEFAULTS`` and ``stages``. Column c of C takes micro-batch
+a·C + c for its a-th, so that every layout with the same number trains on the same global batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.moe.lm import MoELMConfig
+from deepspeed.moe.pipeline import StageEngine, StageModel, make_stage_groups
+from deepspeed.utils import groups
+
+from support.scenarios import (
+    MICRO_BATCH,
+    MODEL,
+    end,
+    end_groups,
+    engine_config,
+    full,
+    tokens,
+    whole_weights,
+)
+
+PIPELINE = {"stages": 2, "stage": 1, "flat": True, "model": {"num_layers": 4}}
+
+
+def piped(scenario: dict[str, Any]) -> dict[str, Any]:
+    return full({**PIPELINE, **scenario})
+
+
+def start_stage(scenario: dict[str, Any], seed: int | None = None) -> StageEngine:
+    """The engine of this process's stage; makes all groups anew."""
+    end_groups()
+    made = make_stage_groups(scenario["stages"], scenario["expert_parallel"])
+    config = MoELMConfig(**{**MODEL, **scenario["model"]})
+    model = StageModel(config, made.stages, made.stage, scenario["seed"] if seed is None else seed)
+    if scenario["compile"] is not None:
+        torch.compiler.reset()
+        model.compile_training(**scenario["compile"])
+    settings = engine_config(scenario)
+    settings["train_batch_size"] = MICRO_BATCH * scenario["accumulation"] * made.width
+    return StageEngine(model, made, settings)
+
+
+def piped_steps(engine: StageEngine, scenario: dict[str, Any], first: int, last: int) -> Any:
+    """Steps ``first`` to ``last`` - 1; losses are means over all columns' micro-batches."""
+    made, count = engine.stage_groups, scenario["accumulation"]
+    data = tokens(scenario, count * made.width).to(engine.device)
+    losses, norms = [], []
+    for step in range(first, last):
+        mine = data[step, made.column :: made.width]
+        found = engine.train_step(mine[..., :-1].contiguous(), mine[..., 1:].contiguous())
+        total = found.loss.double().clone()
+        dist.all_reduce(total)
+        losses.append(total.item() / made.width)
+        norms.append(engine.get_global_grad_norm())
+    return {"losses": losses, "norms": norms}
+
+
+def all_weights(engine: StageEngine) -> dict[str, torch.Tensor]:
+    """Every weight of the model, on every process; both copies of the tied embedding agree."""
+    made, own = engine.stage_groups, whole_weights(engine.module)
+    parts: list[Any] = [None] * made.stages
+    dist.all_gather_object(parts, own, group=made.down)
+    if made.stages > 1:
+        assert torch.equal(parts[0]["embedding.weight"], parts[-1]["embedding.weight"])
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def train_piped(scenario: dict[str, Any]) -> dict[str, Any]:
+    scenario = piped(scenario)
+    engine = start_stage(scenario)
+    start = all_weights(engine)
+    result = piped_steps(engine, scenario, 0, scenario["steps"])
+    result = {**result, "start": start, "weights": all_weights(engine)}
+    close(engine)
+    return result
+
+
+def close(engine: StageEngine) -> None:
+    """End the engine and its groups, as ``scenarios.end`` does."""
+    engine.stage_groups.__dict__.clear()
+    groups._MODEL_PARALLEL_GROUP = None
+    for name in ("_EXPERT", "_EXPERT_DATA", "_DATA"):
+        setattr(groups, f"{name}_PARALLEL_GROUP", None)
+    end(engine)
+
+
+def train_all_piped(scenarios: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [train_piped(scenario) for scenario in scenarios]
