@@ -10,19 +10,22 @@ from support.one_process import References, check, key
 from support.pipeline_scenarios import PIPELINE, piped
 from support.ranks import run_ranks
 
-# 16 bit: the reference's engine takes four steps, as in test_parallel.py
 STEPS = {"fp32": 6, "bf16": 4, "fp16": 4}
+# In 16 bit a rounding can send a token to another expert, after which norms differ by some percent
+# (seen: 3.7e-2); with two experts, which both get every token, they do not.
+EXPERTS = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @pytest.fixture(scope="module")
 def references() -> References:
-    return References()
+    return References(stage=1, flat=True)
 
 
 def compare(scenarios: list[dict[str, Any]], processes: int, references: References) -> None:
     scenarios = [{**PIPELINE, "steps": STEPS[piped(s)["precision"]], **s} for s in scenarios]
     for s in scenarios:
-        s["model"] = {**PIPELINE["model"], **s["model"]}
+        experts = {"num_experts": EXPERTS[piped(s)["precision"]]}
+        s["model"] = {**PIPELINE["model"], **experts, **s["model"]}
         s["flat"] = bool(s["stage"]) and s["flat"]
     counts = [piped(s)["accumulation"] * processes // s["stages"] for s in scenarios]
     references.prepare(scenarios, counts)

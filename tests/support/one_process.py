@@ -28,8 +28,10 @@ def key(scenario: dict[str, Any], micro_batches: int) -> tuple[Any, ...]:
 class References:
     """One-process results, each computed once, many in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, **of_engine: Any) -> None:
+        """``of_engine``: the scenario of the engine that 16 bit is compared with."""
         self.known: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self.of_engine = of_engine or {"stage": 2}
 
     def prepare(self, scenarios: list[dict[str, Any]], counts: list[int]) -> None:
         """``counts``: for each scenario the micro-batches of a step over all processes."""
@@ -45,7 +47,7 @@ class References:
         engine = {n: r for n, r in wanted.items() if n[2] != "fp32"}
         if engine:
             alone = [
-                {**s, "accumulation": m, "expert_parallel": 1, "stage": 2}
+                {**s, "accumulation": m, "expert_parallel": 1, **self.of_engine}
                 for s, m in engine.values()
             ]
             self.known.update(zip(engine, run_ranks(1, "train_all", alone)[0]))

@@ -118,11 +118,12 @@ class Parallel:
             f"{stages} pipeline stages do not divide {self.processes} processes; expected a "
             "divisor with --pipeline",
         )
-        of = f"the {self.data_parallel_size} of a stage" if stages > 1 else f"{self.processes}"
+        of = f"the {self.data_parallel_size} processes of a stage"
+        of = of if stages > 1 else f"{self.processes} processes"
         _require(
             self.expert_parallel_size >= 1
             and self.data_parallel_size % self.expert_parallel_size == 0,
-            f"expert_parallel_size {self.expert_parallel_size} does not divide {of} processes",
+            f"expert_parallel_size {self.expert_parallel_size} does not divide {of}",
         )
         _require(
             stages == 1 or self.expert_layout == "inside",
