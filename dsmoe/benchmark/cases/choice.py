@@ -179,7 +179,9 @@ def _parallel(case: Case, changes: Changes, devices: int) -> Parallel:
     if stages > 1 and changes.zero_stage is None:
         zero_stage = min(zero_stage, 1)  # a pipeline has no other
     size = changes.expert_parallel_size
-    if size == AUTO or (size is None and (case.suite in AUTO_SUITES or changes.expert_layout)):
+    free = case.suite in AUTO_SUITES or changes.expert_layout
+    outside = width % parallel.expert_parallel_size  # the case's own is for all processes
+    if size == AUTO or (size is None and (free or outside)):
         experts = changes.num_experts or case.model.num_experts
         size = auto_size(width, min(devices, width), experts, layout)
     return dataclasses.replace(

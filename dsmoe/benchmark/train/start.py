@@ -112,6 +112,7 @@ def engine_of(case: Case, config: dict[str, Any], stage: Stage) -> Any:
         engine = StageEngine(StageModel(model_config(case), stages, made.stage), made, config)
         torch.manual_seed(case.seed + made.stage)  # stages draw independently, as layers do
         stage.detail = lambda: engine.doing
+        stage.watch(dist.get_rank())
         return engine
     groups.initialize(ep_size=parallel.expert_parallel_size, expert_layout=parallel.expert_layout)
     torch.manual_seed(case.seed)

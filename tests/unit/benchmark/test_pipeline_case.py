@@ -32,6 +32,14 @@ def test_a_pipeline_brings_what_it_needs() -> None:
     assert batch == size * count * 2  # over the processes of a stage
 
 
+def test_a_published_size_that_a_stage_has_no_processes_for_is_chosen_anew() -> None:
+    sizes = [
+        cases_of("4", "--suite", "artifact", *more)[0].parallel.expert_parallel_size
+        for more in ((), ("--pipeline", "2"), ("--pipeline", "4"))
+    ]
+    assert sizes == [4, 2, 1]
+
+
 def test_zero_0_has_no_flat_gradients_to_ask_for() -> None:
     [case] = cases_of("4", "--suite", "smoke", "--pipeline", "2", "--zero-stage", "0")
     assert not case.flat_gradients and "zero_optimization" not in deepspeed_config(case, "cpu")

@@ -128,12 +128,13 @@ class StageEngine(DeepSpeedEngine):
         held: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}
         totals = torch.zeros(3, device=self.device)
         for kind, m in one_forward_one_backward(groups.stages, groups.stage, count):
-            self.doing = f"in stage {groups.stage + 1} of {groups.stages}, {kind} pass of"
-            self.doing += f" micro-batch {m + 1} of {count}"
+            of = f"micro-batch {m + 1} of {count}"
             if kind == FORWARD:
-                inputs = tokens_AmS[m] if groups.first else messages.receive_hidden()
+                inputs = tokens_AmS[m]
                 if not groups.first:
-                    inputs.requires_grad_(True)
+                    self._say(f"waits for the hidden states of {of} from stage {groups.stage}")
+                    inputs = messages.receive_hidden().requires_grad_(True)
+                self._say(f"forward pass of {of}")
                 hidden, loss = model(inputs, labels_AmS[m] if groups.last else None)
                 if hidden is not None:
                     messages.send_hidden(hidden)
@@ -147,17 +148,27 @@ class StageEngine(DeepSpeedEngine):
                 outputs = [loss / count] if loss.requires_grad else []
                 gradients: list[Tensor | None] = [None] * len(outputs)
                 if hidden is not None:
+                    self._say(f"waits for the gradient of {of} from stage {groups.stage + 2}")
                     outputs.append(hidden)
                     gradients.append(messages.receive_gradient())
+                self._say(f"backward pass of {of}")
                 self.optimizer.is_gradient_accumulation_boundary = m == count - 1
                 self.optimizer.backward_from(outputs, gradients)
                 if not groups.first:
                     messages.send_gradient(inputs.grad)
-        self.doing = f"in stage {groups.stage + 1} of {groups.stages}, the optimizer's step"
+        self._say("waits for its last messages to go")
         messages.finish()
+        self._say("the step of the optimizer")
         self.micro_steps += count - 1
         self.step()
+        self._say("between two steps")
         return StepLoss(*totals.unbind())
+
+    def _say(self, words: str) -> None:
+        """Keep what this process does now, for the message of one that fails or hangs."""
+        self.doing = (
+            f"in stage {self.stage_groups.stage + 1} of {self.stage_groups.stages}: {words}"
+        )
 
     @torch.no_grad()
     def evaluate(self, tokens_BS: Tensor, labels_BS: Tensor) -> Tensor:
@@ -166,7 +177,7 @@ class StageEngine(DeepSpeedEngine):
         Call :meth:`eval` before and :meth:`train` after; every process of every stage calls it.
         """
         groups = self.stage_groups
-        self.doing = f"in stage {groups.stage + 1} of {groups.stages}, the evaluation"
+        self._say("the evaluation")
         messages = self._messages(tokens_BS[None], 1, backward=False)
         inputs = tokens_BS if groups.first else messages.receive_hidden()
         hidden, _ = self.module(inputs, labels_BS if groups.last else None)
