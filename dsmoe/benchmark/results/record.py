@@ -237,11 +237,11 @@ def _check_case(case: dict[str, Any]) -> None:
     if not (isinstance(parallel, dict) and isinstance(case.get("suite"), str)):
         raise ResultsError("case has no suite or no parallel")
     stages = parallel.get("pipeline_parallel_size", 1)  # earlier records had none
-    counts = (parallel.get("processes"), stages)
-    counts += (case.get("micro_batches"), case.get("global_batch_size"))
+    counts = [case.get("micro_batches"), case.get("global_batch_size")]
+    counts += [parallel.get("processes"), stages]
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts):
         raise ResultsError(
-            "case: processes, pipeline_parallel_size, micro_batches or global_batch_size is no count"
+            "case: micro_batches, global_batch_size, processes or pipeline_parallel_size is no count"
         )
 
 
