@@ -92,3 +92,56 @@ def close(engine: StageEngine) -> None:
 
 def train_all_piped(scenarios: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [train_piped(scenario) for scenario in scenarios]
+
+
+def save_piped(scenario: dict[str, Any], folder: str, half: int) -> dict[str, Any]:
+    """Train to step ``half`` and save, then to the end: losses, norms and weights of the rest."""
+    scenario = piped(scenario)
+    engine = start_stage(scenario)
+    piped_steps(engine, scenario, 0, half)
+    engine.save_checkpoint(folder, tag="half", client_state={"mine": 7})
+    saved = all_weights(engine)
+    result = piped_steps(engine, scenario, half, scenario["steps"])
+    result = {**result, "saved": saved, "weights": all_weights(engine)}
+    close(engine)
+    return result
+
+
+def resume_piped(scenario: dict[str, Any], folder: str, half: int) -> dict[str, Any]:
+    """The same rest from the checkpoint, loaded into a model of other initial weights."""
+    scenario = piped(scenario)
+    engine = start_stage(scenario, seed=99)
+    place, client = engine.load_checkpoint(folder)
+    assert place is not None and client["mine"] == 7 and engine.global_steps == half
+    saved = all_weights(engine)
+    result = piped_steps(engine, scenario, half, scenario["steps"])
+    result = {**result, "saved": saved, "weights": all_weights(engine)}
+    close(engine)
+    return result
+
+
+def resume_all_piped(
+    scenarios: list[dict[str, Any]], folder: str, half: int
+) -> list[dict[str, Any]]:
+    return [resume_piped(scenario, folder, half) for scenario in scenarios]
+
+
+def load_error_piped(scenario: dict[str, Any], folder: str, tag: str | None = None) -> str:
+    """What loading raises; empty if it loads."""
+    engine = start_stage(piped(scenario))
+    try:
+        engine.load_checkpoint(folder, tag=tag)
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        close(engine)
+    return ""
+
+
+def config_error(scenario: dict[str, Any]) -> str:
+    """What making the engine raises; empty if it can be made."""
+    try:
+        close(start_stage(piped(scenario)))
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return ""

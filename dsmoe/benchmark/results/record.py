@@ -241,7 +241,8 @@ def _check_case(case: dict[str, Any]) -> None:
     counts += [parallel.get("processes"), stages]
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts):
         raise ResultsError(
-            "case: micro_batches, global_batch_size, processes or pipeline_parallel_size is no count"
+            "case: processes, pipeline_parallel_size, micro_batches or global_batch_size is not"
+            " a count"
         )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from .checks import check_config, check_model
 from .exchange import Messages
 from .schedule import FORWARD, one_forward_one_backward
+from .stage_files import load_pipeline, save_pipeline
 from .stage_groups import StageGroups
 from .stage_model import StageModel, stage_param_groups
 from .stage_optimizer import StageOptimizer
@@ -163,6 +164,40 @@ class StageEngine(DeepSpeedEngine):
         self.step()
         self._say("between two steps")
         return StepLoss(*totals.unbind())
+
+    def save_checkpoint(  # type: ignore[override]
+        self,
+        save_dir: Any,
+        tag: Any = None,
+        client_state: dict[str, Any] | None = None,
+        save_latest: bool = True,
+    ) -> bool:
+        """Save this step as ``tag`` in ``save_dir``; every process calls it (stage_files.py)."""
+        self._say("the checkpoint")
+        save_pipeline(self, save_dir, tag, client_state or {}, save_latest)
+        return True
+
+    def load_checkpoint(  # type: ignore[override]
+        self,
+        load_dir: Any,
+        tag: Any = None,
+        load_optimizer_states: bool = True,
+        load_lr_scheduler_states: bool = True,
+        load_module_only: bool = False,
+    ) -> tuple[str | None, Any]:
+        """Load what a pipeline of any stages, experts and processes saved; folder, client_state.
+
+        ``load_module_only``: the weights alone. (None, None) where there is no checkpoint. Raises
+        RuntimeError for one of another kind, model or optimizer.
+        """
+        whole = not load_module_only
+        return load_pipeline(
+            self,
+            load_dir,
+            tag,
+            optimizer=load_optimizer_states and whole,
+            scheduler=load_lr_scheduler_states and whole,
+        )
 
     def _say(self, words: str) -> None:
         """Keep what this process does now, for the message of one that fails or hangs."""

@@ -77,13 +77,24 @@ class StageOptimizer(FlatGradientsOptimizer):
 
     def norm_of(self, gradients: list[Tensor]) -> float:
         """2-norm over all stages; each expert and each tied copy counts once."""
-        once = [g for i, g in enumerate(gradients) if self._counts(i)]
+        once = [g for i, g in enumerate(gradients) if self.writes(i)]
         total = self.squares(once)
         dist.all_reduce(total)
         return math.sqrt(total.item())
 
-    def _counts(self, i: int) -> bool:
-        """Whether this process's gradient of group ``i`` is part of the norm."""
+    def flat_order(self, i: int) -> list[Tensor]:
+        """The parameters of group ``i`` in the order of the flat weights."""
+        return list(self._gradients[i].ordered)
+
+    @torch.no_grad()
+    def share_masters(self) -> None:
+        """Make the weights of all processes of the stage from the masters."""
+        for partition, group in zip(self.single_partition_of_fp32_groups, self._gradients):
+            group.share(partition)
+
+    def writes(self, i: int) -> bool:
+        """Whether this process's partition of group ``i`` is the one that stands for its copies:
+        in the norm, and in a checkpoint."""
         if self.is_tied[i] and not self.groups.first:
             return False
         if self.partitioned:
