@@ -82,3 +82,20 @@ def test_whole_matrix(references: References, processes: int, stages: int, preci
         if (processes // stages) % experts == 0
     ]
     compare(scenarios, processes, references)
+
+
+def test_what_a_pipeline_does_not_offer_is_refused() -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"stage": 2}, "zero_optimization.stage is 2 with a pipeline of 2 stages; expected 0 or 1"),
+        ({"flat": {"reduce": "micro_batch"}}, "reduce is micro_batch with a pipeline"),
+        ({"stages": 2, "model": {"num_layers": 1, "num_experts": 1}}, "2 pipeline stages for 1"),
+        ({"expert_parallel": 2}, "does not divide the 1 processes of a stage"),
+        ({"stages": 3}, "3 pipeline stages do not divide 2 processes"),
+        ({"model": {"moe_implementation": "deepspeed"}}, "expected 'index' or 'einsum'"),
+        ({"config": {"tensorboard": {"enabled": True}}}, "tensorboard is enabled with a pipeline"),
+    ]
+    for scenario, said in refused:
+        if scenario.get("model", {}).get("moe_implementation"):
+            scenario["model"].update(second_expert_policy="sampling", num_layers=4)
+        [first, second] = run_ranks(2, "config_error", scenario)
+        assert said in first and said in second, (first, second)

@@ -18,7 +18,6 @@ from support.scenarios import (
     MICRO_BATCH,
     MODEL,
     end,
-    end_groups,
     engine_config,
     full,
     tokens,
@@ -34,7 +33,7 @@ def piped(scenario: dict[str, Any]) -> dict[str, Any]:
 
 def start_stage(scenario: dict[str, Any], seed: int | None = None) -> StageEngine:
     """The engine of this process's stage; makes all groups anew."""
-    end_groups()
+    forget_groups()
     made = make_stage_groups(scenario["stages"], scenario["expert_parallel"])
     config = MoELMConfig(**{**MODEL, **scenario["model"]})
     model = StageModel(config, made.stages, made.stage, scenario["seed"] if seed is None else seed)
@@ -84,10 +83,14 @@ def train_piped(scenario: dict[str, Any]) -> dict[str, Any]:
 def close(engine: StageEngine) -> None:
     """End the engine and its groups, as ``scenarios.end`` does."""
     engine.stage_groups.__dict__.clear()
-    groups._MODEL_PARALLEL_GROUP = None
-    for name in ("_EXPERT", "_EXPERT_DATA", "_DATA"):
-        setattr(groups, f"{name}_PARALLEL_GROUP", None)
+    forget_groups()
     end(engine)
+
+
+def forget_groups() -> None:
+    """Let the next engine make its groups; ``scenarios.end`` ends those that are left."""
+    for name in ("_MODEL", "_EXPERT", "_EXPERT_DATA", "_DATA"):
+        setattr(groups, f"{name}_PARALLEL_GROUP", None)
 
 
 def train_all_piped(scenarios: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ _SECTIONS = {
     "curriculum_learning": "messages between stages have one size; switch it off",
     "eigenvalue": "it runs the whole model; switch it off",
     "flops_profiler": "it runs the whole model; profile one process",
+    "tensorboard": "the loss is in the last stage and the first one would write; switch it off",
     "elasticity": "stages do not change their number of processes; switch it off",
 }
 
