@@ -14,6 +14,9 @@ from deepspeed.moe.lm import MoELMConfig
 from deepspeed.moe.pipeline import StageEngine, StageModel, make_stage_groups
 from deepspeed.utils import groups
 
+from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.plan.ledger import Ledger
+from dsmoe.benchmark.train.start import model_config
 from support.scenarios import (
     MICRO_BATCH,
     MODEL,
@@ -148,3 +151,25 @@ def config_error(scenario: dict[str, Any]) -> str:
     except (ValueError, RuntimeError) as error:
         return str(error)
     return ""
+
+
+def measured_stage(values: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Bytes of tensors at the peak of the second of two real steps, and what went to experts."""
+    forget_groups()
+    case, ledger = Case.from_dict(values), Ledger()
+    made = make_stage_groups(
+        case.parallel.pipeline_parallel_size, case.parallel.expert_parallel_size
+    )
+    with ledger:
+        model = StageModel(model_config(case), made.stages, made.stage, 0)
+        engine = StageEngine(model, made, config)
+        for _ in range(2):
+            ledger.restart()
+            shape = (case.micro_batches, case.micro_batch_size, case.model.sequence_length)
+            data = torch.randint(0, case.model.vocab_size, shape)
+            engine.train_step(data, data)
+            del data
+    found = {"stage": made.stage, "peak": ledger.peak, "kinds": dict(ledger.peak_kinds)}
+    found["sent"] = dict(ledger.sent)
+    close(engine)
+    return found
