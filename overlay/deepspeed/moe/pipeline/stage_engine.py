@@ -1,8 +1,8 @@
 """The engine of one stage: DeepSpeed's engine inside a stage, 1F1B between stages.
 
-DeepSpeed's own ``PipelineEngine`` is not used: it sends activations through one group by broadcast
-or blocking sends, knows one loss (that of the last stage), no experts, no flat gradients, and sums
-the gradients of every tied copy on every process. Here a stage is an ordinary engine over the
+DeepSpeed's own ``PipelineEngine`` is not used: its sends and receives block, it knows one loss, that
+of the last stage, no experts and no flat gradients, and it sums the gradients of tied copies on
+every process (docs/guide/pipeline.md). Here a stage is an ordinary engine over the
 stage's process groups, so that masters, loss scaling, AdaFactor and ZeRO are those of a run without
 a pipeline; new are the order of the passes (schedule.py), the messages (exchange.py) and what must
 agree between stages (stage_optimizer.py, tied.py).
