@@ -127,8 +127,8 @@ class _Buffers:
         with ledger.kind(GRADIENTS):
             self.sums = [torch.empty(g.numel, device="meta") for g in self.cut]
         ends = (not model.is_first) + (not model.is_last)
-        form = (2 * ends, case.micro_batch_size, case.model.sequence_length, case.model.hidden_size)
-        with ledger.kind(MESSAGES):  # two receives ahead from each neighbour
+        form = (ends, case.micro_batch_size, case.model.sequence_length, case.model.hidden_size)
+        with ledger.kind(MESSAGES):  # a receive ahead from each neighbour
             self.posted = torch.empty(form, dtype=self.dtype, device="meta")
         for made in self.cut:
             for param in made.params:

@@ -1,9 +1,10 @@
 """Hidden states to the next stage and gradients to the one before, while both compute.
 
-Receives are posted ahead (``AHEAD`` of each kind), so that a message arrives while this stage
-computes; a send's buffer is kept until it is gone. The two directions have a group each: on one
-NCCL communicator, whose operations run in order, two neighbours that both send would wait for each
-other.
+The receive of the next message of each kind is posted while this stage computes with the last one;
+a send's buffer is kept until it is gone. The two directions have a group each: on one NCCL
+communicator, whose operations run in order, two neighbours that both send would wait for each
+other. Not more than one receive is posted: a second NCCL kernel that waits in its stream for the
+first could keep one of the device's queues from the kernels that compute.
 """
 
 from __future__ import annotations
@@ -17,7 +18,24 @@ from torch import Tensor
 
 from .stage_groups import StageGroups
 
-AHEAD = 2
+AHEAD = 1
+
+
+def connect(groups: StageGroups, device: torch.device) -> None:
+    """Send one number over each way that messages take, boundary after boundary.
+
+    NCCL connects two processes in the first send or receive between them, which waits for the
+    other: in the order of a step every stage would wait for its neighbour.
+    """
+    one = torch.ones(1, device=device)
+    for boundary in range(groups.stages - 1):
+        before, after = groups.ranks[boundary : boundary + 2]
+        if groups.stage == boundary:
+            dist.send(one, after, group=groups.down)
+            dist.recv(one, after, group=groups.up)
+        elif groups.stage == boundary + 1:
+            dist.recv(one, before, group=groups.down)
+            dist.send(one, before, group=groups.up)
 
 
 class Messages:
@@ -69,7 +87,7 @@ class Messages:
         value = value.detach().contiguous()
         self.sent.append((dist.isend(value, to, group=group), value))
         # 1F1B has received what lies so far back, so this waits for nothing
-        while len(self.sent) > 2 * (self.groups.stages + AHEAD):
+        while len(self.sent) > 2 * (self.groups.stages + 2):
             self.sent.popleft()[0].wait()
 
 

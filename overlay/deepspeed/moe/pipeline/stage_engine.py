@@ -1,11 +1,11 @@
 """The engine of one stage: DeepSpeed's engine inside a stage, 1F1B between stages.
 
-DeepSpeed's own ``PipelineEngine`` is not used: its sends and receives block, it knows one loss, that
-of the last stage, no experts and no flat gradients, and it sums the gradients of tied copies on
-every process (docs/guide/pipeline.md). Here a stage is an ordinary engine over the
-stage's process groups, so that masters, loss scaling, AdaFactor and ZeRO are those of a run without
-a pipeline; new are the order of the passes (schedule.py), the messages (exchange.py) and what must
-agree between stages (stage_optimizer.py, tied.py).
+DeepSpeed's own ``PipelineEngine`` is not used: its sends and receives block, it knows no loss but
+that of the last stage, no experts and no flat gradients, and it sums the gradients of tied copies
+on every process. Here a stage is an ordinary engine over the stage's process groups, so that
+masters, loss scaling, AdaFactor and ZeRO are those of a run without a pipeline; new are the order
+of the passes (schedule.py), the messages (exchange.py) and what must agree between stages
+(stage_optimizer.py, tied.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deepspeed.runtime.zero.flat_settings import FlatSettings, flat_settings
 from torch import Tensor
 
 from .checks import check_config, check_model
-from .exchange import Messages
+from .exchange import Messages, connect
 from .schedule import FORWARD, one_forward_one_backward
 from .stage_files import load_pipeline, save_pipeline
 from .stage_groups import StageGroups
@@ -66,6 +66,7 @@ class StageEngine(DeepSpeedEngine):
         super().__init__(
             args=None, model=model, model_parameters=stage_param_groups(model), config=config
         )
+        connect(groups, self.device)
 
     def _configure_with_arguments(self, args: Any, mpu: Any) -> None:
         super()._configure_with_arguments(args, _StageUnit(self.stage_groups))
