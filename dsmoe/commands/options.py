@@ -128,6 +128,14 @@ def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[ar
         "an expert's copies on other hosts; or across hosts, with an expert's copies neighbours.",
     )
     add(
+        "--pipeline",
+        how,
+        type=count,
+        metavar="P",
+        help="The layers are cut into P stages of neighbouring processes, so that a stage is a "
+        "host or more; between stages only hidden states travel.",
+    )
+    add(
         "--precision",
         how,
         choices=PRECISIONS,
@@ -235,6 +243,7 @@ def changes_of(options: argparse.Namespace) -> Changes:
         zero_stage=options.zero_stage,
         expert_parallel_size=options.expert_parallel,
         expert_layout=options.expert_layout,
+        pipeline_parallel_size=options.pipeline,
         precision=options.precision,
         remat=options.remat,
         micro_batches=options.micro_batches,

@@ -120,6 +120,14 @@ def check_plan(plan: Plan, case: Case) -> int:
     if other:
         found = ", ".join(f"{n} {getattr(before.case, n)}" for n in other)
         raise UsageError(f"{plan.load}: found a checkpoint of another case: {found}")
+    stages = [c.parallel.pipeline_parallel_size for c in (before.case, case)]
+    if stages[0] != stages[1] and 1 in stages:
+        found = f"{stages[0]} pipeline stages" if stages[0] > 1 else "no pipeline"
+        raise UsageError(
+            f"{plan.load}: found a checkpoint of {found}, and these files are other ones; expected "
+            f"--pipeline {'with 2 stages or more' if stages[1] == 1 else '1'}, or the weights alone"
+            " by dsmoe export"
+        )
     if before.step >= case.iterations:
         raise UsageError(
             f"{plan.load}: found {before.step} iterations done, and --steps asks for "

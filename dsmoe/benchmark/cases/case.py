@@ -88,7 +88,8 @@ class ModelCase:
 
 @dataclass(frozen=True)
 class Parallel:
-    """``processes`` data-parallel ranks; ``expert_parallel_size`` of them share the experts.
+    """``processes``, in ``pipeline_parallel_size`` stages of consecutive ones; in a stage
+    ``expert_parallel_size`` of them share the experts.
 
     ``expert_layout``: consecutive ones (inside a host, where they fit) or one of each host's
     (across hosts); see placement.py.
@@ -98,18 +99,37 @@ class Parallel:
     expert_parallel_size: int = 1
     zero_stage: int = 2
     expert_layout: str = "inside"
+    pipeline_parallel_size: int = 1
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Processes of a stage, each with micro-batches of its own."""
+        return self.processes // self.pipeline_parallel_size
 
     @property
     def copies(self) -> int:
         """Processes that hold the same experts."""
-        return self.processes // self.expert_parallel_size
+        return self.data_parallel_size // self.expert_parallel_size
 
     def __post_init__(self) -> None:
         _require(self.processes >= 1, f"{self.processes} processes, expected at least 1")
+        stages = self.pipeline_parallel_size
         _require(
-            self.expert_parallel_size >= 1 and self.processes % self.expert_parallel_size == 0,
-            f"expert_parallel_size {self.expert_parallel_size} does not divide "
-            f"{self.processes} processes",
+            stages >= 1 and self.processes % stages == 0,
+            f"{stages} pipeline stages do not divide {self.processes} processes; expected a "
+            "divisor with --pipeline",
+        )
+        of = f"the {self.data_parallel_size} processes of a stage"
+        of = of if stages > 1 else f"{self.processes} processes"
+        _require(
+            self.expert_parallel_size >= 1
+            and self.data_parallel_size % self.expert_parallel_size == 0,
+            f"expert_parallel_size {self.expert_parallel_size} does not divide {of}",
+        )
+        _require(
+            stages == 1 or self.expert_layout == "inside",
+            f"expert_layout {self.expert_layout} with {stages} pipeline stages, whose experts are "
+            "inside a stage; expected --expert-layout inside",
         )
         _require(
             self.expert_layout in EXPERT_LAYOUTS,
@@ -120,6 +140,11 @@ class Parallel:
             f"ZeRO stage {self.zero_stage} cannot train a mixture of experts: stage 3 of this "
             "DeepSpeed cuts every parameter over all processes, the experts of single processes "
             "too; take --zero-stage 2",
+        )
+        _require(
+            stages == 1 or self.zero_stage < 2,
+            f"ZeRO stage 2 with {stages} pipeline stages, which sum the gradients of all "
+            "micro-batches before they reduce them; expected --zero-stage 1 or 0",
         )
 
 
@@ -178,7 +203,7 @@ class Case:
     method: str = "dsmoe"
 
     def __post_init__(self) -> None:
-        name, ranks = f"{self.suite} {self.model.name}", self.parallel.processes
+        name, ranks = f"{self.suite} {self.model.name}", self.parallel.data_parallel_size
         _require(
             self.micro_batches >= 1 and self.global_batch_size % (ranks * self.micro_batches) == 0,
             f"{name}: {ranks} processes times {self.micro_batches} micro-batches do not divide "
@@ -235,13 +260,39 @@ class Case:
             f"{name}: cuda_graph without compiled and flat_gradients, which it needs; expected "
             "both, or --no-cuda-graph",
         )
+        if self.parallel.pipeline_parallel_size > 1:
+            self._check_pipeline(name)
         _require(self.seed >= 0, f"{name}: seed {self.seed} is negative")
         _require(self.iterations >= 1 and self.warmup >= 0, f"{name}: no iteration is measured")
+
+    def _check_pipeline(self, name: str) -> None:
+        """Raises UsageError for what a pipeline does not offer, with the alternative."""
+        stages, layers = self.parallel.pipeline_parallel_size, self.model.num_layers
+        _require(
+            stages <= layers,
+            f"{name}: {stages} pipeline stages for {layers} layers; expected --pipeline of at most "
+            f"{layers}",
+        )
+        for found, what, instead in (
+            (self.cuda_graph, "cuda_graph, which records one micro-batch", "--no-cuda-graph"),
+            (
+                self.moe_implementation == "deepspeed",
+                "DeepSpeed's own MoE layer",
+                "--moe-layer index",
+            ),
+            (self.reduce == "micro_batch", "reduce micro_batch", "--reduce step"),
+            (
+                self.parallel.zero_stage == 1 and not self.flat_gradients,
+                "gradients that are not flat",
+                "--flat-gradients, or --zero-stage 0",
+            ),
+        ):
+            _require(not found, f"{name}: {stages} pipeline stages with {what}; expected {instead}")
 
     @property
     def micro_batch_size(self) -> int:
         """Sequences in one micro-batch on one process."""
-        return self.global_batch_size // (self.parallel.processes * self.micro_batches)
+        return self.global_batch_size // (self.parallel.data_parallel_size * self.micro_batches)
 
     @property
     def tokens_per_step(self) -> int:
@@ -283,7 +334,13 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     for part in ("model", "parallel"):
         if isinstance(current.get(part), dict):
             current[part] = {EARLIER_NAMES.get(k, k): v for k, v in current[part].items()}
-    return {**{f.name: f.default for f in fields(Case) if f.default is not MISSING}, **current}
+    if isinstance(current.get("parallel"), dict):
+        current["parallel"] = {**_defaults(Parallel), **current["parallel"]}
+    return {**_defaults(Case), **current}
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    return {f.name: f.default for f in fields(kind) if f.default is not MISSING}
 
 
 # The fields of a case that MoELMConfig has too.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Callable
 
 from dsmoe.benchmark.cases.case import PAPER_SUITES, Case, ModelCase, Parallel
-from dsmoe.benchmark.cases.placement import AUTO, auto_size, devices_of_a_host
+from dsmoe.benchmark.cases.placement import AUTO, auto_size, devices_of_a_host, stage_width
 from dsmoe.benchmark.cases.published import published, refuse_changes
 from dsmoe.benchmark.cases.suites import MODELS, SUITES, find_case, for_memory
 from dsmoe.common.errors import UsageError
@@ -39,6 +39,7 @@ class Changes:
     zero_stage: int | None = None
     expert_parallel_size: int | str | None = None
     expert_layout: str | None = None
+    pipeline_parallel_size: int | None = None
     precision: str | None = None
     remat: bool | None = None
     micro_batches: int | None = None
@@ -145,13 +146,21 @@ def changed(case: Case, changes: Changes, devices: int) -> Case:
     if changes.global_batch_size is not None:
         _refuse_paper(case, "--global-batch: the cases")
     batch = changes.global_batch_size or case.global_batch_size
-    replaced["micro_batches"] = _micro_batches(case, changes, batch)
     if changes.num_experts is not None:
         replaced["model"] = _with_experts(case, changes.num_experts)
-    replaced["parallel"] = _parallel(case, changes, devices)
+    replaced["parallel"] = parallel = _parallel(case, changes, devices)
+    replaced["micro_batches"] = _micro_batches(case, changes, batch, parallel)
     if changes.moe_implementation == "deepspeed":
         replaced["second_expert_policy"] = "sampling"  # it has no other
     # What cannot go with a change is switched off, unless it was asked for: then it is refused.
+    if replaced["parallel"].pipeline_parallel_size > 1:
+        if changes.tensorboard:
+            raise UsageError(
+                "--tensorboard with --pipeline: the loss is in the last stage, and DeepSpeed writes"
+                " from the first; expected one of the two (dsmoe train writes curves of its own)"
+            )
+        replaced.setdefault("flat_gradients", replaced["parallel"].zero_stage == 1)
+        replaced.setdefault("cuda_graph", False)
     if changes.zero_stage == 0:
         replaced.setdefault("flat_gradients", False)
     if changes.moe_implementation == "deepspeed":
@@ -165,15 +174,23 @@ def changed(case: Case, changes: Changes, devices: int) -> Case:
 def _parallel(case: Case, changes: Changes, devices: int) -> Parallel:
     parallel = case.parallel
     layout = changes.expert_layout or parallel.expert_layout
+    stages = changes.pipeline_parallel_size or parallel.pipeline_parallel_size
+    width = stage_width(parallel.processes, stages, devices)
+    zero_stage = parallel.zero_stage if changes.zero_stage is None else changes.zero_stage
+    if stages > 1 and changes.zero_stage is None:
+        zero_stage = min(zero_stage, 1)  # a pipeline has no other
     size = changes.expert_parallel_size
-    if size == AUTO or (size is None and (case.suite in AUTO_SUITES or changes.expert_layout)):
+    free = case.suite in AUTO_SUITES or changes.expert_layout
+    outside = width % parallel.expert_parallel_size  # the case's own is for all processes
+    if size == AUTO or (size is None and (free or outside)):
         experts = changes.num_experts or case.model.num_experts
-        size = auto_size(parallel.processes, devices, experts, layout)
+        size = auto_size(width, min(devices, width), experts, layout)
     return dataclasses.replace(
         parallel,
-        zero_stage=parallel.zero_stage if changes.zero_stage is None else changes.zero_stage,
+        zero_stage=zero_stage,
         expert_layout=layout,
         expert_parallel_size=parallel.expert_parallel_size if size is None else int(size),
+        pipeline_parallel_size=stages,
     )
 
 
@@ -191,11 +208,12 @@ def _refuse_paper(case: Case, what: str) -> None:
         )
 
 
-def _micro_batches(case: Case, changes: Changes, global_batch_size: int) -> int:
+def _micro_batches(case: Case, changes: Changes, global_batch_size: int, parallel: Parallel) -> int:
     size = changes.micro_batch_size
-    if size is None:
-        return changes.micro_batches or case.micro_batches
-    processes = case.parallel.processes
+    if size is None:  # more stages, fewer processes for them: a micro-batch keeps its size
+        more = parallel.pipeline_parallel_size // case.parallel.pipeline_parallel_size
+        return changes.micro_batches or case.micro_batches * more
+    processes = parallel.data_parallel_size
     count, rest = divmod(global_batch_size, processes * size)
     if rest or changes.micro_batches not in (None, count):
         several = f"{changes.micro_batches} times " if changes.micro_batches else ""
@@ -243,9 +261,11 @@ def case_of_model(
 def in_words(case: Case, unit: str = "process") -> str:
     """``case`` on one line; ``unit`` is what its processes are called."""
     many = "" if case.parallel.processes == 1 else "es" if unit.endswith("s") else "s"
+    stages = case.parallel.pipeline_parallel_size
     named = case.suite if case.suite == case.model.name else f"{case.suite} {case.model.name}"
     return (
-        f"{named} on {case.parallel.processes} {unit}{many}: ZeRO-{case.parallel.zero_stage}, "
+        f"{named} on {case.parallel.processes} {unit}{many}: "
+        f"{f'pipeline {stages}, ' if stages > 1 else ''}ZeRO-{case.parallel.zero_stage}, "
         f"expert parallel {case.parallel.expert_parallel_size}"
         f"{' across hosts' if case.parallel.expert_layout == 'across' else ''}, {case.optimizer}, "
         f"{case.precision}, {case.micro_batches} x {case.micro_batch_size} sequences"

@@ -40,6 +40,24 @@ def auto_size(processes: int, devices: int, experts: int, layout: str = "inside"
     )
 
 
+def stage_width(processes: int, stages: int, devices: int) -> int:
+    """Processes of a pipeline stage, where hosts have ``devices`` each.
+
+    A stage is a whole number of hosts, or several fill one. Raises UsageError for other numbers.
+    """
+    width, rest = divmod(processes, stages)
+    if rest:
+        raise UsageError(
+            f"--pipeline {stages} does not divide {processes} processes; expected a divisor"
+        )
+    if stages > 1 and width % devices and devices % width:
+        raise UsageError(
+            f"--pipeline {stages}: stages of {width} processes on hosts of {devices} would begin "
+            "inside a host and end in another; expected whole hosts, or stages that fill one"
+        )
+    return width
+
+
 def group_of(parallel: Parallel, rank: int) -> list[int]:
     """The processes that share the experts of a layer with process ``rank``, itself included.
 

@@ -33,9 +33,9 @@ ORDER = (
 def estimate(case: Case, device: str, checkout: Path) -> dict[str, Any]:
     """The plan of one case on ``device`` (cpu or cuda), by the model of ``checkout``.
 
-    See simulation.simulate for its keys, to which ``note`` is added. DeepSpeed's own MoE layer
-    moves its counts to the CPU, which a model without values cannot; the product form, which has
-    the same [S, E, C] tensors, stands for it. Raises EnvironmentProblem.
+    See simulation.simulate and stages.simulate_stages for its keys, to which ``note`` is added.
+    DeepSpeed's own MoE layer moves its counts to the CPU, which a model without values cannot; the
+    product form, which has the same [S, E, C] tensors, stands for it. Raises EnvironmentProblem.
     """
     note = ""
     if case.moe_implementation == "deepspeed":
@@ -54,7 +54,7 @@ def simulated(specs: list[dict[str, Any]], checkout: Path) -> list[dict[str, Any
     paths = [str(checkout), str(import_root())]
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     done = subprocess.run(
-        [sys.executable, "-m", "dsmoe.benchmark.plan.simulation"],
+        [sys.executable, "-m", "dsmoe.benchmark.plan.program"],
         input=json.dumps(specs),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
@@ -96,6 +96,13 @@ def plan_lines(case: Case, plan: dict[str, Any], memory: int | None, where: str)
     if between:
         lines.append(f"  sent by a host to other hosts in a step, {unit}")
         lines.append(f"    {'all-to-all':<31}{between / size:>14.3f}")
+    if plan.get("stages"):
+        lines.append(f"  by stage, {unit}{'memory':>30}{'sent':>14}")
+        for number, stage in enumerate(plan["stages"], 1):
+            first, last = stage["layers"]
+            words = f"{number}: layers {first} to {last - 1}"
+            total_sent = sum(stage["sent"].values())
+            lines.append(f"    {words:<31}{stage['peak'] / size:>14.3f}{total_sent / size:>14.3f}")
     lines += [f"  note: {plan['note']}"] if plan.get("note") else []
     return [*lines, "  " + verdict(plan["peak"], memory, where)[1]]
 

@@ -1,20 +1,14 @@
-"""Simulates a step of cases on meta tensors; cases as JSON in, plans as JSON out.
+"""Simulates a step of a case on meta tensors.
 
 The model is the real one, built on the meta device by rank 0 of a fake process group of the
-cases' size, so that its experts are those of a real process. ``python -m
-dsmoe.benchmark.plan.simulation`` is for plan.py alone; all cases of a call have one parallelism.
+case's size (program.py), so that its experts are those of a real process.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.plan.flat import Flat
@@ -66,6 +60,14 @@ def planned_kernels(fuses: bool, flat_attention: bool) -> Any:
     return PlannedKernels(Libraries())
 
 
+def policy_of(case: Case, device: str) -> Any:
+    """The kernels of ``case`` on ``device``, planned."""
+    # In a compiled region products with GELU, and the loss, are one operator each.
+    fuses = case.compiled and device == "cuda" and case.precision != "fp32"
+    # With dropout the CPU has no fused kernel: torch computes the products whole.
+    return planned_kernels(fuses, device == "cuda" or not case.dropout)
+
+
 def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     """Bytes at the peak of a step of ``case`` on one process by kind, and bytes sent by kind.
 
@@ -81,12 +83,8 @@ def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
 
     from dsmoe.benchmark.train.start import model_config
 
-    # In a compiled region products with GELU, and the loss, are one operator each.
-    fuses = case.compiled and device == "cuda" and case.precision != "fp32"
-    # With dropout the CPU has no fused kernel: torch computes the products whole.
-    flat_attention = device == "cuda" or not case.dropout
     ledger = Ledger()
-    with using(planned_kernels(fuses, flat_attention)), ledger:
+    with using(policy_of(case, device)), ledger:
         with ledger.kind(PARAMETERS), torch.device("meta"):
             model = MoELM(model_config(case)).to(DTYPES[case.precision])
         made = param_groups(model)
@@ -111,7 +109,7 @@ def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
         "most": ledger.most,
         "sent": {**sent, **_reductions(zero, case, device)},
         "local_parameters": local,
-        "dispatch": _dispatch_bytes(model, size * length),
+        "dispatch": dispatch_bytes(model, size * length, case.model.hidden_size),
     }
 
 
@@ -131,7 +129,7 @@ def _engine(
     ]
     cut = [Group(g["params"], place, ledger) for g, place in zip(made, places)]
     if stage:
-        optimizer = _optimizer([group.master for group in cut], config, ledger, cut)
+        optimizer = optimizer_on([group.master for group in cut], config, ledger, cut)
         flat = config["zero_optimization"].get("flat_gradients", False)
         return (Flat if flat else Zero)(cut, optimizer, config, ledger)
     masters: list[torch.Tensor] = []
@@ -143,10 +141,10 @@ def _engine(
             masters = [torch.empty(p.shape, dtype=torch.float32, device="meta") for p in params]
         for master in masters:
             master.requires_grad = True
-    return Plain(cut, _optimizer(masters or [*params], config, ledger, []), masters, ledger)
+    return Plain(cut, optimizer_on(masters or [*params], config, ledger, []), masters, ledger)
 
 
-def _optimizer(
+def optimizer_on(
     tensors: list[torch.Tensor], config: dict[str, Any], ledger: Ledger, cut: list[Group]
 ) -> torch.optim.Optimizer:
     """The real optimizer on ``tensors``, with its state; partitions tagged as ZeRO tags them."""
@@ -194,7 +192,7 @@ def _reductions(zero: Zero | Flat | Plain, case: Case, device: str) -> dict[str,
     return {"reduce": whole * (case.micro_batches if stage == 2 else 1), "all-gather": part}
 
 
-def _dispatch_bytes(model: Any, tokens: int) -> int:
+def dispatch_bytes(model: Any, tokens: int, hidden_size: int) -> int:
     """Bytes of the slots of all experts that one process fills in one layer (in or out)."""
     from deepspeed.moe.gshard.layer import GShardLayer
 
@@ -202,26 +200,6 @@ def _dispatch_bytes(model: Any, tokens: int) -> int:
         if isinstance(module, GShardLayer):
             size = min(module.group_size or tokens, tokens)
             rows = -(-tokens // size) * module.capacity(tokens, size)
-            width: int = module.gate.wg.weight.shape[1] * model.embedding.weight.element_size()
+            width: int = hidden_size * next(model.parameters()).element_size()
             return module.num_experts * rows * width
     return 0
-
-
-def main() -> None:
-    logging.disable(logging.INFO)
-    specs = json.load(sys.stdin)
-    parallel = specs[0]["case"]["parallel"]
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel["processes"])
-    from deepspeed.utils import groups  # type: ignore[attr-defined]
-
-    groups.initialize(
-        ep_size=parallel["expert_parallel_size"], expert_layout=parallel["expert_layout"]
-    )
-    plans = [
-        simulate(Case.from_dict(spec["case"]), spec["config"], spec["device"]) for spec in specs
-    ]
-    print(json.dumps(plans))
-
-
-if __name__ == "__main__":
-    main()

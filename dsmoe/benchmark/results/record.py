@@ -236,9 +236,14 @@ def _check_case(case: dict[str, Any]) -> None:
         raise ResultsError("case has no model with a name")
     if not (isinstance(parallel, dict) and isinstance(case.get("suite"), str)):
         raise ResultsError("case has no suite or no parallel")
-    counts = (parallel.get("processes"), case.get("micro_batches"), case.get("global_batch_size"))
+    stages = parallel.get("pipeline_parallel_size", 1)  # earlier records had none
+    counts = [case.get("micro_batches"), case.get("global_batch_size")]
+    counts += [parallel.get("processes"), stages]
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts):
-        raise ResultsError("case: processes, micro_batches or global_batch_size is no count")
+        raise ResultsError(
+            "case: processes, pipeline_parallel_size, micro_batches or global_batch_size is not"
+            " a count"
+        )
 
 
 def _check_names(record: RunRecord) -> None:

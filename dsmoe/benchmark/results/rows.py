@@ -59,6 +59,9 @@ def row_of(record: RunRecord) -> Row:
         "tflops": record.tflops["artifact"] if record.status == "ok" else -1,
         "parameter_count": record.parameter_count / 10**9,
     }
+    stages = record.case["parallel"].get("pipeline_parallel_size", 1)
+    if stages > 1:
+        value["pipeline_parallel_size"] = stages
     if record.reason is not None:
         value["reason"] = record.reason
     return Row(

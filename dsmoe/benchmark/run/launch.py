@@ -14,6 +14,7 @@ from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.run.folder import ITERATIONS, LOG, IterationLog
 from dsmoe.benchmark.run.marks import NOTE
 from dsmoe.benchmark.run.processes import Output
+from dsmoe.benchmark.run.reasons import hung
 from dsmoe.common.errors import EnvironmentProblem, UsageError
 from dsmoe.common.interrupts import StopSignals
 
@@ -93,7 +94,7 @@ def run(
             time.sleep(POLL_SECONDS)
     _tell(started.output, told, on_note)  # what came last is read by now
     if late:
-        return LauncherEnd(1, f"{late} (see {log})")
+        return LauncherEnd(1, f"{late}{hung(started.output.marks)} (see {log})")
     assert code is not None
     if code == 0:
         return LauncherEnd(0, None)

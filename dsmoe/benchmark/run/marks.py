@@ -20,6 +20,8 @@ FINISHED = "finished"
 FAILED = "failed"
 # The process failed because another one was gone: never the reason of a run where another is.
 LOST_PEER = "lost-peer"
+# What a process of a pipeline is doing when the time of an iteration is nearly over.
+WHERE = "where"
 # Something goes another way than it could; the run goes on.
 NOTE = "note"
 

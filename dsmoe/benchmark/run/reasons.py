@@ -7,8 +7,19 @@ import signal
 from pathlib import Path
 from typing import Sequence
 
-from dsmoe.benchmark.run.marks import FAILED, FINISHED, LOST_PEER, STARTED, Mark, parse_mark
+from dsmoe.benchmark.run.marks import (
+    FAILED,
+    FINISHED,
+    LOST_PEER,
+    STARTED,
+    WHERE,
+    Mark,
+    parse_mark,
+)
 
+#: In the words of a process that waits for another one (deepspeed/moe/pipeline/stage_engine.py).
+WAITS = "waits for"
+MOST_TOLD = 4
 #: Begins each message of DeepSpeed's launcher; "HOST: " may stand before it.
 LAUNCHER = "deepspeed: error: "
 #: Begins what the keepers of the other launchers report (launchers/kept/by_keepers.py).
@@ -60,6 +71,22 @@ def reason(code: int, marks: Sequence[Mark], tail: Sequence[str], log: Path) -> 
             f"training process {ranks} ended without a message; it may have been killed{other}{see}"
         )
     return f"the training processes ended with exit status {code}{_last_error(tail)}{see}"
+
+
+def hung(marks: Sequence[Mark]) -> str:
+    """Where the processes of a pipeline were when nothing happened any more; empty without one.
+
+    Those that say nothing come first, then those that do something, then those that wait.
+    """
+    where = {mark.rank: mark.reason for mark in marks if mark.kind == WHERE}
+    if not where:
+        return ""
+    started = sorted({mark.rank for mark in marks if mark.kind == STARTED} - set(where))
+    words = [f"process {rank} says nothing" for rank in started]
+    told = sorted(where.items(), key=lambda item: (WAITS in item[1], item[0]))
+    words += [f"process {rank} {text}" for rank, text in told]
+    more = len(words) - MOST_TOLD
+    return "; ".join(["", *words[:MOST_TOLD], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _first_cause(marks: Sequence[Mark], tail: Sequence[str], see: str) -> str | None:

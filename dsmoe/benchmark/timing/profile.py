@@ -43,7 +43,7 @@ def kind_of(kernel: str) -> str:
 def cut(case: Any) -> Any:
     """``case`` with at most MICRO_BATCHES micro-batches a step, of the same size."""
     count = min(MICRO_BATCHES, case.micro_batches)
-    batch = count * case.micro_batch_size * case.parallel.processes
+    batch = count * case.micro_batch_size * case.parallel.data_parallel_size
     return dataclasses.replace(case, micro_batches=count, global_batch_size=batch)
 
 

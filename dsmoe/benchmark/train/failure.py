@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import math
 import re
-from dataclasses import dataclass
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Callable
 
-from dsmoe.benchmark.run.marks import FAILED, LOST_PEER
+from dsmoe.benchmark.run.marks import FAILED, LOST_PEER, WHERE, say
 from dsmoe.common.errors import DsmoeError
 
+WATCH_SECONDS = 0.2
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|CUBLAS_STATUS_AL")
 _PORT = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
@@ -21,18 +26,41 @@ _PEER = re.compile(
 _COMMUNICATION = re.compile(r"gloo|nccl|c10d|store|Dist\w*Error", re.IGNORECASE)
 
 
+def _nothing() -> str:
+    return ""
+
+
 @dataclass
 class Stage:
-    """What this process is doing, in ``words``."""
+    """What this process is doing, in ``words``; ``detail()`` adds what a pipeline is doing."""
 
     words: str = "while torch and DeepSpeed are imported"
+    detail: Callable[[], str] = field(default=_nothing)
+    _alarm: float = field(default=math.inf)
+
+    @property
+    def whole(self) -> str:
+        """Words and detail."""
+        return " ".join(filter(None, [self.words, self.detail()]))
 
     def enter(self, words: str, seconds: float = 0.0) -> None:
         """A new stage. With ``seconds``, the limit after which the front door ends the run, every
         thread's stack goes to the log a little before."""
         self.words = words
+        self._alarm = time.monotonic() + 0.8 * seconds if seconds else math.inf
         if seconds:
             faulthandler.dump_traceback_later(0.9 * seconds, exit=False)
+
+    def watch(self, rank: int) -> None:
+        """From now on tell the front door where this process is when a limit is near."""
+        threading.Thread(target=self._watch, args=(rank,), daemon=True).start()
+
+    def _watch(self, rank: int) -> None:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            if time.monotonic() > self._alarm:
+                self._alarm = math.inf
+                say(rank, WHERE, self.detail())
 
 
 def explain(error: BaseException, stage: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.moe.lm import MoELM
+from deepspeed.moe.pipeline import StageModel
 from deepspeed.utils import groups  # type: ignore[attr-defined]
 
 from dsmoe.benchmark.cases.case import Case
@@ -25,7 +26,7 @@ def expert_load(model: MoELM, device: torch.device) -> list[list[float]]:
     """Each MoE layer's share of first choices by expert, over all processes' last micro-batch."""
     assert model.last_stats is not None  # a micro-batch went before
     # DeepSpeed's own layer counts on the CPU, where NCCL cannot add
-    load = model.last_stats.expert_load.to(device).double()
+    load = of_all_layers(model, model.last_stats.expert_load.to(device).double())
     dist.all_reduce(load)
     return (load / load.sum(dim=-1, keepdim=True).clamp(min=1)).tolist()
 
@@ -47,6 +48,9 @@ def held_out_loss(engine: Any, case: Case, text: Corpus, device: torch.device) -
         if case.artifact_ids:
             batch = artifact_ids(batch, text.info.largest_id, case.model.vocab_size)
         tokens, labels = as_torch(batch, str(device))
+        if isinstance(engine.module, StageModel):
+            losses.append(float(engine.evaluate(tokens, labels)))
+            continue
         engine(tokens, labels)
         losses.append(float(engine.module.last_stats.cross_entropy))
     engine.train()
@@ -65,9 +69,27 @@ def peak_memory(device: torch.device) -> int:
     return int(largest.item())
 
 
+def of_all_layers(model: MoELM, of_own_L: torch.Tensor) -> torch.Tensor:
+    """A figure by MoE layer [L, ...] with zeros for the layers of other stages of a pipeline."""
+    if not isinstance(model, StageModel):
+        return of_own_L
+    whole = of_own_L.new_zeros((len(model.config.moe_layers), *of_own_L.shape[1:]))
+    whole[model.moe_layers] = of_own_L
+    return whole
+
+
 def parameter_count(model: MoELM) -> int:
-    """Parameters of the whole model, each expert counted once."""
+    """Parameters of the whole model, each expert and a tied embedding counted once."""
     local = sum(p.numel() for p in model.parameters() if not getattr(p, "allreduce", True))
     dense = sum(p.numel() for p in model.parameters() if getattr(p, "allreduce", True))
     ranks: int = groups.get_expert_parallel_world_size()
-    return dense + local * ranks
+    count = dense + local * ranks
+    if not isinstance(model, StageModel):
+        return count
+    if model.has_tied_copy and not model.is_first:
+        count -= model.embedding.weight.numel()
+    device = next(model.parameters()).device
+    whole = torch.tensor([count], dtype=torch.int64, device=device)
+    # the group of a column: one process of each stage
+    dist.all_reduce(whole, group=groups.get_model_parallel_group())
+    return int(whole.item())

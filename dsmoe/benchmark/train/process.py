@@ -46,7 +46,7 @@ def main(work: str = "dsmoe.benchmark.train.training") -> None:
     except BaseException as error:
         if not isinstance(error, DsmoeError):
             traceback.print_exc()
-        marks.say(rank, *explain(error, stage.words))
+        marks.say(rank, *explain(error, stage.whole))
         # At once: other ranks may be waiting in a collective, which the lost connection ends.
         os._exit(error.exit_code if isinstance(error, DsmoeError) else 1)
 

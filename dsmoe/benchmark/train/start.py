@@ -14,6 +14,7 @@ from deepspeed.moe.gshard.all_to_all import group_name
 from deepspeed.moe.kernels import copy_engines
 from deepspeed.moe.kernels.policy import find_ahead, kernels, notes
 from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem, param_groups
+from deepspeed.moe.pipeline import StageEngine, StageModel, make_stage_groups
 from deepspeed.runtime.micro_batch_graph import MicroBatchGraph, graph_problem, plain_micro_batch
 from deepspeed.utils import groups  # type: ignore[attr-defined]
 from deepspeed.utils.neutral import backend
@@ -37,7 +38,8 @@ def model_config(case: Case) -> MoELMConfig:
 class Run:
     """What the steps of a run share. ``device`` is where the tokens go.
 
-    ``micro_batch(tokens, labels)`` does the forward and backward pass of one and returns its loss.
+    ``micro_batch(tokens, labels)`` does the forward and backward pass of one and returns its loss;
+    None in a pipeline, whose engine does a whole step.
     """
 
     folder: Path
@@ -55,6 +57,16 @@ class Run:
     @property
     def rank(self) -> int:
         return dist.get_rank()
+
+    @property
+    def data_size(self) -> int:
+        """How many processes have micro-batches of their own: those of a stage of a pipeline."""
+        return self.case.parallel.data_parallel_size
+
+    @property
+    def data_rank(self) -> int:
+        """This process's place among them."""
+        return self.rank % self.data_size
 
     def wait_for_device(self) -> None:
         if self.device.type == "cuda":
@@ -79,24 +91,37 @@ def start(folder: Path, stage: Stage) -> Run:
     if interface:
         os.environ[INTERFACE] = interface
     deepspeed.init_distributed(dist_backend=backend(), verbose=False)  # type: ignore[attr-defined]
-    groups.initialize(
-        ep_size=case.parallel.expert_parallel_size, expert_layout=case.parallel.expert_layout
-    )
     text = corpus.prepare(Path(spec["cache"]), **spec["text"])
+    engine = engine_of(case, read_json(folder / DEEPSPEED), stage)
+    if case.compiled:
+        compile_training(engine.module)
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    passes = None if isinstance(engine, StageEngine) else micro_batch_of(engine, case)
+    link = LinkBytes(device) if spec.get("link") else None
+    return Run(folder, case, engine, text, device, stage, limits["later"], passes, link)
+
+
+def engine_of(case: Case, config: dict[str, Any], stage: Stage) -> Any:
+    """DeepSpeed's engine with the model, or with this process's stage of it."""
+    parallel = case.parallel
+    stages = parallel.pipeline_parallel_size
+    if stages > 1:
+        made = make_stage_groups(stages, parallel.expert_parallel_size)
+        stage.words = "while the model is built"
+        torch.manual_seed(case.seed)
+        engine = StageEngine(StageModel(model_config(case), stages, made.stage), made, config)
+        torch.manual_seed(case.seed + made.stage)  # stages draw independently, as layers do
+        stage.detail = lambda: engine.doing
+        stage.watch(dist.get_rank())
+        return engine
+    groups.initialize(ep_size=parallel.expert_parallel_size, expert_layout=parallel.expert_layout)
     torch.manual_seed(case.seed)
     stage.words = "while the model is built"
     model = MoELM(model_config(case))
     engine, *_ = deepspeed.initialize(  # type: ignore[attr-defined]
-        model=model,
-        model_parameters=param_groups(model),
-        config=read_json(folder / DEEPSPEED),
+        model=model, model_parameters=param_groups(model), config=config
     )
-    if case.compiled:
-        compile_training(model)
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    passes = micro_batch_of(engine, case)
-    link = LinkBytes(device) if spec.get("link") else None
-    return Run(folder, case, engine, text, device, stage, limits["later"], passes, link)
+    return engine
 
 
 def be_deterministic() -> None:

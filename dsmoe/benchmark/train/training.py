@@ -92,7 +92,7 @@ def train(
         run.wait_for_device()
         taken = time.perf_counter() - begin
         dist.all_reduce(totals)
-        loss, cross_entropy, aux = (totals / dist.get_world_size()).tolist()
+        loss, cross_entropy, aux = (totals / run.data_size).tolist()
         if run.link:
             run.link.read()
         # At fp16 an overflow is the loss scaler's to skip; a NaN loss is not.
@@ -152,7 +152,7 @@ def step_tokens(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
     """This process's tokens of a step [A, m, S+1] on the host; for a GPU in pinned memory."""
     size = run.case.micro_batch_size
     batches = [
-        sampler.micro_batch(step, accumulation, run.rank, dist.get_world_size(), size)
+        sampler.micro_batch(step, accumulation, run.data_rank, run.data_size, size)
         for accumulation in range(run.case.micro_batches)
     ]
     stacked = np.stack(batches)
@@ -164,13 +164,17 @@ def step_tokens(run: Run, sampler: WindowSampler, step: int) -> torch.Tensor:
 
 
 def one_step(run: Run, tokens_AmS1: torch.Tensor) -> torch.Tensor:
-    """One whole iteration; [3] sums over its micro-batches / their number: loss and its parts."""
+    """One whole iteration; [3] sums over its micro-batches / their number: loss and its parts.
+
+    In a pipeline those of this stage, which add up to the loss over the stages.
+    """
     case = run.case
     totals = torch.zeros(3, device=run.device)
     # One copy for the whole step: each would wait until the device has done all that was queued.
     tokens_AmS, labels_AmS = as_torch(tokens_AmS1, str(run.device))
+    if run.micro_batch is None:
+        return torch.stack(run.engine.train_step(tokens_AmS, labels_AmS))
     for tokens, labels in zip(tokens_AmS, labels_AmS):
-        assert run.micro_batch is not None
         loss = run.micro_batch(tokens, labels)
         run.engine.step()
         stats = run.engine.module.last_stats

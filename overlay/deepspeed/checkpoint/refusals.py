@@ -9,6 +9,7 @@ from deepspeed.moe.expert_layout import check_checkpoint
 from deepspeed.utils import logger
 from deepspeed.utils.checkpoint_io import load
 from deepspeed.utils.fp32_weights import FORMER, SAVING, advice, tag_folder
+from deepspeed.utils.pipeline_weights import MODEL
 
 _WEIGHTS_ONLY = "or load the weights alone with load_module_only=True"
 
@@ -51,6 +52,11 @@ def find_tag(engine: Any, folder: Any, tag: Any) -> Any:
 
 
 def _refuse_without_weights(engine: Any, folder: Path) -> None:
+    if (folder / MODEL).is_file():
+        raise RuntimeError(
+            f"the checkpoint {folder} was saved by a pipeline, expected one without stages as here:"
+            " go on with a pipeline, of any number of stages"
+        )
     here = engine.zero_optimization_stage()
     spread = any(folder.glob("zero_pp_rank_*_model_states.pt"))
     if spread or any(folder.glob("mp_rank_*_model_states.pt")):

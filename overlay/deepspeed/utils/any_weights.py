@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, of ZeRO or not."""
+"""The weights of a checkpoint: of ZeRO or not, of a pipeline or not."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from deepspeed.utils.fp32_weights import (
     model_file,
     whole_weights,
 )
+from deepspeed.utils.pipeline_weights import MODEL, whole_weights_of
 
 
 def any_whole_weights(folder: str | Path, verify: bool = True) -> OrderedDict[str, torch.Tensor]:
@@ -22,6 +23,10 @@ def any_whole_weights(folder: str | Path, verify: bool = True) -> OrderedDict[st
     :func:`whole_weights`.
     """
     folder = Path(folder)
+    if (folder / MODEL).is_file():
+        if verify:
+            check_manifest(folder)
+        return OrderedDict(whole_weights_of(folder))
     if any(ZERO_FILE.fullmatch(path.name) for path in folder.iterdir()):
         return whole_weights(folder, verify)
     if verify:

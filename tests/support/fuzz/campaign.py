@@ -132,7 +132,7 @@ def _warm(place: Path) -> None:
     """Import everything now: a child that is nobody may not read this Python's library."""
     for path in sorted((ROOT / "dsmoe").rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if not name.endswith(("__init__", "__main__", "worker", "process", "simulation")):
+        if not name.endswith(("__init__", "__main__", "worker", "process", "program")):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
     codecs = [f"encodings.{module.name}" for module in pkgutil.iter_modules(encodings.__path__)]

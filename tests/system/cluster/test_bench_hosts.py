@@ -78,6 +78,21 @@ def test_bytes_of_two_hosts_are_those_of_the_collectives(text: Path, tmp_path: P
     assert each["n"] == 2 and each["seconds"] > 0 and len(each["losses"]) == 3
 
 
+def test_a_pipeline_sends_the_hidden_states_of_its_boundary(text: Path, tmp_path: Path) -> None:
+    """2 x 2, a stage a host: each token's hidden state goes over the link once forward and its
+    gradient once back, and half of the tied embedding's sum each way twice; nothing grows with the
+    micro-batches, and what a stage reduces stays inside its host (guide/pipeline.md)."""
+    words = ["--per-host", "2", "--rate", "1gbit", "--micro-batches", "8"]
+    [found] = bench(text, tmp_path, *words, "--pipeline", "2")
+    model, batch = find_case("smoke", 4).model, found["global_batch_size"]
+    hidden = batch * model.sequence_length * model.hidden_size * 4
+    tied = model.vocab_size * model.hidden_size * 4
+    for direction in ("bytes_sent", "bytes_received"):
+        assert found[direction] == pytest.approx([hidden + tied] * 2, rel=0.05)
+    assert found["case"]["parallel"]["pipeline_parallel_size"] == 2
+    assert found["expert_parallel"] == 2 and len(found["losses"]) == 3
+
+
 def test_experts_inside_a_host_send_no_tokens_to_the_other(text: Path, tmp_path: Path) -> None:
     """2 x 2: the size for the hosts is 2; a group of 4 spans them, with a warning."""
     done = subprocess.run(

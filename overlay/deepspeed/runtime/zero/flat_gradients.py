@@ -87,20 +87,22 @@ class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
                     f" remove {KEY}"
                 )
         super().__init__(*args, **options)
+        self._gradients: list[GroupGradients]
+        self._reduction: StepReduction | None
+        self._gradients, self._reduction = self.make_gradients(flat)
+
+    def make_gradients(self, flat: FlatSettings) -> tuple[list[Any], StepReduction | None]:
+        """The buffers of all groups, and what starts their reductions ("reduce": "step")."""
         shared = dist.get_world_size(group=self.dp_process_group)
         groups = range(len(self.single_partition_of_fp32_groups))
-        self._gradients: list[GroupGradients]
-        self._reduction: StepReduction | None = None
         if flat.reduce == "step":
             made = [
                 StepGradients(self, i, 1.0 / shared, flat.dtype, flat.bucket_size) for i in groups
             ]
-            self._gradients = [*made]
-            self._reduction = StepReduction(made, self.dp_process_group)
-        else:
-            each = self.partition_gradients if flat.reduce is None else True
-            wide = flat.dtype == "fp32"
-            self._gradients = [GroupGradients(self, i, each, 1.0 / shared, wide) for i in groups]
+            return list(made), StepReduction(made, self.dp_process_group)
+        each = self.partition_gradients if flat.reduce is None else True
+        wide = flat.dtype == "fp32"
+        return [GroupGradients(self, i, each, 1.0 / shared, wide) for i in groups], None
 
     def create_reduce_and_remove_grad_hooks(self) -> None:
         """Makes no hooks: gradients are processed after the backward pass."""
@@ -146,7 +148,8 @@ class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
         gradients = [group.finish() for group in self._gradients]
         if self._reduction is not None:
             self._reduction.finished()
-        norm, scale = self._norm(gradients), self.loss_scale
+        self.complete(gradients)
+        norm, scale = self.norm_of(gradients), self.loss_scale
         self.overflow = not math.isfinite(norm)
         self._update_scale(self.overflow)
         for group in self._gradients:
@@ -164,12 +167,20 @@ class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
             partition.grad = None
             group.share(partition)
 
-    def _norm(self, gradients: list[Tensor]) -> float:
+    def complete(self, gradients: list[Tensor]) -> None:
+        """Add what processes outside of the groups have of the gradients: nothing here."""
+
+    def norm_of(self, gradients: list[Tensor]) -> float:
         """2-norm over all processes; each element is in one partition of one process."""
-        # in pieces: on a GPU the norm in fp64 makes an fp64 copy of its input
-        pieces = [piece for gradient in gradients for piece in gradient.split(_NORM_ELEMENTS)]
-        parts = [torch.linalg.vector_norm(p, dtype=torch.float64).square() for p in pieces]
-        total = torch.stack(parts).sum()
+        total = self.squares(gradients)
         if dist.get_world_size(group=self.dp_process_group) > 1:
             dist.all_reduce(total, group=self.dp_process_group)
         return math.sqrt(total.item())
+
+    def squares(self, gradients: list[Tensor]) -> Tensor:
+        """Sum of the squares of all elements, in fp64 on the device; 0 without gradients."""
+        # in pieces: on a GPU the norm in fp64 makes an fp64 copy of its input
+        pieces = [piece for gradient in gradients for piece in gradient.split(_NORM_ELEMENTS)]
+        parts = [torch.linalg.vector_norm(p, dtype=torch.float64).square() for p in pieces]
+        none = torch.zeros((), dtype=torch.float64, device=self._gradients[0].sum.device)
+        return torch.stack(parts).sum() if parts else none

@@ -1,0 +1,39 @@
+"""The program that simulates: cases as JSON in, plans as JSON out.
+
+``python -m dsmoe.benchmark.plan.program`` is for estimate.py alone; all cases of a call have one
+parallelism, whose groups are made once in a fake process group.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.plan.simulation import simulate
+from dsmoe.benchmark.plan.stages import simulate_stages
+
+
+def main() -> None:
+    logging.disable(logging.INFO)
+    specs = json.load(sys.stdin)
+    parallel = specs[0]["case"]["parallel"]
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel["processes"])
+    from deepspeed.utils import groups  # type: ignore[attr-defined]
+
+    plan = simulate_stages
+    if parallel["pipeline_parallel_size"] == 1:
+        plan = simulate
+        groups.initialize(
+            ep_size=parallel["expert_parallel_size"], expert_layout=parallel["expert_layout"]
+        )
+    plans = [plan(Case.from_dict(spec["case"]), spec["config"], spec["device"]) for spec in specs]
+    print(json.dumps(plans))
+
+
+if __name__ == "__main__":
+    main()

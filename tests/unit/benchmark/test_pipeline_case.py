@@ -1,0 +1,96 @@
+"""``--pipeline``: what it makes of a case, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from support.commands import cases_of
+
+from dsmoe.benchmark.cases.case import complete
+from dsmoe.benchmark.cases.choice import Changes, Wanted, chosen_cases, in_words
+from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
+from dsmoe.common.errors import UsageError
+
+
+def test_a_pipeline_brings_what_it_needs() -> None:
+    """ZeRO-1, no CUDA graph, experts inside a stage, and micro-batches of the same size."""
+    [plain] = cases_of("4", "--suite", "tuned")
+    [piped] = cases_of("4", "--suite", "tuned", "--pipeline", "2")
+    parallel = piped.parallel
+    assert (parallel.pipeline_parallel_size, parallel.data_parallel_size) == (2, 2)
+    assert (parallel.zero_stage, parallel.expert_parallel_size, parallel.copies) == (1, 2, 1)
+    assert plain.cuda_graph and not piped.cuda_graph and piped.flat_gradients
+    assert piped.micro_batch_size == plain.micro_batch_size
+    assert piped.micro_batches == 2 * plain.micro_batches
+    changed = {"parallel": plain.parallel, "micro_batches": plain.micro_batches}
+    assert dataclasses.replace(piped, **changed, cuda_graph=True) == plain
+    assert "pipeline 2, ZeRO-1" in in_words(piped) and "pipeline" not in in_words(plain)
+    config = deepspeed_config(piped, "cuda")
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    batch, size, count = (config[name] for name in sizes)
+    assert batch == size * count * 2  # over the processes of a stage
+
+
+def test_a_published_size_that_a_stage_has_no_processes_for_is_chosen_anew() -> None:
+    sizes = [
+        cases_of("4", "--suite", "artifact", *more)[0].parallel.expert_parallel_size
+        for more in ((), ("--pipeline", "2"), ("--pipeline", "4"))
+    ]
+    assert sizes == [4, 2, 1]
+
+
+def test_zero_0_has_no_flat_gradients_to_ask_for() -> None:
+    [case] = cases_of("4", "--suite", "smoke", "--pipeline", "2", "--zero-stage", "0")
+    assert not case.flat_gradients and "zero_optimization" not in deepspeed_config(case, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--pipeline 3", "--pipeline 3 does not divide 4 processes"),
+        ("--pipeline 2 --zero-stage 2", "expected --zero-stage 1 or 0"),
+        ("--pipeline 2 --expert-parallel 4", "4 does not divide the 2 processes of a stage"),
+        ("--pipeline 2 --expert-layout across", "expected --expert-layout inside"),
+        ("--pipeline 2 --reduce micro_batch", "reduce micro_batch; expected --reduce step"),
+        ("--pipeline 2 --no-flat-gradients", "expected --flat-gradients, or --zero-stage 0"),
+        ("--pipeline 2 --moe-layer deepspeed", "MoE layer; expected --moe-layer index"),
+        ("--pipeline 2 --tensorboard curves", "--tensorboard with --pipeline"),
+        ("--pipeline 2 --cuda-graph --compiled", "expected --no-cuda-graph"),
+        ("--pipeline 2 --method published --suite artifact", "the published method with another"),
+    ],
+)
+def test_what_a_pipeline_does_not_offer_is_refused(words: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        cases_of("4", *words.split(), device="cpu")
+
+
+def test_more_stages_than_layers_are_refused() -> None:
+    wanted = Wanted(16, "tuned", changes=Changes(pipeline_parallel_size=16))
+    assert chosen_cases(wanted, "cuda")[0].parallel.pipeline_parallel_size == 16
+    wanted = Wanted(32, "tuned", changes=Changes(pipeline_parallel_size=32))
+    with pytest.raises(UsageError, match="32 pipeline stages for 16 layers; expected --pipeline"):
+        chosen_cases(wanted, "cuda")
+
+
+def test_a_stage_fills_hosts_or_a_host_stages() -> None:
+    def case(processes: int, stages: int, devices: int):
+        changes = Changes(pipeline_parallel_size=stages)
+        [found] = chosen_cases(Wanted(processes, "tuned", changes=changes), "cuda", None, devices)
+        return found
+
+    sizes = {
+        (stages, devices): case(16, stages, lambda p, d=devices: d).parallel.expert_parallel_size
+        for stages, devices in ((2, 8), (4, 8), (2, 4), (2, 2))
+    }
+    # as many as divide the experts, inside a stage and inside a host
+    assert sizes == {(2, 8): 8, (4, 8): 4, (2, 4): 4, (2, 2): 2}
+    with pytest.raises(UsageError, match="stages of 4 processes on hosts of 6"):
+        case(8, 2, lambda p: 6)
+
+
+def test_a_record_of_before_had_no_pipeline() -> None:
+    [case] = cases_of("4", "--suite", "smoke", device="cpu")
+    earlier = case.to_dict()
+    del earlier["parallel"]["pipeline_parallel_size"]
+    assert complete(earlier) == case.to_dict()
