@@ -20,6 +20,8 @@ GIB, MIB = 1 << 30, 1 << 20
 # An allowance for what CUDA, its libraries and NCCL take of a GPU beside the tensors. The
 # allocator's rounding and free blocks come on top, so a close fit is no promise.
 CUDA_CONTEXT_BYTES = int(1.2 * GIB)
+# A plan takes seconds; what takes so long hangs, or swaps.
+SIMULATION_SECONDS = 600.0
 ORDER = (
     "parameters",
     "fp32 weights",
@@ -53,14 +55,21 @@ def simulated(specs: list[dict[str, Any]], checkout: Path) -> list[dict[str, Any
     """
     paths = [str(checkout), str(import_root())]
     paths += filter(None, [os.environ.get("PYTHONPATH")])
-    done = subprocess.run(
-        [sys.executable, "-m", "dsmoe.benchmark.plan.program"],
-        input=json.dumps(specs),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "dsmoe.benchmark.plan.program"],
+            input=json.dumps(specs),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SIMULATION_SECONDS * len(specs),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentProblem(
+            f"the plan was not made within {error.timeout:g} s; expected seconds: see whether "
+            f"torch and {paths[0]} can be imported here (dsmoe check)"
+        ) from None
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise EnvironmentProblem(

@@ -24,6 +24,8 @@ from dsmoe.patchset.checkout import situation, state
 PYTHONS = ((3, 8), (3, 13))  # 3.8: the stack of 2021, docs/reference/compatibility.md
 # A run writes a few megabytes; below this something else is about to fail.
 DISK_BYTES = 1 << 30
+# Importing torch and DeepSpeed from a slow disk takes half a minute.
+IMPORT_SECONDS = 180.0
 
 
 def quick(output: Path) -> None:
@@ -127,14 +129,19 @@ def import_check(place: Path) -> Check:
     """Where the training processes would import deepspeed from."""
     paths = [str(place), *filter(None, [os.environ.get("PYTHONPATH")])]
     code = "import deepspeed; print(deepspeed.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=os.path.sep,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=os.path.sep,
+            timeout=IMPORT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        said = f"importing it did not end within {IMPORT_SECONDS:g} s"
+        return Check("import deepspeed", FAIL, said, f"see what hangs: python -c '{code}'")
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         return Check("import deepspeed", FAIL, said, f"run {dependencies.how_to_install('run')}")

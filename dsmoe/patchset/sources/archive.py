@@ -19,6 +19,8 @@ from dsmoe.common.places import work_folder
 from dsmoe.patchset.base import Base
 
 Say = Callable[[str], None]
+#: pip tries an index that does not answer five times, and then the setup.py imports torch.
+PIP_SECONDS = 900.0
 
 
 def archive_cache() -> Path:
@@ -62,9 +64,19 @@ def _pip_download(base: Base, folder: Path) -> None:
             f"downloading {what} runs its setup.py, which needs {', '.join(missing)} in "
             f"{sys.executable}; install them, or pass a local copy with --archive"
         )
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=str(folder)
-    )
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=str(folder),
+            timeout=PIP_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise ArchiveProblem(
+            f"pip did not download {what} within {PIP_SECONDS:g} s; see whether its package index "
+            "answers, or pass a local copy with --archive"
+        ) from None
     if done.returncode:
         lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
         raise ArchiveProblem(

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from dsmoe.benchmark.preflight import asking, hosts, probe
+from dsmoe.benchmark.cases.choice import Wanted, chosen_cases
+from dsmoe.benchmark.plan import estimate
+from dsmoe.benchmark.preflight import asking, hosts, local, probe
 from dsmoe.common import programs
-from dsmoe.common.errors import EnvironmentProblem
+from dsmoe.common.errors import ArchiveProblem, EnvironmentProblem
 from dsmoe.hosts.host import Host
+from dsmoe.patchset.base import load_bases
+from dsmoe.patchset.sources import archive
 
 
 def test_a_program_that_ends_in_time() -> None:
@@ -67,3 +71,36 @@ def test_nvidia_smi_that_hangs_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(probe, "NVIDIA_SMI_SECONDS", 0.5)
     facts = probe.free_gpus()
     assert facts == {"free_gpus": None, "gpu_error": "nvidia-smi gave no answer within 0.5 s"}
+
+
+def _hanging(folder: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package before all others whose import does not end."""
+    (folder / package).mkdir(parents=True)
+    for name in ("__init__.py", "__main__.py"):
+        (folder / package / name).write_text("import time; time.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_a_download_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _hanging(tmp_path / "first", "pip", monkeypatch)
+    monkeypatch.setattr(archive, "PIP_SECONDS", 0.5)
+    monkeypatch.setattr(archive, "importable", lambda name: True)
+    with pytest.raises(ArchiveProblem, match=r"pip did not download deepspeed==\S+ within 0\.5 s"):
+        archive.fetch_archive(load_bases()[0], tmp_path / "cache", lambda text: None)
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_a_plan_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _hanging(tmp_path, "torch", monkeypatch)
+    monkeypatch.setattr(estimate, "SIMULATION_SECONDS", 0.5)
+    [case] = chosen_cases(Wanted(1, "smoke"), "cpu")
+    with pytest.raises(EnvironmentProblem, match=r"the plan was not made within 0\.5 s"):
+        estimate.estimate(case, "cpu", tmp_path)
+
+
+def test_an_import_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _hanging(tmp_path, "deepspeed", monkeypatch)
+    monkeypatch.setattr(local, "IMPORT_SECONDS", 0.5)
+    check = local.import_check(tmp_path)
+    assert check.state == local.FAIL
+    assert check.found == "importing it did not end within 0.5 s"
