@@ -153,7 +153,7 @@ def optimizer_passes(clock: Clock, shapes: Shapes, count: int) -> None:
     ):
         clock.measure(
             on_two(operate),
-            {"kind": "optimizer", "name": name, "elements": count, "dtype": "float32"},
+            {"kind": "optimizer", "name": name, **size},
         )
 
     def adamw() -> Callable[[], object]:
@@ -162,9 +162,7 @@ def optimizer_passes(clock: Clock, shapes: Shapes, count: int) -> None:
         made = torch.optim.AdamW([x], fused=True) if clock.cuda else torch.optim.AdamW([x])
         return lambda: made.step()
 
-    clock.measure(
-        adamw, {"kind": "optimizer", "name": "adamw", "elements": count, "dtype": "float32"}
-    )
+    clock.measure(adamw, {"kind": "optimizer", "name": "adamw", **size})
     clock.free()
 
 

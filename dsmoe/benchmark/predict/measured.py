@@ -95,11 +95,11 @@ def _launch(rows: list[dict[str, Any]], name: str) -> float | None:
     found = good(rows, kind="launch", name=name)
     if not found:
         return None
-    each = found[0]["ms"] * 1000 / found[0]["operations"]
+    each = float(found[0]["ms"] * 1000 / found[0]["operations"])
     if name == "autograd":
         eager = _launch(rows, "eager")
         return max(each - (eager or 0.0), 0.1)
-    return float(each)
+    return each
 
 
 def _inside(rows: list[dict[str, Any]]) -> float | None:
