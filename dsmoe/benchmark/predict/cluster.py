@@ -16,7 +16,10 @@ SCHEMA = 1
 RATES = {
     "product_16bit": "TFLOP/s",
     "product_fp32": "TFLOP/s",
+    "attention_share": "of the product rate",
     "memory": "GB/s",
+    "pass_share": "of the memory rate",
+    "eager_share": "of the memory rate",
     "launch": "us",
     "launch_backward": "us",
     "launch_graph": "us",

@@ -14,7 +14,10 @@ UNMEASURED = {"between": 25.0, "between_share": 0.9, "between_latency": 30.0}
 FALLBACK = {
     "product_16bit": 1.0,
     "product_fp32": 0.05,
+    "attention_share": 0.3,
     "memory": 10.0,
+    "pass_share": 1.0,
+    "eager_share": 0.8,
     "launch": 8.0,
     "launch_backward": 16.0,
     "launch_graph": 2.0,
