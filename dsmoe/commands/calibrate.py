@@ -6,7 +6,7 @@ import argparse
 import json
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, count
+from dsmoe.common.arguments import OneLineParser, count, file_name
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, exit_code_lines
 from dsmoe.common.files import refuse_output, write_output
 
@@ -30,7 +30,13 @@ def make_parser(prog: str) -> OneLineParser:
         "is in it. Nothing else should run meanwhile.",
         epilog=EXAMPLES + exit_code_lines(0, 2, 8, 10, 130),
     )
-    shared.add_output(parser, "cluster.json", "The rates are written to this file")
+    parser.add_argument(
+        "--output",
+        type=file_name,
+        metavar="PATH",
+        help="The rates are written to this file (default: cluster.json in the folder of this "
+        "project's data, where dsmoe plan and dsmoe run find it).",
+    )
     parser.add_argument(
         "--processes",
         type=count,
@@ -45,11 +51,14 @@ def make_parser(prog: str) -> OneLineParser:
 def run(options: argparse.Namespace) -> int:
     """Measure, and write the file. Raises DsmoeError."""
     from dsmoe.benchmark.calibrate.start import measured_rows
+    from dsmoe.benchmark.predict.choose import calibrated_file
     from dsmoe.benchmark.predict.measured import cluster_of
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.preflight.probe import cores
 
-    output = options.output.expanduser()
+    output = (options.output or calibrated_file()).expanduser()
+    if options.output is None:
+        output.parent.mkdir(parents=True, exist_ok=True)
     try:
         refuse_output(output)
     except OSError as error:

@@ -107,14 +107,14 @@ def _layer(s: Sizes, kind: str, half: tuple[Works, Works]) -> Pass:
     """Attention, then the second norm, ``half`` and the residual."""
     hidden = float(s.T * s.H)
     first, first_back = attention(s, kind)
-    norm = (_pass("layer-norm", hidden, 2 * s.e), _pass("add", hidden, 3 * s.e))
-    norm_back = (
+    norm = [_pass("layer-norm", hidden, 2 * s.e), _pass("add", hidden, 3 * s.e)]
+    norm_back = [
         _pass("layer-norm-backward", hidden, 3 * s.e, 2),
         _pass("add", hidden, 3 * s.e),
-    )
+    ]
     if s.dropout:
-        norm += (_pass("dropout", hidden, 2 * s.e + 1),)
-        norm_back += (_pass("dropout-backward", hidden, 2 * s.e + 1),)
+        norm.append(_pass("dropout", hidden, 2 * s.e + 1))
+        norm_back.append(_pass("dropout-backward", hidden, 2 * s.e + 1))
     forward = (*first, *norm, *half[0])
     return Pass(forward, (*half[1], *norm_back, *first_back), forward)
 

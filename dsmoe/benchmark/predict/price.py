@@ -40,10 +40,8 @@ class Prices:
 
     def host(self, works: Iterable[Work], forward: bool, graph: bool) -> float:
         """Seconds that the host takes to start ``works``, or a CUDA graph between its kernels."""
-        if graph:
-            name = "launch_graph"
-        else:
-            name = "launch" if forward else "launch_backward"
+        name = "launch" if forward else "launch_backward"
+        name = "launch_graph" if graph else name
         return sum(work.launches for work in works) * self.cluster.rate(name) * 1e-6
 
     def message(self, sent: Sent) -> float:

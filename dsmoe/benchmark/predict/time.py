@@ -12,7 +12,7 @@ from dsmoe.benchmark.predict.cluster import Cluster
 from dsmoe.benchmark.predict.parameters import held
 from dsmoe.benchmark.predict.price import Prices
 from dsmoe.benchmark.predict.traffic import Sent, bucket_elements, exchange, gather, reduction
-from dsmoe.benchmark.predict.work import BYTES, PARTS, Pass, Sizes, Work, sizes_of
+from dsmoe.benchmark.predict.work import BYTES, PARTS, Pass, Work, sizes_of
 
 #: Operations that the optimizer and ZeRO start for each parameter in a step, and in a micro-batch
 #: with ZeRO's own hooks (a copy into the bucket, one out of it, an addition, its bookkeeping).
@@ -46,17 +46,14 @@ class Prediction:
         }
 
 
-def predict(case: Case, cluster: Cluster, stages: int = 1) -> Prediction:
-    """The time of an iteration of ``case`` on ``cluster``.
-
-    ``stages``: the layers are cut into so many pipeline stages, each on its share of the processes.
-    """
-    return _Iteration(case, cluster, stages).prediction()
+def predict(case: Case, cluster: Cluster) -> Prediction:
+    """The time of an iteration of ``case`` on ``cluster``; stages.py has pipelines."""
+    return _Iteration(case, cluster).prediction()
 
 
 class _Iteration:
-    def __init__(self, case: Case, cluster: Cluster, stages: int) -> None:
-        self.case, self.cluster, self.stages = case, cluster, stages
+    def __init__(self, case: Case, cluster: Cluster) -> None:
+        self.case, self.cluster = case, cluster
         self.per_host = min(cluster.gpus_per_host, case.parallel.processes)
         self.prices = Prices(cluster, case.precision, self.per_host)
         self.on_gpu = cluster.device == "cuda"
@@ -64,7 +61,7 @@ class _Iteration:
         self.graph = case.cuda_graph and self.on_gpu
         self.exposed = dict.fromkeys(PARTS, 0.0)
         self.hidden = dict.fromkeys(PARTS, 0.0)
-        self.sizes = sizes_of(case, case.micro_batch_size * stages)
+        self.sizes = sizes_of(case)
         self.forward_seconds = self.backward_seconds = 0.0
 
     def prediction(self) -> Prediction:
@@ -180,4 +177,3 @@ class _Iteration:
         self.exposed["optimizer"] += self.prices.device(step, True)
         launches = Work("optimizer", launches=STEP_LAUNCHES * own.tensors)
         self.exposed["launch"] += self.prices.host((launches,), True, False)
-

@@ -82,10 +82,10 @@ class Sizes:
         return float(self.T * self.S * self.N * self.e)
 
 
-def sizes_of(case: Case, micro_batch_size: int | None = None) -> Sizes:
+def sizes_of(case: Case) -> Sizes:
     """The sizes of ``case``; the capacity as deepspeed/moe/gshard/routing.py has it."""
     model = case.model
-    tokens = (micro_batch_size or case.micro_batch_size) * model.sequence_length
+    tokens = case.micro_batch_size * model.sequence_length
     wanted = -int(-model.top_k * tokens * case.capacity_factor // model.num_experts)
     capacity = min(max(wanted, case.min_capacity), tokens)
     return Sizes(
