@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     Builds the DeepSpeed checkout if it is missing. Raises DsmoeError.
     """
     from dsmoe.benchmark.cases.choice import case_of_model, chosen_cases
-    from dsmoe.benchmark.cases.placement import devices_of_a_host, exchanged_share
+    from dsmoe.benchmark.cases.placement import HOST_DEVICES, exchanged_share
     from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
     from dsmoe.benchmark.predict.choose import cluster_for
     from dsmoe.benchmark.predict.cluster import load_cluster
@@ -82,9 +82,11 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.benchmark.run import patched_deepspeed
 
     check_kernels(os.environ)
+    named = load_cluster(options.cluster) if options.cluster is not None else None
 
     def on_hosts(processes: int) -> int:
-        devices = options.per_host or devices_of_a_host(processes)
+        most = options.per_host or (named.gpus_per_host if named else HOST_DEVICES)
+        devices = options.per_host or max(n for n in range(1, most + 1) if processes % n == 0)
         if processes % devices and processes > devices:
             raise UsageError(
                 f"--per-host {devices}: {processes} processes do not fill hosts of {devices}; name "
@@ -93,8 +95,7 @@ def run(options: argparse.Namespace) -> int:
         return min(processes, devices)
 
     machine = this_machine()
-    if options.cluster is not None:
-        named = load_cluster(options.cluster)
+    if named is not None:
         options.device_memory = options.device_memory or named.memory_bytes / 2**30
     on_cpu = machine.device == "cpu" and options.model is None
     on_cpu = on_cpu and options.suite in (None, "smoke")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.predict.cluster import Cluster, load_cluster, names
+from dsmoe.common.errors import UsageError
 from dsmoe.common.places import work_folder
 
 #: For a plan of GPUs on a machine whose GPU no cluster of this project has.
@@ -34,7 +35,10 @@ def cluster_for(name: str | None, device: str, gpu: str) -> Cluster | None:
 def known_here(device: str, gpu: str) -> Cluster | None:
     """This machine's calibrated rates, or those of a cluster with the same GPU; None: neither."""
     if calibrated_file().is_file():
-        cluster = load_cluster(str(calibrated_file()))
+        try:
+            cluster = load_cluster(str(calibrated_file()))
+        except UsageError:  # of another version: a run does not end for it
+            return None
         if cluster.device == device and cluster.gpu == gpu:
             return cluster
     if device == "cuda":

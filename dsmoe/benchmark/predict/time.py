@@ -88,7 +88,7 @@ class _Iteration:
         """Each kind of layer, and how many of it."""
         count = self.case.model.num_layers // 2
         s, case = self.sizes, self.case
-        if self.fused:
+        if self.fused and case.moe_implementation == "index":
             return [(compiled.dense(s), count), (compiled.mixture(s), count)]
         local = case.model.num_experts // case.parallel.expert_parallel_size
         mixture = eager.mixture(s, case.attention, case.moe_implementation, local)
