@@ -16,7 +16,7 @@ SCHEMA = 1
 RATES = {
     "product_16bit": "TFLOP/s",
     "product_fp32": "TFLOP/s",
-    "attention_share": "of the product rate",
+    "attention": "TFLOP/s",
     "memory": "GB/s",
     "pass_share": "of the memory rate",
     "eager_share": "of the memory rate",
@@ -35,7 +35,8 @@ RATES = {
 class Cluster:
     """``gpus_per_host`` devices on each host, their ``memory_bytes``, and the rates (RATES).
 
-    ``rows`` are the measurements of dsmoe calibrate, where it made the file.
+    ``duplex``: a link between hosts carries its rate in both directions at a time; not so a
+    loopback, whose directions share it. ``rows`` are the measurements of dsmoe calibrate, where it made the file.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Cluster:
     memory_bytes: int
     rates: Mapping[str, float]
     sources: Mapping[str, str]
+    duplex: bool = True
     rows: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     def rate(self, name: str) -> float:
@@ -108,5 +110,6 @@ def parse(values: Any) -> Cluster:
         memory_bytes=values["memory_bytes"],
         rates={name: float(rates[name]["value"]) for name in RATES},
         sources={name: str(rates[name].get("source", "")) for name in RATES},
+        duplex=values.get("duplex") is not False,
         rows=tuple(values.get("rows", ())),
     )

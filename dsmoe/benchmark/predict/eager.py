@@ -49,8 +49,8 @@ def attention(s: Sizes, kind: str) -> tuple[Works, Works]:
 
 def _fused(s: Sizes) -> tuple[Works, Works]:
     flop = 2.0 * s.T * s.S * s.H
-    return (Work("attention", flop=flop, launches=3),), (
-        Work("attention", flop=2.5 * flop, launches=4),
+    return (Work("attention", flop=flop, slower=s.slow_attention, launches=3),), (
+        Work("attention", flop=2.5 * flop, slower=s.slow_attention, launches=4),
     )
 
 

@@ -10,8 +10,8 @@ from dsmoe.benchmark.predict.traffic import Sent
 from dsmoe.benchmark.predict.work import Work
 
 #: Seconds a step of a running count over the tokens takes: torch's cumsum over the first dimension
-#: of [8192, 8] took 1.43 ms on an H200 (docs/lab/performance.md).
-SCAN_STEP = 1.43e-3 / 8192
+#: of [8192, 8] took 1.27 ms, and 1.43 in another run, on an H200 (docs/lab/performance.md).
+SCAN_STEP = 1.3e-3 / 8192
 
 
 class Prices:
@@ -23,7 +23,7 @@ class Prices:
         self.table = Table(cluster.rows, processes) if self.on_cpu else None
         wide = precision == "fp32"
         self.product = cluster.rate("product_fp32" if wide else "product_16bit") * 1e12
-        self.attention = self.product * cluster.rate("attention_share")
+        self.attention = cluster.rate("attention") * 1e12
         self.memory = cluster.rate("memory") * 1e9
         if self.table is not None:
             self.product = self.table.product(self.product)
@@ -36,7 +36,11 @@ class Prices:
                 return known
         rate = self.attention if work.part == "attention" else self.product
         share = self.cluster.rate("pass_share" if compiled else "eager_share")
-        return work.flop / rate + work.bytes / (self.memory * share) + work.rows * SCAN_STEP
+        return (
+            work.flop / rate * work.slower
+            + work.bytes / (self.memory * share)
+            + work.rows * SCAN_STEP
+        )
 
     def host(self, works: Iterable[Work], forward: bool, graph: bool) -> float:
         """Seconds that the host takes to start ``works``, or a CUDA graph between its kernels."""
@@ -51,7 +55,7 @@ class Prices:
             return 0.0
         inside = sent.inside / (self.cluster.rate("inside") * 1e9)
         line = self.cluster.rate("between") * self.cluster.rate("between_share") * 1e9 / 8
-        between = sent.serial / line
+        between = (sent.serial if self.cluster.duplex else sent.between) / line
         name = "between_latency" if sent.between else "inside_latency"
         return max(inside, between) + sent.calls * self.cluster.rate(name) * 1e-6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Iterable
 
@@ -20,6 +21,12 @@ PARTS = (
     "bubble",
     "launch",
 )
+#: The size of a head at which a cluster's rate of attention is meant.
+ATTENTION_SIZE = 64
+#: Tokens at which products, and fused attention, reach half of their rate; dropout's share of
+#: attention's rate. dsmoe calibrate, H200: products of 8,192 tokens reach 0.95 of the rate of
+#: 65,536, attention 0.85, and attention with dropout 0.67 to 0.75 of that without.
+HALF_PRODUCT, HALF_ATTENTION, DROPOUT_SHARE = 400, 1500, 0.7
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -30,7 +37,7 @@ class Work:
     ``flop``: of matrix products (a multiplication and an addition are two); ``bytes``: read and
     written in the device's memory; ``launches``: operations that the host starts; ``kernel`` and
     ``elements``: an elementwise operation that dsmoe calibrate measures by that name; ``rows``:
-    steps of a running count, one after another.
+    steps of a running count, one after another; ``slower``: times the seconds at the full rate.
     """
 
     part: str
@@ -40,6 +47,7 @@ class Work:
     kernel: str = ""
     elements: float = 0.0
     rows: float = 0.0
+    slower: float = 1.0
 
     def times(self, count: float) -> Work:
         """The same ``count`` times."""
@@ -75,6 +83,17 @@ class Sizes:
     def hidden(self) -> float:
         """Bytes of a hidden state."""
         return float(self.T * self.H * self.e)
+
+    @property
+    def slow_product(self) -> float:
+        """How much longer products take than at the full rate."""
+        return 1 + HALF_PRODUCT / self.T
+
+    @property
+    def slow_attention(self) -> float:
+        """The same for fused attention, by the size of a head, dropout and the tokens."""
+        head = math.sqrt(ATTENTION_SIZE * self.N / self.H)
+        return head * (1 + HALF_ATTENTION / self.T) / (DROPOUT_SHARE if self.dropout else 1.0)
 
     @property
     def scores(self) -> float:
