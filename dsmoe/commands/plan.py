@@ -174,7 +174,7 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
                 "stages": one.stages,
                 "case": one.case.to_dict(),
                 "peak": one.peak,
-                "predicted": one.found.to_dict(one.case),
+                "predicted": one.found.to_dict(case),
             }
             for one in found
         ]

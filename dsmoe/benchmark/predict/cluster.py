@@ -36,7 +36,7 @@ class Cluster:
     """``gpus_per_host`` devices on each host, their ``memory_bytes``, and the rates (RATES).
 
     ``duplex``: a link between hosts carries its rate in both directions at a time; not so a
-    loopback, whose directions share it. ``rows`` are the measurements of dsmoe calibrate, where it made the file.
+    loopback, whose directions share it. ``rows``: those of dsmoe calibrate, where it made the file.
     """
 
     name: str

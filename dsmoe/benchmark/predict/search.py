@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Iterator
 
-from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.cases.case import Case, Parallel
 from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
 from dsmoe.benchmark.predict.cluster import Cluster
 from dsmoe.benchmark.predict.memory import peak_bytes
@@ -24,7 +24,10 @@ STAGES = (1,)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One setting, its prediction and the bytes of a process at the peak."""
+    """One setting, its prediction and the bytes of a process at the peak.
+
+    ``case`` is the whole case, or one of its stages where ``stages`` is more than 1.
+    """
 
     case: Case
     stages: int
@@ -59,7 +62,7 @@ def search(
     for number in stages:
         for setting in _settings(case, number):
             tried += 1
-            peak = peak_bytes(stage_case(setting, number)) + context
+            peak = peak_bytes(setting) + context
             if peak <= USABLE * memory:
                 prediction = predict_pipeline(setting, cluster, number)
                 found.append(Candidate(setting, number, prediction, peak))
@@ -73,36 +76,26 @@ def search(
 
 
 def _settings(case: Case, stages: int) -> Iterator[Case]:
-    """Every setting of ``case`` that can be, for a pipeline of ``stages``."""
+    """Every setting of ``case`` that can be; for a pipeline of ``stages``, of one stage."""
     parallel, experts = case.parallel, case.model.num_experts
-    width = parallel.processes // stages
     if parallel.processes % stages or case.model.num_layers % (2 * stages):
         return
+    width = parallel.processes // stages
+    share = case.global_batch_size // width
     sizes = [n for n in range(1, min(width, experts) + 1) if width % n == experts % n == 0]
-    share = case.global_batch_size // width if case.global_batch_size % width == 0 else 0
-    batches = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if share and share % n == 0]
     reductions: tuple[tuple[int, str | None], ...] = ((2, None),)
-    if parallel.processes > 1:
+    if width > 1 and case.flat_gradients:
         reductions = ((2, "micro_batch"), (2, "step"), (1, None))
-    for size in sizes:
-        for stage, reduce in reductions:
-            for batch in batches:
-                count = share // batch
-                if stages > 1 and (count < stages or case.global_batch_size % count):
-                    continue
+    for batch in (n for n in (1, 2, 4, 8, 16, 32, 64, 128) if share % n == 0):
+        if share // batch < stages:
+            continue
+        plain = dataclasses.replace(case, parallel=Parallel(parallel.processes), reduce=None)
+        stage = stage_case(plain, stages, share // batch)
+        for size in sizes:
+            for zero, reduce in reductions:
+                cut = Parallel(width, size, zero)
                 for remat in (False, True):
-                    yield dataclasses.replace(
-                        case,
-                        parallel=dataclasses.replace(
-                            parallel,
-                            expert_parallel_size=size,
-                            zero_stage=stage,
-                            expert_layout="inside",
-                        ),
-                        micro_batches=count,
-                        reduce=reduce if case.flat_gradients else None,
-                        remat=remat,
-                    )
+                    yield dataclasses.replace(stage, parallel=cut, reduce=reduce, remat=remat)
 
 
 def explanation(best: Candidate, other: Candidate) -> str:

@@ -15,34 +15,44 @@ from dsmoe.benchmark.predict.price import Prices
 from dsmoe.benchmark.predict.time import Prediction, predict
 from dsmoe.benchmark.predict.traffic import Sent
 from dsmoe.benchmark.predict.work import sizes_of
+from dsmoe.common.errors import UsageError
 
 #: What waits in the bubble: a stage's own work on a micro-batch.
 _WAITING = ("products", "attention", "elementwise", "loss", "exchange", "launch")
 
 
-def stage_case(case: Case, stages: int) -> Case:
-    """One of ``stages`` equal stages of ``case``. Raises UsageError where it cannot be cut so."""
-    if stages == 1:
-        return case
-    model = replace(case.model, num_layers=case.model.num_layers // stages)
-    parallel = replace(case.parallel, processes=case.parallel.processes // stages)
-    return replace(case, model=model, parallel=parallel)
+def stage_case(case: Case, stages: int, micro_batches: int) -> Case:
+    """One of ``stages`` equal stages of ``case``, with ``micro_batches`` an iteration.
+
+    Raises UsageError where the layers, the processes or the batch cannot be cut so.
+    """
+    model, parallel = case.model, case.parallel
+    if model.num_layers % (2 * stages) or parallel.processes % stages:
+        raise UsageError(
+            f"{stages} stages: found {model.num_layers} layers and {parallel.processes} processes; "
+            "expected an even number of layers, and processes, for each stage"
+        )
+    return replace(
+        case,
+        model=replace(model, num_layers=model.num_layers // stages),
+        parallel=replace(parallel, processes=parallel.processes // stages),
+        micro_batches=micro_batches,
+    )
 
 
-def predict_pipeline(case: Case, cluster: Cluster, stages: int) -> Prediction:
-    """The time of an iteration of ``case`` with its layers in ``stages`` stages."""
-    if stages == 1:
-        return predict(case, cluster)
-    stage = stage_case(case, stages)
+def predict_pipeline(stage: Case, cluster: Cluster, stages: int) -> Prediction:
+    """The time of an iteration with ``stages`` stages, each like ``stage`` (stage_case)."""
     found = predict(stage, cluster)
+    if stages == 1:
+        return found
     exposed = dict(found.exposed)
     work = sum(exposed[name] for name in _WAITING)
-    exposed["bubble"] = (stages - 1) / case.micro_batches * work
+    exposed["bubble"] = (stages - 1) / stage.micro_batches * work
     sent = _crossing(stage, cluster, stages)
-    prices = Prices(cluster, case.precision, cluster.gpus_per_host)
+    prices = Prices(cluster, stage.precision, cluster.gpus_per_host)
     crossing = prices.message(sent)
     # beside the next micro-batch's work, except for the first and last messages
-    shown = crossing * min(1.0, (stages - 1) / case.micro_batches)
+    shown = crossing * min(1.0, (stages - 1) / stage.micro_batches)
     exposed["exchange"] += shown
     hidden = dict(found.hidden)
     hidden["exchange"] += crossing - shown
