@@ -27,6 +27,7 @@ class Prices:
         self.memory = cluster.rate("memory") * 1e9
         if self.table is not None:
             self.product = self.table.product(self.product)
+            self.attention = self.table.attention(self.attention)
 
     def device(self, work: Work, compiled: bool) -> float:
         """Seconds that the device is busy with ``work``."""
@@ -70,11 +71,27 @@ class Table:
         wanted = fit[0] if fit else 1
         self.rows = [row for row in good if row.get("processes") == wanted]
 
+    def attention(self, default: float) -> float:
+        """FLOP/s of fused attention, both passes, of the smallest head and the largest batch."""
+        found = [
+            row
+            for row in self.rows
+            if row["kind"] == "attention" and row["name"] == "forward-backward"
+            if row["dropout"] == 0
+        ]
+        if not found:
+            return default
+        row = min(found, key=lambda one: (one["size"], -one["batch"]))
+        pairs = row["batch"] * row["heads"] * row["length"] ** 2 / 2
+        return float(3.5 * 4 * pairs * row["size"] / row["ms"] * 1000)
+
     def product(self, default: float) -> float:
-        """FLOP/s of the products of the smallest measured model."""
+        """FLOP/s of the products of the smallest measured width."""
+        found = [row for row in self.rows if row["kind"] == "product"]
+        least = min((min(row["shape"][1:]) for row in found), default=0)
         flop = seconds = 0.0
-        for row in self.rows:
-            if row["kind"] == "product":
+        for row in found:
+            if min(row["shape"][1:]) == least:
                 flop += 2 * math.prod(row["shape"])
                 seconds += row["ms"] / 1000
         return flop / seconds if seconds else default
