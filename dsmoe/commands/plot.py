@@ -15,7 +15,7 @@ EXAMPLES = """examples:
   dsmoe plot results                      figure.png, figure.pdf and the table
   dsmoe plot results old.tsv --output paper/moe
   dsmoe plot results --cpu --output cpu   tokens/s of CPU runs, a figure of its own
-  dsmoe plot --predicted --output scaling what is predicted for the paper's cluster
+  dsmoe plot --predicted --output scaling the same figure, as it is predicted
 
 """
 
