@@ -31,6 +31,7 @@ COMMANDS = {
     "plot": "Draws the paper's figure from result rows, and prints the comparison.",
     "report": "Makes one HTML page of a results folder.",
     "bench": "Times the fast path against the reference path on this machine.",
+    "calibrate": "Measures this machine's rates, from which a plan predicts time.",
     "profile": "Says where one training step spends the GPU's time.",
     "defects": "Lists the defects that the patches fix, and says which another DeepSpeed has.",
     "converge": "Trains the MoE model beside a dense one and compares held-out loss.",

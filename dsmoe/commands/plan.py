@@ -21,6 +21,8 @@ EXAMPLES = """examples:
   dsmoe plan 64 --suite paper                    the paper's largest case
   dsmoe plan 128 --model 70B --zero-stage 1      any named size on any number of GPUs
   dsmoe plan 1 --suite tuned --device-memory 80 --json
+  dsmoe plan 32 --suite paper --method published --cluster p3.16xlarge
+  dsmoe plan 64 --model 70B --cluster h100-400g --search --explain
 
 """
 
@@ -29,18 +31,37 @@ def make_parser(prog: str) -> OneLineParser:
     """The options of the command."""
     parser = OneLineParser(
         prog=prog,
-        description="Says how much memory a process needs in a training step, by kind, and how "
-        "many bytes it sends.\nThe real model goes through a step without values; nothing is "
-        "started, and no GPU is needed.",
+        description="Says how much memory a process needs in a training step, by kind, how many "
+        "bytes it sends,\nand how long an iteration takes on a cluster. The real model goes "
+        "through a step without values for the\nmemory; the time is a sum of parts at the "
+        "cluster's rates. Nothing is started, and no GPU is needed.",
         epilog=EXAMPLES.replace("dsmoe plan", prog) + exit_code_lines(0, 1, 2, 8, 130),
     )
     shared.add_case_options(parser)
-    shared.add_plan_options(parser.add_argument_group("what is planned for"))
-    parser.add_argument(
+    where = parser.add_argument_group("what is planned for")
+    shared.add_plan_options(where)
+    where.add_argument(
         "--per-host",
         type=count,
         metavar="N",
         help="A host has N GPUs (default: 8, or the most up to 8 that fill hosts).",
+    )
+    where.add_argument(
+        "--cluster",
+        metavar="NAME",
+        help="The time is predicted for this cluster, by name or as a file of dsmoe calibrate "
+        "(default: this machine where its rates are known, else h100-400g).",
+    )
+    where.add_argument(
+        "--search",
+        action="store_true",
+        help="The settings of the case (expert parallel, reduction, ZeRO stage, micro-batch, "
+        "remat) that fit the memory are ranked by predicted time, the memory by formula.",
+    )
+    where.add_argument(
+        "--explain",
+        action="store_true",
+        help="With --search: a sentence says why the best setting is faster than the next.",
     )
     shared.add_json(parser)
     return parser
@@ -52,15 +73,20 @@ def run(options: argparse.Namespace) -> int:
     Builds the DeepSpeed checkout if it is missing. Raises DsmoeError.
     """
     from dsmoe.benchmark.cases.choice import case_of_model, chosen_cases
-    from dsmoe.benchmark.cases.placement import devices_of_a_host, exchanged_share
+    from dsmoe.benchmark.cases.placement import HOST_DEVICES, exchanged_share
     from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
+    from dsmoe.benchmark.predict.choose import cluster_for
+    from dsmoe.benchmark.predict.cluster import load_cluster
+    from dsmoe.benchmark.predict.time import predict
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.run import patched_deepspeed
 
     check_kernels(os.environ)
+    named = load_cluster(options.cluster) if options.cluster is not None else None
 
     def on_hosts(processes: int) -> int:
-        devices = options.per_host or devices_of_a_host(processes)
+        most = options.per_host or (named.gpus_per_host if named else HOST_DEVICES)
+        devices = options.per_host or max(n for n in range(1, most + 1) if processes % n == 0)
         if processes % devices and processes > devices:
             raise UsageError(
                 f"--per-host {devices}: {processes} processes do not fill hosts of {devices}; name "
@@ -69,6 +95,8 @@ def run(options: argparse.Namespace) -> int:
         return min(processes, devices)
 
     machine = this_machine()
+    if named is not None:
+        options.device_memory = options.device_memory or named.memory_bytes / 2**30
     on_cpu = machine.device == "cpu" and options.model is None
     on_cpu = on_cpu and options.suite in (None, "smoke")
     device = "cpu" if on_cpu else "cuda"
@@ -82,6 +110,12 @@ def run(options: argparse.Namespace) -> int:
         memory = device_memory(options.device_memory, machine.hardware, "cuda", 1)
         wanted = shared.wanted_of(options)
         cases = chosen_cases(wanted, machine.device, memory, on_hosts)
+    if options.explain and not options.search:
+        raise UsageError("--explain is for --search; give both, or leave it out")
+    gpu = str(machine.hardware.get("device_name", "")) if machine.device == device else ""
+    cluster = cluster_for(options.cluster, device, gpu)
+    if options.search:
+        return _search(options, cases, cluster, on_hosts)
     checkout = checkout_folder()
     if options.json:
         patched_deepspeed.ensure(checkout, say=lambda text: None)
@@ -97,13 +131,74 @@ def run(options: argparse.Namespace) -> int:
             options.device_memory, machine.hardware, device, case.parallel.processes
         )
         fits, words = verdict(plan["peak"], there, device)
-        reports.append({"case": case.to_dict(), **plan, "fits": fits, "verdict": words})
+        found = None if cluster is None else predict(case, cluster.with_hosts_of(devices))
+        predicted = None if found is None else found.to_dict(case)
+        reports.append(
+            {
+                "case": case.to_dict(),
+                **plan,
+                "fits": fits,
+                "verdict": words,
+                "predicted": predicted,
+            }
+        )
         if not options.json:
             print()
             print("\n".join(plan_lines(case, plan, there, device)))
+            print("\n".join(time_lines(case, found)))
     if options.json:
         print(json.dumps(reports[0] if len(reports) == 1 else {"plans": reports}, indent=2))
     return FITS if all(report["fits"] for report in reports) else DOES_NOT_FIT
+
+
+def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_hosts: Any) -> int:
+    """Print the settings of each case, ranked. Raises UsageError where that cannot be."""
+    from dsmoe.benchmark.cases.choice import in_words
+    from dsmoe.benchmark.predict.search import explanation, search, search_lines
+
+    if cluster is None or cluster.device == "cpu":
+        raise UsageError("--search is for GPUs; name a suite or model of GPUs and a --cluster")
+    reports: list[dict[str, Any]] = []
+    for case in cases:
+        if case.method == "published":
+            raise UsageError("--search with the published method, whose settings are the paper's")
+        memory = int(
+            options.device_memory * 2**30 if options.device_memory else cluster.memory_bytes
+        )
+        here = cluster.with_hosts_of(on_hosts(case.parallel.processes))
+        found, tried = search(case, here, memory)
+        why = explanation(found[0], found[1]) if options.explain and len(found) > 1 else None
+        ranked = [
+            {
+                "options": one.words,
+                "stages": one.stages,
+                "case": one.case.to_dict(),
+                "peak": one.peak,
+                "predicted": one.found.to_dict(case),
+            }
+            for one in found
+        ]
+        reports.append({"case": case.to_dict(), "tried": tried, "search": ranked, "why": why})
+        if not options.json:
+            print(f"\n{in_words(case)}, on {here.name}")
+            print("\n".join(search_lines(found, tried, memory)))
+            if why:
+                print(f"the first is the fastest: {why}")
+    if options.json:
+        print(json.dumps(reports[0] if len(reports) == 1 else {"plans": reports}, indent=2))
+    return FITS
+
+
+def time_lines(case: Any, found: Any) -> list[str]:
+    """The prediction's lines, or what to do for one."""
+    from dsmoe.benchmark.predict.lines import prediction_lines
+
+    if found is None:
+        return [
+            "  no time is predicted: this machine's rates are not known; run dsmoe calibrate, or "
+            "name a cluster"
+        ]
+    return prediction_lines(case, found)
 
 
 def device_memory(

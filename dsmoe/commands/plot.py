@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, file_name
-from dsmoe.common.errors import ResultsError, exit_code_lines
+from dsmoe.common.errors import ResultsError, UsageError, exit_code_lines
 
 NEEDS = ("filelock", "psutil", "matplotlib")
 
@@ -14,6 +15,7 @@ EXAMPLES = """examples:
   dsmoe plot results                      figure.png, figure.pdf and the table
   dsmoe plot results old.tsv --output paper/moe
   dsmoe plot results --cpu --output cpu   tokens/s of CPU runs, a figure of its own
+  dsmoe plot --predicted --output scaling the same figure, as it is predicted
 
 """
 
@@ -29,7 +31,7 @@ def make_parser(prog: str) -> OneLineParser:
     )
     parser.add_argument(
         "results",
-        nargs="+",
+        nargs="*",
         type=file_name,
         metavar="RESULTS",
         help="The rows come from these results folders, .tsv or .jsonl files.",
@@ -37,6 +39,17 @@ def make_parser(prog: str) -> OneLineParser:
     shared.add_output(parser, "figure", "The figure is written to PATH.png and PATH.pdf")
     parser.add_argument(
         "--cpu", action="store_true", help="The figure shows tokens/s of the CPU runs instead."
+    )
+    parser.add_argument(
+        "--predicted",
+        action="store_true",
+        help="The figure shows what is predicted for the paper's points as lines, beside the "
+        "points that were published (and those of RESULTS, if any).",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="NAME",
+        help="With --predicted: the lines are for this cluster (default: p3.16xlarge).",
     )
     return parser
 
@@ -53,7 +66,15 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.benchmark.results.figure import draw_comparison, draw_cpu, save
     from dsmoe.benchmark.results.store import read_records
 
-    if options.cpu:
+    if options.cluster and not options.predicted:
+        raise UsageError("--cluster is for --predicted; give both, or leave it out")
+    if options.predicted and options.cpu:
+        raise UsageError("--predicted and --cpu are figures of their own; leave one of them out")
+    if not options.results and not options.predicted:
+        raise UsageError("found no RESULTS; expected a results folder, or --predicted")
+    if options.predicted:
+        fig = _predicted(options)
+    elif options.cpu:
         files = [records_file(path) for path in options.results]
         records = [r for file in files for r in read_records(file) if r.device == "cpu"]
         if not records:
@@ -72,3 +93,22 @@ def run(options: argparse.Namespace) -> int:
     for path in save(fig, options.output):
         print(f"wrote {path}")
     return 0
+
+
+def _predicted(options: argparse.Namespace) -> Any:
+    """Print the table of the predicted figure; the figure."""
+    from dsmoe.benchmark.predict.cluster import load_cluster
+    from dsmoe.benchmark.predict.paper import paper_points
+    from dsmoe.benchmark.results.comparison import compare, load_reference, load_rows
+    from dsmoe.benchmark.results.predicted import draw_predicted, predicted_lines
+
+    cluster = load_cluster(options.cluster or "p3.16xlarge")
+    reference = load_reference()
+    rows = load_rows(options.results, print) if options.results else []
+    points = paper_points(cluster)
+    print("\n".join(predicted_lines(points, reference)))
+    print(
+        "TFLOPS per GPU, artifact's formula at the published settings. DeepSpeed, Alpa: published; "
+        f"the rest: predicted for {cluster.name}."
+    )
+    return draw_predicted(points, reference, compare(rows, reference), cluster.name)

@@ -131,7 +131,8 @@ def run(options: argparse.Namespace) -> int:
     if options.plan:
         from dsmoe.commands import plan
 
-        options.json = False
+        options.json, options.per_host, options.cluster = False, None, None
+        options.search = options.explain = False
         return plan.run(options)
     for name in ("model", "device_memory"):
         if getattr(options, name) is not None:

@@ -34,7 +34,9 @@ figure{margin:0;flex:1 1 20rem}figcaption{font-weight:600}svg{width:100%;height:
 .cell{stroke:#8888}.warm{fill:var(--soft)}.grid{stroke:#8884}.axis{font-size:10px;fill:var(--soft)}
 .end{text-anchor:end}code{overflow-wrap:anywhere}section{margin-top:2.5rem}
 """
-COLUMNS = ("run", "case", "tokens/s", "s/iteration", "last loss", "held-out", "ended")
+COLUMNS = (
+    *("run", "case", "tokens/s", "s/iteration", "predicted", "last loss", "held-out", "ended"),
+)
 
 
 def page(records: Sequence[RunRecord], source: str) -> str:
@@ -63,11 +65,13 @@ def _row(number: int, record: RunRecord) -> str:
         escape(lines["case"]),
         escape(lines.get("tokens/s", "")),
         f"{record.median_seconds:.4g}" if record.median_seconds else "",
+        f"{record.predicted['seconds']:.4g}" if record.predicted else "",
         escape(lines.get("last loss", "")),
         escape(lines.get("held-out loss", "")),
         "ok" if record.status == "ok" else f"<span class=bad>{escape(record.reason or '')}</span>",
     ]
-    kinds = ["", "", " class=number", " class=number", " class=number", " class=number", ""]
+    right = " class=number"
+    kinds = ["", "", *[right] * 5, ""]
     return "<tr>" + "".join(f"<td{k}>{c}</td>" for k, c in zip(kinds, cells)) + "</tr>"
 
 
@@ -76,12 +80,25 @@ def _section(number: int, record: RunRecord) -> str:
     return (
         f'<section id="run-{number}"><h2>Run {number}: {escape(report_lines(record)[0][1])}</h2>'
         f"<p>{when}</p>{_table(report_lines(record)[1:])}"
-        f"<div class=charts>{''.join(_charts(record))}</div>"
+        f"<div class=charts>{''.join(_charts(record))}</div>{_parts(record)}"
         f"<h3>Environment</h3>{_table(environment(record))}"
         f"<details><summary>Case</summary>{_table(flat(record.case))}</details>"
         f"<details><summary>DeepSpeed configuration</summary>"
         f"{_table(flat(record.deepspeed_config))}</details></section>"
     )
+
+
+def _parts(record: RunRecord) -> str:
+    """Where the predicted time goes."""
+    parts = record.predicted.get("parts")
+    if not isinstance(parts, dict):
+        return ""
+    rows = [
+        (str(name), f"{one.get('exposed', 0):.4g} s, {one.get('hidden', 0):.4g} s hidden")
+        for name, one in parts.items()
+        if isinstance(one, dict) and (one.get("exposed") or one.get("hidden"))
+    ]
+    return f"<details><summary>Predicted time by part</summary>{_table(rows)}</details>"
 
 
 def _charts(record: RunRecord) -> list[str]:

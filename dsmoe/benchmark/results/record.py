@@ -75,6 +75,8 @@ class RunRecord:
     # With --link: its name, and the bytes that every host (the outer list) sent and received over
     # its interface in each measured iteration.
     link: dict[str, Any] = field(default_factory=dict)
+    # What was predicted for this run (predict/time.py, Prediction.to_dict); {} without rates.
+    predicted: dict[str, Any] = field(default_factory=dict)
     # The largest of any device, as the allocator counts it.
     peak_memory_bytes: int | None = None
     # Steps whose gradients overflowed, for which the dynamic loss scale was lowered instead.
@@ -212,6 +214,9 @@ def check(record: RunRecord) -> None:
             raise ResultsError(f"{name} is {getattr(record, name)}, expected at least 1")
     if not foreign.is_time(record.time_stamp):
         raise ResultsError(f"time_stamp is {record.time_stamp:g}, expected seconds since 1970")
+    seconds = record.predicted.get("seconds", 1.0)
+    if not (_number(seconds) and seconds > 0):
+        raise ResultsError(f"predicted: seconds is {seconds!r:.60}, expected a number above 0")
     for name, figure in (("tokens_per_second", record.tokens_per_second), *record.tflops.items()):
         if abs(figure or 0) > foreign.LARGEST_FIGURE:
             raise ResultsError(f"{name} is {figure:g}, expected at most {foreign.LARGEST_FIGURE:g}")

@@ -29,6 +29,8 @@ def report_lines(record: RunRecord) -> list[tuple[str, str]]:
             f"spread {100 * (record.spread or 0):.1f} %",
         ),
     ]
+    if record.predicted:
+        lines.append(("predicted seconds", against_predicted(record)))
     lines += [
         (f"TFLOPS per device ({name})", f"{figure:.4g}") for name, figure in record.tflops.items()
     ]
@@ -46,6 +48,15 @@ def report_lines(record: RunRecord) -> list[tuple[str, str]]:
         words = ", ".join(f"{what} {name}" for what, name in record.kernels.items())
         lines.append(("kernels", words))
     return lines
+
+
+def against_predicted(record: RunRecord) -> str:
+    """The predicted seconds of an iteration, by which rates, and how far they are off."""
+    seconds, measured = record.predicted["seconds"], record.median_seconds
+    words = f"{seconds:.4g} at the rates of {record.predicted.get('cluster', '?')}"
+    if not measured:
+        return words
+    return f"{words}, {100 * (seconds / measured - 1):+.1f} % against the median"
 
 
 def _loss(value: float | None) -> str:

@@ -13,6 +13,7 @@ from dsmoe.benchmark.data.indexed_dataset import is_pair
 from dsmoe.benchmark.data.sources import survey
 from dsmoe.benchmark.data.tokenizer import check_vocabulary, load_tokenizer
 from dsmoe.benchmark.launchers.job import Job
+from dsmoe.benchmark.predict.choose import prediction_here
 from dsmoe.benchmark.results.record import RunRecord, failed, finite_or_none, labels, measured
 from dsmoe.benchmark.results.store import append, reserved
 from dsmoe.benchmark.run import launch
@@ -110,6 +111,7 @@ def run_case(
         "data": dict(vars(content)),
         "first_step_seconds": first_step,
         "time_stamp": time.time(),
+        "predicted": prediction_here(case, layout.devices, machine),
     }
     with stop.held():
         record = _record(case, common, run_dir, outcome, losses, request.link)

@@ -1,0 +1,1 @@
+"""Measures this machine's rates: products, attention, passes, launches, collectives."""

@@ -1,0 +1,61 @@
+"""Which cluster a prediction is for, where none or one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dsmoe.benchmark.predict.cluster import Cluster, load_cluster, names
+from dsmoe.common.errors import UsageError
+from dsmoe.common.places import work_folder
+
+#: For a plan of GPUs on a machine whose GPU no cluster of this project has.
+DEFAULT = "h100-400g"
+
+
+def calibrated_file() -> Path:
+    """Where dsmoe calibrate writes this machine's rates, unless another place is named."""
+    return work_folder() / "cluster.json"
+
+
+def cluster_for(name: str | None, device: str, gpu: str) -> Cluster | None:
+    """The cluster ``name``; else this machine's calibrated one, else a known one with its ``gpu``.
+
+    ``device``: cpu or cuda, what the case runs on. None: for a CPU there is none without
+    calibration. Raises UsageError.
+    """
+    if name is not None:
+        return load_cluster(name)
+    own = known_here(device, gpu)
+    if own is None and device == "cuda":
+        return load_cluster(DEFAULT)
+    return own
+
+
+def known_here(device: str, gpu: str) -> Cluster | None:
+    """This machine's calibrated rates, or those of a cluster with the same GPU; None: neither."""
+    if calibrated_file().is_file():
+        try:
+            cluster = load_cluster(str(calibrated_file()))
+        except UsageError:  # of another version: a run does not end for it
+            return None
+        if cluster.device == device and cluster.gpu == gpu:
+            return cluster
+    if device == "cuda":
+        for known in map(load_cluster, names()):
+            if known.gpu == gpu:
+                return known
+    return None
+
+
+def prediction_here(case: Any, devices: int, machine: Any) -> dict[str, Any]:
+    """What a record keeps of the prediction for its own run; {} where no rates are known.
+
+    ``devices`` processes are on each host of ``machine``'s kind.
+    """
+    from dsmoe.benchmark.predict.time import predict
+
+    cluster = known_here(machine.device, str(machine.hardware.get("device_name", "")))
+    if cluster is None:
+        return {}
+    return predict(case, cluster.with_hosts_of(devices)).to_dict(case)

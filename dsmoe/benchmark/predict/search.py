@@ -1,0 +1,143 @@
+"""The settings of a case, ranked by predicted time among those that fit the memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Iterator
+
+from dsmoe.benchmark.cases.case import Case, Parallel
+from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
+from dsmoe.benchmark.predict.cluster import Cluster
+from dsmoe.benchmark.predict.memory import peak_bytes
+from dsmoe.benchmark.predict.stages import predict_pipeline, stage_case
+from dsmoe.benchmark.predict.time import Prediction
+from dsmoe.benchmark.predict.work import PARTS
+from dsmoe.common.errors import UsageError
+from dsmoe.common.tables import columns
+
+#: Share of a device's memory that a plan may use: the allocator's free blocks come on top.
+USABLE = 0.92
+#: Pipeline stages that a search tries. The benchmark has no pipeline yet; stages.py prices them.
+STAGES = (1,)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting, its prediction and the bytes of a process at the peak.
+
+    ``case`` is the whole case, or one of its stages where ``stages`` is more than 1.
+    """
+
+    case: Case
+    stages: int
+    found: Prediction
+    peak: int
+
+    @property
+    def words(self) -> str:
+        """The options of dsmoe run that make it."""
+        case, parallel = self.case, self.case.parallel
+        words = [
+            f"--expert-parallel {parallel.expert_parallel_size}",
+            f"--zero-stage {parallel.zero_stage}",
+            f"--micro-batch-size {case.micro_batch_size}",
+            "--remat" if case.remat else "--no-remat",
+        ]
+        if case.reduce:
+            words.insert(2, f"--reduce {case.reduce}")
+        if self.stages > 1:
+            words.insert(0, f"--pipeline {self.stages}")
+        return " ".join(words)
+
+
+def search(
+    case: Case, cluster: Cluster, memory: int, stages: tuple[int, ...] = STAGES
+) -> tuple[list[Candidate], int]:
+    """The settings of ``case`` that fit into ``memory`` bytes a device, fastest first; and how many
+    were tried. Raises UsageError where none fits."""
+    context = CUDA_CONTEXT_BYTES if cluster.device == "cuda" else 0
+    tried = 0
+    found: list[Candidate] = []
+    for number in stages:
+        for setting in _settings(case, number):
+            tried += 1
+            peak = peak_bytes(setting) + context
+            if peak <= USABLE * memory:
+                prediction = predict_pipeline(setting, cluster, number)
+                found.append(Candidate(setting, number, prediction, peak))
+    if not found:
+        raise UsageError(
+            f"none of {tried} settings fits into {memory / 2**30:.1f} GiB a device; take more GPUs"
+        )
+    # of equal times the one that takes less memory
+    found.sort(key=lambda one: (one.found.seconds, one.peak))
+    return found, tried
+
+
+def _settings(case: Case, stages: int) -> Iterator[Case]:
+    """Every setting of ``case`` that can be; for a pipeline of ``stages``, of one stage."""
+    parallel, experts = case.parallel, case.model.num_experts
+    if parallel.processes % stages or case.model.num_layers % (2 * stages):
+        return
+    width = parallel.processes // stages
+    share = case.global_batch_size // width
+    sizes = [n for n in range(1, min(width, experts) + 1) if width % n == experts % n == 0]
+    reductions: tuple[tuple[int, str | None], ...] = ((2, None),)
+    if width > 1 and case.flat_gradients:
+        reductions = ((2, "micro_batch"), (2, "step"), (1, None))
+    for batch in (n for n in (1, 2, 4, 8, 16, 32, 64, 128) if share % n == 0):
+        if share // batch < stages:
+            continue
+        plain = dataclasses.replace(case, parallel=Parallel(parallel.processes), reduce=None)
+        stage = stage_case(plain, stages, share // batch)
+        for size in sizes:
+            for zero, reduce in reductions:
+                cut = Parallel(width, size, zero)
+                for remat in (False, True):
+                    yield dataclasses.replace(stage, parallel=cut, reduce=reduce, remat=remat)
+
+
+def explanation(best: Candidate, other: Candidate) -> str:
+    """Why ``best`` is faster than ``other``, in a sentence."""
+    gains = {
+        name: other.found.exposed[name] - best.found.exposed[name]
+        for name in PARTS
+        if other.found.exposed[name] != best.found.exposed[name]
+    }
+    saved = other.found.seconds - best.found.seconds
+    if not gains or saved <= 1e-9:
+        least = f"the first needs {_gib(best.peak)}, the next {_gib(other.peak)}"
+        return f"both take the same time; {least}"
+    part = max(gains, key=lambda name: gains[name])
+    loss = min(gains, key=lambda name: gains[name])
+    words = (
+        f"it takes {saved:.3g} s less than the next, whose {part} takes {gains[part]:.3g} s more"
+    )
+    if gains[loss] < -0.01 * saved:
+        words += f" while its {loss} takes {-gains[loss]:.3g} s less"
+    return f"{words}; the next is {other.words}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def search_lines(found: list[Candidate], tried: int, memory: int, shown: int = 8) -> list[str]:
+    """The fastest settings as lines of at most 80 columns, with the options of the first."""
+    head = ("s", "GiB", "stages", "expert parallel", "ZeRO", "reduce", "micro-batch", "remat")
+    rows = [
+        (
+            f"{one.found.seconds:.4g}",
+            f"{one.peak / 2**30:.1f}",
+            str(one.stages),
+            str(one.case.parallel.expert_parallel_size),
+            str(one.case.parallel.zero_stage),
+            one.case.reduce or "-",
+            f"{one.case.micro_batches} x {one.case.micro_batch_size}",
+            "yes" if one.case.remat else "no",
+        )
+        for one in found[:shown]
+    ]
+    title = f"{len(found)} of {tried} settings fit into {_gib(memory)} a device; the fastest:"
+    return [title, *columns([head, *rows]), f"options of the first: {found[0].words}"]

@@ -1,0 +1,69 @@
+"""The formula of a search's memory against the plan's count; and this machine's own prediction."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.cases.choice import Changes, changed
+from dsmoe.benchmark.cases.suites import find_case
+from dsmoe.benchmark.plan.estimate import estimate
+from dsmoe.benchmark.predict.memory import peak_bytes
+from dsmoe.benchmark.results.store import read_records
+
+TUNED = find_case("tuned", 1)
+MEMORY = {
+    "micro-batch 64": TUNED,
+    "micro-batch 8": changed(TUNED, Changes(micro_batch_size=8), 1),
+    "remat on 8": find_case("artifact", 8),
+    "10B on 16": find_case("tuned", 16),
+    "reduced once, remat": dataclasses.replace(find_case("tuned", 16), reduce="step", remat=True),
+    "ZeRO-1": changed(find_case("tuned", 4), Changes(zero_stage=1, micro_batch_size=16), 4),
+}
+#: A search leaves 8 % of the memory free, and dsmoe plan counts what it found.
+TOLERANCE = 0.08
+#: Of a CPU's seconds, where nothing else runs on it.
+CPU_TOLERANCE = 0.20
+#: A machine whose iterations spread more than this is shared: no time on it means anything.
+QUIET = 0.15
+
+
+def dsmoe(*words: str) -> str:
+    """What ``dsmoe WORDS`` prints, in a process of its own as a user has it."""
+    command = [sys.executable, "-m", "dsmoe", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEMORY)
+def test_a_searchs_memory_is_near_the_plans(name: str) -> None:
+    case: Case = MEMORY[name]
+    counted = estimate(case, "cuda", ROOT / "build" / "DeepSpeed")["peak"]
+    assert peak_bytes(case) == pytest.approx(counted, rel=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_this_cpu_is_predicted_after_calibration(processes: int, tmp_path: Path) -> None:
+    """Skipped where the iterations spread, since then the CPU is shared."""
+    rates = tmp_path / "cluster.json"
+    dsmoe("calibrate", "--processes", "2", "--output", str(rates))
+    count, suite = str(processes), ("--suite", "smoke")
+    planned = json.loads(dsmoe("plan", count, *suite, "--cluster", str(rates), "--json"))
+    dsmoe("run", count, *suite, "--output", str(tmp_path / "out"))
+    record = read_records(tmp_path / "out" / "results_e2e.jsonl")[-1]
+    assert record.spread is not None
+    if record.spread > QUIET:
+        pytest.skip(f"iterations spread {100 * record.spread:.0f} %: the CPU is shared")
+    assert planned["predicted"]["seconds"] == pytest.approx(
+        record.median_seconds, rel=CPU_TOLERANCE
+    )

@@ -1,0 +1,144 @@
+"""The ranking of settings, pipelines, and clusters as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dsmoe.benchmark.cases.choice import Changes, case_of_model
+from dsmoe.benchmark.cases.suites import find_case
+from dsmoe.benchmark.predict import choose
+from dsmoe.benchmark.predict.cluster import FOLDER, load_cluster, parse
+from dsmoe.benchmark.predict.measured import cluster_of
+from dsmoe.benchmark.predict.search import USABLE, explanation, search, search_lines
+from dsmoe.benchmark.predict.stages import predict_pipeline, stage_case
+from dsmoe.benchmark.predict.time import predict
+from dsmoe.common.errors import UsageError
+
+GIB = 1 << 30
+
+
+def test_what_is_ranked_fits_and_is_in_order() -> None:
+    cluster = load_cluster("h100-400g")
+    found, tried = search(case_of_model("70B", 64, Changes()), cluster, 80 * GIB)
+    seconds = [one.found.seconds for one in found]
+    assert seconds == sorted(seconds)
+    assert 1 < len(found) < tried
+    assert all(one.peak <= USABLE * 80 * GIB for one in found)
+    assert len({one.words for one in found}) == len(found)
+    lines = search_lines(found, tried, 80 * GIB)
+    assert max(map(len, lines[:-1])) <= 80
+    words = explanation(found[0], found[1])
+    assert found[1].words in words or "same time" in words
+
+
+def test_nothing_that_fits_is_one_line() -> None:
+    with pytest.raises(UsageError, match=r"none of 210 settings fits into 8\.0 GiB"):
+        search(find_case("paper", 64), load_cluster("p3.16xlarge"), 8 * GIB)
+
+
+def test_a_stage_has_its_share_and_waits_for_the_others() -> None:
+    cluster = load_cluster("p3.16xlarge")
+    case = find_case("paper", 16)
+    stage = stage_case(case, 2, 16)
+    assert stage.model.num_layers * 2 == case.model.num_layers
+    assert stage.parallel.processes * 2 == case.parallel.processes
+    assert stage.micro_batch_size == 1024 // 8 // 16
+    found = predict_pipeline(stage, cluster, 2)
+    alone = predict(stage, cluster)
+    work = ("products", "attention", "elementwise", "loss", "exchange", "launch")
+    assert found.exposed["bubble"] == pytest.approx(sum(alone.exposed[n] for n in work) / 16)
+    # a hidden state and its gradient, of each micro-batch, from each of a host's processes
+    assert found.sent["pipeline"] == 2 * 16 * 8 * (8 * 1024 * 1536 * 2)
+    with pytest.raises(UsageError, match="3 stages"):
+        stage_case(case, 3, 16)
+
+
+def test_pipelines_are_ranked_where_they_are_asked_for() -> None:
+    found, _ = search(find_case("paper", 16), load_cluster("p3.16xlarge"), 16 * GIB, (1, 2, 4))
+    assert found[0].stages > 1
+    assert found[0].words.startswith(f"--pipeline {found[0].stages} ")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": 9}, "no cluster of schema 1"),
+        ({"rates": {}}, "rates are missing: product_16bit"),
+        ({"gpus_per_host": 0}, "gpus_per_host is 0"),
+        ({"device": "tpu"}, "expected cpu or cuda"),
+    ],
+)
+def test_a_damaged_cluster_is_one_line(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    values = json.loads((FOLDER / "h100-400g.json").read_text(encoding="utf-8"))
+    path = tmp_path / "cluster.json"
+    path.write_text(json.dumps({**values, **change}), encoding="utf-8")
+    with pytest.raises(UsageError, match=words):
+        load_cluster(str(path))
+
+
+def test_a_rate_of_the_wrong_kind_is_named() -> None:
+    values = json.loads((FOLDER / "h100-400g.json").read_text(encoding="utf-8"))
+    values["rates"]["memory"]["value"] = "fast"
+    with pytest.raises(ValueError, match="the rate memory is 'fast'"):
+        parse(values)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="expected one of h100-100g"):
+        load_cluster("v100")
+
+
+ROWS: list[dict[str, Any]] = [
+    {"kind": "launch", "name": "eager", "operations": 100, "ms": 0.5, "processes": 1},
+    {"kind": "launch", "name": "autograd", "operations": 100, "ms": 1.5, "processes": 1},
+    {
+        "kind": "sustained",
+        "name": "fc1 and fc2",
+        "shape": [1, 1000, 1000, 1000],
+        "dtype": "float16",
+        "ms": 4.0,
+        "processes": 1,
+    },
+    {"kind": "optimizer", "name": "add-in-place", "elements": 10**6, "ms": 0.012, "processes": 1},
+    {"kind": "collective", "name": "all-to-all", "group": 2, "bytes": 2e9, "ms": 10.0},
+    {"kind": "collective", "name": "all-reduce", "group": 2, "bytes": 64, "ms": 0.02},
+    {"kind": "product", "name": "qkv", "error": "out of memory", "processes": 1},
+]
+
+
+def machine(**hardware: Any) -> Any:
+    return SimpleNamespace(
+        instance="box", device="cuda", versions={}, hardware={"device_name": "card", **hardware}
+    )
+
+
+def test_rates_come_from_the_rows_and_say_when_they_do_not() -> None:
+    made = cluster_of(machine(device_memory_bytes=GIB), 2, ROWS)
+    rates = {name: rate["value"] for name, rate in made["rates"].items()}
+    assert rates["launch"] == pytest.approx(5.0)
+    assert rates["launch_backward"] == pytest.approx(10.0)
+    assert rates["product_16bit"] == pytest.approx(1.0)  # 4e9 operations in 4 ms
+    assert rates["memory"] == pytest.approx(1000.0)  # 12 MB in 12 us
+    assert rates["inside"] == pytest.approx(100.0)  # half of 2 GB in 10 ms
+    assert rates["inside_latency"] == pytest.approx(20.0)
+    assert "not measured" in made["rates"]["between"]["source"]
+    assert made["rows"] == ROWS
+    assert parse(json.loads(json.dumps(made))).gpus_per_host == 2
+
+
+def test_a_runs_prediction_needs_known_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSMOE_HOME", str(tmp_path))
+    case = find_case("tuned", 1)
+    assert choose.prediction_here(case, 1, machine()) == {}
+    made = cluster_of(machine(device_memory_bytes=GIB), 1, ROWS)
+    choose.calibrated_file().write_text(json.dumps(made), encoding="utf-8")
+    assert choose.prediction_here(case, 1, machine())["cluster"] == "box"
+    choose.calibrated_file().write_text("{}", encoding="utf-8")  # of another version
+    assert choose.prediction_here(case, 1, machine()) == {}
