@@ -48,6 +48,18 @@ PAGES: dict[str, tuple[str, str, list[tuple[str, list[str]]]]] = {
             ("deepspeed/moe/lm/sizes.py", ["count_parameters"]),
         ],
     ),
+    "pipeline": (
+        "API: the pipeline",
+        "Import these names from `deepspeed.moe.pipeline`. [A pipeline over hosts]"
+        "(../../guide/pipeline.md) describes what they do.",
+        [
+            ("deepspeed/moe/pipeline/stage_groups.py", ["make_stage_groups", "StageGroups"]),
+            ("deepspeed/moe/pipeline/stage_model.py", ["StageModel"]),
+            ("deepspeed/moe/pipeline/stage_engine.py", ["StageEngine", "StepLoss"]),
+            ("deepspeed/moe/pipeline/partition.py", ["cut"]),
+            ("deepspeed/moe/pipeline/schedule.py", ["one_forward_one_backward"]),
+        ],
+    ),
     "optimizer": (
         "API: the optimizer",
         "Import these names from `deepspeed.ops.adafactor`. In a DeepSpeed configuration the "

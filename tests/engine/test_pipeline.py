@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import pytest
+from deepspeed.moe.lm import compile_problem
 from support.one_process import References, check, key
 from support.pipeline_scenarios import PIPELINE, piped
 from support.ranks import run_ranks
@@ -28,7 +29,7 @@ def compare(scenarios: list[dict[str, Any]], processes: int, references: Referen
         s["model"] = {**PIPELINE["model"], **experts, **s["model"]}
         s["flat"] = bool(s["stage"]) and s["flat"]
     counts = [piped(s)["accumulation"] * processes // s["stages"] for s in scenarios]
-    references.prepare(scenarios, counts)
+    references.prepare([{**s, "compile": None} for s in scenarios], counts)
     for rank, results in enumerate(run_ranks(processes, "train_all_piped", scenarios)):
         for scenario, count, result in zip(scenarios, counts, results):
             where = f"rank {rank} of {processes}: {scenario}"
@@ -60,6 +61,27 @@ def test_four_processes(references: References) -> None:
         {"stages": 4, "accumulation": 5, "model": {"num_layers": 5}},
     ]
     compare(four, 4, references)
+
+
+def test_all_stages_skip_the_same_steps() -> None:
+    """A dynamic loss scale that overflows: the same steps and scales as one process has."""
+    fp16 = {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 20, "hysteresis": 1}}
+    common = {"precision": "fp16", "accumulation": 2, "steps": 8, "config": fp16, "stage": 1}
+    common["model"] = {"num_layers": 4, "num_experts": 2}
+    [[alone]] = run_ranks(1, "train_all_piped", [{**common, "stages": 1}])
+    assert 0 < alone["skipped"] < 8 and alone["norms"].count(float("inf")) == alone["skipped"]
+    for [found] in run_ranks(2, "train_all_piped", [{**common, "stages": 2}]):
+        assert (found["skipped"], found["scale"]) == (alone["skipped"], alone["scale"])
+        assert found["losses"] == pytest.approx(alone["losses"], rel=1e-3)
+        assert found["norms"] == pytest.approx(alone["norms"], rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compile_problem() is not None, reason=str(compile_problem()))
+def test_compiled_stages(references: References) -> None:
+    """Each stage's layers through torch.compile, with its experts over two processes."""
+    scenario = {"stage": 1, "accumulation": 2, "compile": {"backend": "aot_eager"}}
+    compare([{**scenario, "expert_parallel": 2}], 4, references)
 
 
 @pytest.mark.slow

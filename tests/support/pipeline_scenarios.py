@@ -79,6 +79,7 @@ def train_piped(scenario: dict[str, Any]) -> dict[str, Any]:
     start = all_weights(engine)
     result = piped_steps(engine, scenario, 0, scenario["steps"])
     result = {**result, "start": start, "weights": all_weights(engine)}
+    result.update(skipped=engine.skipped_steps, scale=engine.optimizer.loss_scale)
     close(engine)
     return result
 
