@@ -13,6 +13,7 @@ Row = Mapping[str, Any]
 PASSES = 3.5
 #: What this machine cannot measure by itself: another host.
 UNMEASURED = {"between": 25.0, "between_share": 0.9, "between_latency": 30.0}
+SOURCES = {"pass_share": "as fitted on an H200 (docs/guide/scaling.md)"}
 #: What stands for a rate that could not be measured, with a source that says so.
 FALLBACK = {
     "product_16bit": 1.0,
@@ -60,7 +61,7 @@ def cluster_of(machine: Any, processes: int, rows: list[dict[str, Any]]) -> dict
         source = "dsmoe calibrate"
         if value is None:
             value = UNMEASURED.get(name, FALLBACK.get(name))
-            source = "not measured here; state it by hand"
+            source = SOURCES.get(name, "not measured here; state it by hand")
         rates[name] = {"value": value, "unit": unit, "source": source}
     memory = machine.hardware.get("device_memory_bytes")
     return {

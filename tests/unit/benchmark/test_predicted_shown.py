@@ -1,0 +1,79 @@
+"""Predicted against measured in a record, its table and its page; the predicted figure."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from support.records import record as ok_record
+
+from dsmoe import cli
+from dsmoe.benchmark.results.comparison import load_reference
+from dsmoe.benchmark.results.page import page
+from dsmoe.benchmark.results.predicted import CURVES, load_alpa
+from dsmoe.benchmark.results.record import RunRecord
+from dsmoe.benchmark.results.terminal import report_lines
+from dsmoe.common.errors import ResultsError
+
+PARTS = {"products": {"exposed": 0.75, "hidden": 0.0}, "reduction": {"exposed": 0, "hidden": 0.5}}
+
+
+def predicted(seconds: float) -> RunRecord:
+    record = ok_record()
+    assert record.median_seconds is not None
+    found = {"seconds": seconds * record.median_seconds, "cluster": "box", "parts": PARTS}
+    return dataclasses.replace(record, predicted=found)
+
+
+def test_the_table_and_the_page_show_the_error() -> None:
+    record = predicted(1.25)
+    words = dict(report_lines(record))["predicted seconds"]
+    assert words.endswith("at the rates of box, +25.0 % against the median")
+    html = page([record, ok_record()], "results")
+    assert f"<td class=number>{record.predicted['seconds']:.4g}</td>" in html
+    assert "0.75 s, 0 s hidden" in html
+    assert "predicted seconds" not in dict(report_lines(ok_record()))
+
+
+def test_a_record_keeps_its_prediction_and_refuses_a_wrong_one() -> None:
+    record = predicted(0.5)
+    assert RunRecord.from_json(record.to_json()) == record
+    with pytest.raises(ResultsError, match="predicted: seconds is 'soon'"):
+        dataclasses.replace(record, predicted={"seconds": "soon"})
+
+
+def test_the_figure_has_every_published_point_and_a_line_for_each_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    assert cli.main(["plot", "--predicted", "--output", str(tmp_path / "scaling")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+    assert max(map(len, out[:8])) <= 80
+    rows = {line.split()[0]: line for line in out[1:8]}
+    assert set(rows) == {str(gpus) for gpus in load_reference().tflops}
+    assert "45.4" in rows["16"]
+    assert "no memory" in rows["64"]
+    assert sorted(load_alpa()) == [16, 32, 64]
+    assert len({style["linestyle"] + style["color"] for *_, style in CURVES}) == len(CURVES)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["plot"], "found no RESULTS"),
+        (["plot", "results", "--cluster", "p3.16xlarge"], "--cluster is for --predicted"),
+        (["plot", "results", "--cpu", "--predicted"], "figures of their own"),
+        (["plot", "--predicted", "--cluster", "none"], "no such cluster"),
+        (["plan", "1", "--explain"], "--explain is for --search"),
+        (["plan", "1", "--cluster", "none"], "no such cluster"),
+        (["plan", "1", "--suite", "smoke", "--search"], "--search is for GPUs"),
+        (["plan", "8", "--suite", "published", "--search"], "published method"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert message in capsys.readouterr().err
