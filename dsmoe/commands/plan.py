@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
     from dsmoe.benchmark.predict.choose import cluster_for
     from dsmoe.benchmark.predict.cluster import load_cluster
-    from dsmoe.benchmark.predict.time import predict
+    from dsmoe.benchmark.predict.stages import predict_case
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.run import patched_deepspeed
 
@@ -131,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
             options.device_memory, machine.hardware, device, case.parallel.processes
         )
         fits, words = verdict(plan["peak"], there, device)
-        found = None if cluster is None else predict(case, cluster.with_hosts_of(devices))
+        found = None if cluster is None else predict_case(case, cluster.with_hosts_of(devices))
         predicted = None if found is None else found.to_dict(case)
         reports.append(
             {

@@ -53,9 +53,9 @@ def prediction_here(case: Any, devices: int, machine: Any) -> dict[str, Any]:
 
     ``devices`` processes are on each host of ``machine``'s kind.
     """
-    from dsmoe.benchmark.predict.time import predict
+    from dsmoe.benchmark.predict.stages import predict_case
 
     cluster = known_here(machine.device, str(machine.hardware.get("device_name", "")))
     if cluster is None:
         return {}
-    return predict(case, cluster.with_hosts_of(devices)).to_dict(case)
+    return predict_case(case, cluster.with_hosts_of(devices)).to_dict(case)

@@ -1,7 +1,7 @@
 """Bytes at the peak of a step on one process, by formula, for a search among many settings.
 
 dsmoe plan counts the bytes of the real model (plan/); this is the same sum without the model, for
-this project's method. tests/unit/benchmark/test_predict_memory.py holds the two together.
+this project's method. tests/system/benchmark/test_predict.py holds the two together.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ _KEPT = 8
 _REMAT_KEPT = 2
 
 
-def peak_bytes(case: Case) -> int:
-    """The peak of a step of ``case``, whose layers are compiled and whose gradients are flat."""
+def peak_bytes(case: Case, in_flight: int = 1) -> int:
+    """The peak of a step of ``case``, whose layers are compiled and whose gradients are flat.
+
+    ``in_flight``: micro-batches between their passes, as many as stages in the first of a pipeline.
+    """
     own, s, width = held(case), sizes_of(case), BYTES[case.precision]
     processes, copies = case.parallel.processes, case.parallel.copies
     part = own.dense / processes + own.experts / copies
@@ -28,6 +31,8 @@ def peak_bytes(case: Case) -> int:
     each = case.reduce == "micro_batch" or (case.reduce is None and case.parallel.zero_stage == 2)
     total = own.whole * width + (4 + state) * part
     total += 4 * (part if each and processes > 1 else own.whole)
+    if case.reduce_dtype == "int8" and processes > 1:  # what rounding took
+        total += 4 * own.whole
     if each:
         shared = (own.dense if processes > 1 else 0) + (own.experts if copies > 1 else 0)
         total += width * (shared + part)
@@ -39,8 +44,8 @@ def peak_bytes(case: Case) -> int:
     logits = float(s.T * s.V * s.e)
     if case.remat:
         inputs = case.model.num_layers * _REMAT_KEPT * s.hidden
-        activations = inputs + max(mixture + s.R * wide, logits)
+        activations = in_flight * inputs + max(mixture + s.R * wide, logits)
     else:
-        activations = half * (dense + mixture) + logits
+        activations = in_flight * half * (dense + mixture) + logits
     # a micro-batch's gradients come as the activations go
     return int(total + max(activations, own.whole * width + mixture))

@@ -18,8 +18,8 @@ from dsmoe.common.tables import columns
 
 #: Share of a device's memory that a plan may use: the allocator's free blocks come on top.
 USABLE = 0.92
-#: Pipeline stages that a search tries. The benchmark has no pipeline yet; stages.py prices them.
-STAGES = (1,)
+#: Pipeline stages that a search tries.
+STAGES = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def search(
     for number in stages:
         for setting in _settings(case, number):
             tried += 1
-            peak = peak_bytes(setting) + context
+            peak = peak_bytes(setting, in_flight=number) + context
             if peak <= USABLE * memory:
                 prediction = predict_pipeline(setting, cluster, number)
                 found.append(Candidate(setting, number, prediction, peak))
@@ -78,13 +78,16 @@ def search(
 def _settings(case: Case, stages: int) -> Iterator[Case]:
     """Every setting of ``case`` that can be; for a pipeline of ``stages``, of one stage."""
     parallel, experts = case.parallel, case.model.num_experts
-    if parallel.processes % stages or case.model.num_layers % (2 * stages):
+    if parallel.processes % stages or case.model.num_layers % (2 * stages):  # equal stages
         return
     width = parallel.processes // stages
     share = case.global_batch_size // width
     sizes = [n for n in range(1, min(width, experts) + 1) if width % n == experts % n == 0]
     reductions: tuple[tuple[int, str | None], ...] = ((2, None),)
-    if width > 1 and case.flat_gradients:
+    if stages > 1:  # ZeRO-1, and no graph
+        reductions = ((1, "step"), (1, None))
+        case = dataclasses.replace(case, cuda_graph=False)
+    elif width > 1 and case.flat_gradients:
         reductions = ((2, "micro_batch"), (2, "step"), (1, None))
     for batch in (n for n in (1, 2, 4, 8, 16, 32, 64, 128) if share % n == 0):
         if share // batch < stages:

@@ -1,6 +1,7 @@
 """Pipelines: the layers cut into stages, a stage on its share of the processes.
 
-A stage is a case of its own: fewer layers on fewer processes, with the same global batch. One
+A stage is a case of its own: fewer layers on fewer processes, with the same global batch (the
+largest stage, where they are not equal). One
 forward and one backward pass in turn: of every iteration a stage waits for (stages - 1) of its
 micro-batches; what crosses from stage to stage is the hidden state and its gradient.
 """
@@ -21,21 +22,31 @@ from dsmoe.common.errors import UsageError
 _WAITING = ("products", "attention", "elementwise", "loss", "exchange", "launch")
 
 
-def stage_case(case: Case, stages: int, micro_batches: int) -> Case:
-    """One of ``stages`` equal stages of ``case``, with ``micro_batches`` an iteration.
+def predict_case(case: Case, cluster: Cluster) -> Prediction:
+    """The time of an iteration of ``case`` on ``cluster``, with the pipeline that it has."""
+    stages = case.parallel.pipeline_parallel_size
+    if stages == 1:
+        return predict(case, cluster)
+    return predict_pipeline(stage_case(case, stages, case.micro_batches), cluster, stages)
 
-    Raises UsageError where the layers, the processes or the batch cannot be cut so.
+
+def stage_case(case: Case, stages: int, micro_batches: int) -> Case:
+    """The largest of ``stages`` stages of ``case``, with ``micro_batches`` an iteration.
+
+    A pair of layers, one of them with experts, is in one stage. Raises UsageError where the
+    processes or the batch cannot be cut so.
     """
     model, parallel = case.model, case.parallel
-    if model.num_layers % (2 * stages) or parallel.processes % stages:
+    if parallel.processes % stages:
         raise UsageError(
-            f"{stages} stages: found {model.num_layers} layers and {parallel.processes} processes; "
-            "expected an even number of layers, and processes, for each stage"
+            f"{stages} stages: found {parallel.processes} processes; expected a multiple of stages"
         )
     return replace(
         case,
-        model=replace(model, num_layers=model.num_layers // stages),
-        parallel=replace(parallel, processes=parallel.processes // stages),
+        model=replace(model, num_layers=2 * -(-model.num_layers // (2 * stages))),
+        parallel=replace(
+            parallel, processes=parallel.processes // stages, pipeline_parallel_size=1
+        ),
         micro_batches=micro_batches,
     )
 

@@ -47,7 +47,7 @@ class Prediction:
 
 
 def predict(case: Case, cluster: Cluster) -> Prediction:
-    """The time of an iteration of ``case`` on ``cluster``; stages.py has pipelines."""
+    """The time of an iteration of ``case`` without a pipeline (stages.py: predict_case)."""
     return _Iteration(case, cluster).prediction()
 
 

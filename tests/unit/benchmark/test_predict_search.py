@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from dsmoe.benchmark.cases.case import Parallel
 from dsmoe.benchmark.cases.choice import Changes, case_of_model
 from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.benchmark.predict import choose
 from dsmoe.benchmark.predict.cluster import FOLDER, load_cluster, parse
 from dsmoe.benchmark.predict.measured import cluster_of
+from dsmoe.benchmark.predict.memory import peak_bytes
 from dsmoe.benchmark.predict.search import USABLE, explanation, search, search_lines
-from dsmoe.benchmark.predict.stages import predict_pipeline, stage_case
+from dsmoe.benchmark.predict.stages import predict_case, predict_pipeline, stage_case
 from dsmoe.benchmark.predict.time import predict
 from dsmoe.common.errors import UsageError
 
@@ -37,7 +40,7 @@ def test_what_is_ranked_fits_and_is_in_order() -> None:
 
 
 def test_nothing_that_fits_is_one_line() -> None:
-    with pytest.raises(UsageError, match=r"none of 210 settings fits into 8\.0 GiB"):
+    with pytest.raises(UsageError, match=r"none of 570 settings fits into 8\.0 GiB"):
         search(find_case("paper", 64), load_cluster("p3.16xlarge"), 8 * GIB)
 
 
@@ -56,6 +59,23 @@ def test_a_stage_has_its_share_and_waits_for_the_others() -> None:
     assert found.sent["pipeline"] == 2 * 16 * 8 * (8 * 1024 * 1536 * 2)
     with pytest.raises(UsageError, match="3 stages"):
         stage_case(case, 3, 16)
+    # the plan and a run's record ask for the whole case
+    whole = dataclasses.replace(
+        case,
+        micro_batches=16,
+        cuda_graph=False,
+        parallel=Parallel(16, 8, 1, pipeline_parallel_size=2),
+        reduce="step",
+    )
+    alone = stage_case(whole, 2, 16)
+    assert alone.parallel == Parallel(8, 8, 1)
+    assert predict_case(whole, cluster) == predict_pipeline(alone, cluster, 2)
+
+
+def test_a_pipeline_holds_a_micro_batch_for_each_stage() -> None:
+    stage = dataclasses.replace(stage_case(find_case("paper", 16), 2, 16), remat=False)
+    one, two, three = (peak_bytes(stage, in_flight=n) for n in (1, 2, 3))
+    assert 0 < two - one == three - two
 
 
 def test_pipelines_are_ranked_where_they_are_asked_for() -> None:
