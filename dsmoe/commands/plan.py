@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dsmoe.benchmark.launchers.names import AUTO
+from dsmoe.commands import launching
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, count
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import checkout_folder
+
+if TYPE_CHECKING:
+    from dsmoe.benchmark.launchers.interface import Launcher
 
 NEEDS = ("filelock", "git", "numpy", "psutil")
 FITS, DOES_NOT_FIT = 0, 1
@@ -21,6 +26,7 @@ EXAMPLES = """examples:
   dsmoe plan 64 --suite paper                    the paper's largest case
   dsmoe plan 128 --model 70B --zero-stage 1      any named size on any number of GPUs
   dsmoe plan 1 --suite tuned --device-memory 80 --json
+  dsmoe plan 16 --launcher slurm                 on the nodes of the job around it
 
 """
 
@@ -32,7 +38,7 @@ def make_parser(prog: str) -> OneLineParser:
         description="Says how much memory a process needs in a training step, by kind, and how "
         "many bytes it sends.\nThe real model goes through a step without values; nothing is "
         "started, and no GPU is needed.",
-        epilog=EXAMPLES.replace("dsmoe plan", prog) + exit_code_lines(0, 1, 2, 8, 130),
+        epilog=EXAMPLES.replace("dsmoe plan", prog) + exit_code_lines(0, 1, 2, 8, 16, 17, 130),
     )
     shared.add_case_options(parser)
     shared.add_plan_options(parser.add_argument_group("what is planned for"))
@@ -42,6 +48,12 @@ def make_parser(prog: str) -> OneLineParser:
         metavar="N",
         help="A host has N GPUs (default: 8, or the most up to 8 that fill hosts).",
     )
+    launching.add_launcher(
+        parser,
+        "The hosts are those of this launcher, and the first of them says what GPUs it has "
+        "(default: the plan asks none).",
+    )
+    parser.set_defaults(hostfile=None)
     shared.add_json(parser)
     return parser
 
@@ -51,6 +63,15 @@ def run(options: argparse.Namespace) -> int:
 
     Builds the DeepSpeed checkout if it is missing. Raises DsmoeError.
     """
+    if options.launcher == AUTO and options.hostfile is None:
+        return _plan(options, None)
+    code = launching.follow(options)
+    if code is not None:
+        return code
+    return launching.launched(options, lambda found, _: _plan(options, found), to_check=True)
+
+
+def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
     from dsmoe.benchmark.cases.choice import case_of_model, chosen_cases
     from dsmoe.benchmark.cases.placement import devices_of_a_host, exchanged_share
     from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
@@ -60,6 +81,8 @@ def run(options: argparse.Namespace) -> int:
     check_kernels(os.environ)
 
     def on_hosts(processes: int) -> int:
+        if launcher is not None and not options.per_host:
+            return launcher.lay_out(processes).devices
         devices = options.per_host or devices_of_a_host(processes)
         if processes % devices and processes > devices:
             raise UsageError(
@@ -68,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
             )
         return min(processes, devices)
 
-    machine = this_machine()
+    machine = launching.head(launcher, options.gpus, None) if launcher else this_machine()
     on_cpu = machine.device == "cpu" and options.model is None
     on_cpu = on_cpu and options.suite in (None, "smoke")
     device = "cpu" if on_cpu else "cuda"

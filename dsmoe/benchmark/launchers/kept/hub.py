@@ -55,7 +55,7 @@ class Peer:
         """Why the keeper is lost, or None."""
         silent = time.monotonic() - self.heard
         if self.gone is None and silent > wire.SILENT_SECONDS:
-            self.gone = f"no word for {wire.SILENT_SECONDS:g} s; it may be cut off or dead"
+            self.gone = f"no message for {wire.SILENT_SECONDS:g} s; it may be cut off or dead"
         return self.gone
 
 
@@ -126,7 +126,7 @@ class Hub:
 
     def _hear(self, connection: socket.socket) -> None:
         connection.settimeout(0.5)
-        peer, begin, gone = None, time.monotonic(), "its keeper has ended without a word"
+        peer, begin, gone = None, time.monotonic(), "its keeper has ended without a message"
         lines = wire.Lines(connection)
         try:
             while True:

@@ -3,8 +3,8 @@
 A keeper begins with ``{"token", "rank", "local_rank", "world", "host", "address", "port", "pid"}``
 (``port`` is a free one of its host). The command says ``{"do": "start", ...}``, ``"end"`` and
 ``"bye"``; the keeper ``{"out": LINE}``, ``{"ended": CODE, "pid": N}`` and ``{"asked": SIGNAL}``.
-Both send ``{}`` every BEAT_SECONDS, and count the other as lost after SILENT_SECONDS without a
-word: a connection whose cable was pulled ends by no other sign.
+Both send ``{}`` every BEAT_SECONDS, and count the other as lost after SILENT_SECONDS without
+one: a connection whose cable was pulled ends by no other sign.
 
 Imports the standard library alone, for keepers start on every host.
 """
