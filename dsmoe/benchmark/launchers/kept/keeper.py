@@ -74,7 +74,7 @@ class Keeper:
                 if time.monotonic() > deadline or self._asked:
                     raise Lost(f"{self._hub[0]} port {self._hub[1]}: {error}") from error
                 time.sleep(0.2)
-        found.settimeout(0.5)
+        found.settimeout(None)
         return found
 
     def _hello(self) -> None:
