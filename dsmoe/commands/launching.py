@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
 from dsmoe.benchmark.launchers.names import AUTO, NAMES
 from dsmoe.common.arguments import count
 from dsmoe.common.errors import DsmoeError, UsageError
+from dsmoe.common.places import chosen_checkout, import_root
 
 if TYPE_CHECKING:
     from dsmoe.benchmark.launchers.interface import Launcher
+    from dsmoe.benchmark.preflight.machine import Machine
 
 
-def add_launcher(group: argparse._ActionsContainer) -> None:
+def add_launcher(group: argparse._ActionsContainer, words: str = "") -> None:
     """The option that says by what the processes are started."""
     group.add_argument(
         "--launcher",
         choices=NAMES,
         default=AUTO,
-        help="The processes are started by DeepSpeed's launcher over ssh or here (local), by one "
+        help=words
+        or "The processes are started by DeepSpeed's launcher over ssh or here (local), by one "
         "srun, by a Ray cluster, or were started by torchrun, mpirun or Kubernetes; auto (the "
         "default) takes what is there and says why.",
     )
@@ -78,9 +82,10 @@ def launched(
     """
     from dsmoe.benchmark.launchers.which import choose
 
-    if options.hostfile is None and not to_check and options.launcher in (AUTO, "ssh"):
-        options.hostfile = _written_hostfile(options)
-    launcher, reason = choose(options.launcher, options.hostfile, os.environ)
+    def written() -> Path | None:
+        return None if to_check else _written_hostfile(options)
+
+    launcher, reason = choose(options.launcher, options.hostfile, os.environ, written)
     code = 1
     try:
         if not (to_check or options.dry_run):
@@ -108,6 +113,29 @@ def _written_hostfile(options: argparse.Namespace) -> Path | None:
     for folder in (Path(), Path("deepspeed")):
         found = folder / f"hostfile_{nodes}node"
         if found.is_file():
-            print(f"== {options.gpus} GPUs on {nodes} hosts of {gpus}: host file {found}")
             return found
     return None
+
+
+def head(
+    launcher: Launcher, processes: int, deepspeed: Path | None, only_print: bool = False
+) -> Machine:
+    """Where the processes run: this machine, or the head of the hosts as it says itself.
+
+    A login machine, from which a run may be started, is often of another kind. ``deepspeed``: the
+    option of that name. ``only_print``: no other host is asked.
+    """
+    from dsmoe.benchmark.preflight.hosts import head_facts
+    from dsmoe.benchmark.preflight.machine import machine_of, this_machine
+    from dsmoe.hosts.host import Host
+
+    way = launcher.way()
+    if way is None or only_print:
+        return this_machine()
+    layout = launcher.lay_out(processes)
+    name = launcher.distant_head(layout)
+    if name is None:
+        return this_machine()
+    print(f"== asking {name}, the first host", file=sys.stderr, flush=True)
+    checkout, _ = chosen_checkout(deepspeed)
+    return machine_of(head_facts(Host(name, layout.devices), way, import_root(), checkout))

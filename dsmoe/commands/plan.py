@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dsmoe.benchmark.launchers.names import AUTO
+from dsmoe.commands import launching
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, count
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import checkout_folder
+
+if TYPE_CHECKING:
+    from dsmoe.benchmark.launchers.interface import Launcher
 
 NEEDS = ("filelock", "git", "numpy", "psutil")
 FITS, DOES_NOT_FIT = 0, 1
@@ -23,6 +28,7 @@ EXAMPLES = """examples:
   dsmoe plan 1 --suite tuned --device-memory 80 --json
   dsmoe plan 32 --suite paper --method published --cluster p3.16xlarge
   dsmoe plan 64 --model 70B --cluster h100-400g --search --explain
+  dsmoe plan 16 --launcher slurm                 on the nodes of the job around it
 
 """
 
@@ -35,7 +41,7 @@ def make_parser(prog: str) -> OneLineParser:
         "bytes it sends,\nand how long an iteration takes on a cluster. The real model goes "
         "through a step without values for the\nmemory; the time is a sum of parts at the "
         "cluster's rates. Nothing is started, and no GPU is needed.",
-        epilog=EXAMPLES.replace("dsmoe plan", prog) + exit_code_lines(0, 1, 2, 8, 130),
+        epilog=EXAMPLES.replace("dsmoe plan", prog) + exit_code_lines(0, 1, 2, 8, 16, 17, 130),
     )
     shared.add_case_options(parser)
     where = parser.add_argument_group("what is planned for")
@@ -63,6 +69,12 @@ def make_parser(prog: str) -> OneLineParser:
         action="store_true",
         help="With --search: a sentence says why the best setting is faster than the next.",
     )
+    launching.add_launcher(
+        parser,
+        "The hosts are those of this launcher, and the first of them says what GPUs it has "
+        "(default: the plan asks none).",
+    )
+    parser.set_defaults(hostfile=None)
     shared.add_json(parser)
     return parser
 
@@ -72,6 +84,15 @@ def run(options: argparse.Namespace) -> int:
 
     Builds the DeepSpeed checkout if it is missing. Raises DsmoeError.
     """
+    if options.launcher == AUTO and options.hostfile is None:
+        return _plan(options, None)
+    code = launching.follow(options)
+    if code is not None:
+        return code
+    return launching.launched(options, lambda found, _: _plan(options, found), to_check=True)
+
+
+def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
     from dsmoe.benchmark.cases.choice import case_of_model, chosen_cases
     from dsmoe.benchmark.cases.placement import HOST_DEVICES, exchanged_share
     from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
@@ -85,6 +106,8 @@ def run(options: argparse.Namespace) -> int:
     named = load_cluster(options.cluster) if options.cluster is not None else None
 
     def on_hosts(processes: int) -> int:
+        if launcher is not None and not options.per_host:
+            return launcher.lay_out(processes).devices
         most = options.per_host or (named.gpus_per_host if named else HOST_DEVICES)
         devices = options.per_host or max(n for n in range(1, most + 1) if processes % n == 0)
         if processes % devices and processes > devices:
@@ -94,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
             )
         return min(processes, devices)
 
-    machine = this_machine()
+    machine = launching.head(launcher, options.gpus, None) if launcher else this_machine()
     if named is not None:
         options.device_memory = options.device_memory or named.memory_bytes / 2**30
     on_cpu = machine.device == "cpu" and options.model is None

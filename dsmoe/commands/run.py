@@ -17,12 +17,10 @@ from dsmoe.common.arguments import OneLineParser, count, file_name, plain_name, 
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError, exit_code_lines
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.kernel_choice import check_kernels
-from dsmoe.common.places import chosen_checkout, import_root, work_folder
-from dsmoe.hosts.host import Host
+from dsmoe.common.places import chosen_checkout, work_folder
 
 if TYPE_CHECKING:  # importing these takes time and packages that --help does not need
     from dsmoe.benchmark.launchers.interface import Launcher
-    from dsmoe.benchmark.preflight.machine import Machine
     from dsmoe.benchmark.run.request import Request
 
 NEEDS = ("filelock", "git", "numpy", "psutil")
@@ -37,7 +35,7 @@ EXAMPLES = """examples:
   dsmoe run 16 --launcher torchrun     in each process of torchrun, mpirun, a PyTorchJob
 
 """
-CODES = (0, 1, 2, 8, 9, 10, 16, 129, 130, 143)
+CODES = (0, 1, 2, 8, 9, 10, 16, 17, 129, 130, 143)
 
 
 def make_parser(prog: str) -> OneLineParser:
@@ -46,8 +44,7 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Trains DeepSpeed's MoE language model and records how fast it went: a row in "
         "the artifact's\nformat and a JSON record, in the results folder.",
-        epilog=EXAMPLES.replace("dsmoe run", prog)
-        + exit_code_lines(0, 1, 2, 8, 9, 10, 16, 129, 130, 143),
+        epilog=EXAMPLES.replace("dsmoe run", prog) + exit_code_lines(*CODES),
     )
     shared.add_case_options(parser)
     shared.add_text_options(parser)
@@ -165,7 +162,7 @@ def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> 
     from dsmoe.benchmark.run.launch import check_port
     from dsmoe.benchmark.run.request import Request, Text, limits
 
-    machine = _head(options, launcher)
+    machine = launching.head(launcher, options.gpus, options.deepspeed, options.dry_run)
     memory = machine.hardware.get("device_memory_bytes")
 
     def on_hosts(processes: int) -> int:
@@ -207,28 +204,6 @@ def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> 
         resume=options.resume,
         link=options.link,
     )
-
-
-def _head(options: argparse.Namespace, launcher: Launcher) -> Machine:
-    """Where the processes run: this machine, or the head of the hosts as it says itself.
-
-    A login machine, from which a run may be started, is often of another kind.
-    """
-    from dsmoe.benchmark.preflight.machine import machine_of, this_machine
-
-    way = launcher.way()
-    if way is None or options.dry_run:
-        return this_machine()
-    from dsmoe.benchmark.preflight.hosts import head_facts
-
-    layout = launcher.lay_out(options.gpus)
-    head = launcher.distant_head(layout)
-    if head is None:
-        return this_machine()
-    print(f"== asking {head}, the first host", flush=True)
-    checkout, _ = chosen_checkout(options.deepspeed)
-    facts = head_facts(Host(head, layout.devices), way, import_root(), checkout)
-    return machine_of(facts)
 
 
 def print_dry_run(request: Request) -> None:

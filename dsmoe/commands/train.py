@@ -37,7 +37,7 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Trains the MoE language model of a case and keeps checkpoints, from which "
         "the same command\ngoes on. Ctrl-C or SIGTERM saves first; a second one ends at once.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 10, 16, 25, 129, 130, 143),
+        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 10, 16, 17, 25, 129, 130, 143),
     )
     shared.add_case_options(parser)
     parser.add_argument("--model", metavar="NAME", help="The model is this size of the paper.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -147,7 +148,7 @@ def test_a_node_is_cut_off(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
     said = run.end(failed)
     hosts.plug("n2", "up")
     assert run.process.returncode == 1, said
-    assert failure(run.output).startswith("host n2: rank 1: no word for "), said
+    assert failure(run.output).startswith("host n2: rank 1: no message for "), said
     slurm.settle()
 
 
@@ -200,3 +201,40 @@ def test_the_check_asks_the_nodes_through_srun(hosts: Cluster, slurm: Slurm, fol
     for host in ("n1", "n2"):
         for what in ("reached by srun", "Python", "torch", "patched DeepSpeed", "clock"):
             assert any(f"{host}: {what} " in line for line in done.stdout.splitlines()), what
+
+
+@pytest.mark.slow
+def test_a_killed_keeper_is_told(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+    run = Allocated(slurm, folder, "keeper", *LONG)
+    run.wait_for_iterations()
+    failed = time.monotonic()
+    os.kill(run.pids("n2", KEEPER)[0], signal.SIGKILL)
+    said = run.end(failed)
+    assert run.process.returncode == 1, said
+    assert failure(run.output).startswith("host n2: rank 1: its keeper has ended"), said
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_killed_command(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+    run = Allocated(slurm, folder, "orphans", *LONG)
+    run.wait_for_iterations()
+    failed = time.monotonic()
+    os.kill(run.pids("n1", "-m dsmoe run")[-1], signal.SIGKILL)
+    run.end(failed)
+    slurm.settle()
+
+
+@pytest.mark.slow
+def test_a_model_is_kept_and_planned_in_a_job(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+    variables = {**environment(), **slurm.own}
+    dsmoe = ["salloc", *NODES, sys.executable, "-m", "dsmoe"]
+    kept = ["--steps", "2", "--save", "kept", "--data", "text.txt"]
+    train = [*dsmoe, "train", "2", "--suite", "smoke", *kept]
+    done = hosts.run("n1", train, cwd=folder, env=variables, timeout=START_SECONDS)
+    assert done.returncode == 0 and "== launcher slurm: inside job " in done.stdout, done
+    assert "checkpoint of iteration 2 in kept" in done.stdout
+    # on nodes of one process the experts of suite smoke stay inside: one process each
+    plan = [*dsmoe, "plan", "2", "--suite", "smoke", "--launcher", "slurm", "--json"]
+    done = hosts.run("n1", plan, cwd=folder, env=variables, timeout=START_SECONDS)
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout)["case"]["parallel"]["expert_parallel_size"] == 1

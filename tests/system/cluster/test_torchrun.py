@@ -147,7 +147,7 @@ def test_a_host_of_torchrun_is_cut_off(hosts: Cluster, folder: Path) -> None:
     failed = time.monotonic()
     said, codes = run.end_after(failed)
     assert 0 not in codes
-    assert failure(run.output).startswith("host n2: rank 1: no word for "), said
+    assert failure(run.output).startswith("host n2: rank 1: no message for "), said
 
 
 @pytest.mark.slow

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 from dsmoe.benchmark.launchers.job import Job
+from dsmoe.benchmark.launchers.kept import wire
 from dsmoe.benchmark.launchers.kept.hub import Hub, Peer
+from dsmoe.benchmark.run.marks import LOST_PEER
 from dsmoe.benchmark.run.processes import Output
 from dsmoe.benchmark.run.reasons import KEEPER
 
@@ -51,9 +53,21 @@ class KeptRun:
             self._failed_at = time.monotonic()
         self._problem()  # others may have failed by now, each is a line of the log
         over = all(p.ended is not None or p.gone for p in self._hub.peers.values())
-        if over or time.monotonic() - self._failed_at > LAST_WORDS_SECONDS:
+        if over or time.monotonic() - self._failed_at > self._patience():
             return FAILED
         return None
+
+    def _patience(self) -> float:
+        """Seconds that other processes have to say more, after the first has failed.
+
+        A process that only lost another one is not the cause, which shows by its silence.
+        """
+        lost = {mark.rank for mark in self.output.marks if mark.kind == LOST_PEER}
+        peers = self._hub.peers.values()
+        cause = any(p.gone or p.asked or (p.ended and p.rank not in lost) for p in peers)
+        if cause or not self._started or self.launcher_code() is not None:
+            return LAST_WORDS_SECONDS
+        return wire.SILENT_SECONDS + wire.BEAT_SECONDS
 
     def say(self, words: str) -> None:
         """A line of the log by which the reason of a failure is found; each is written once."""

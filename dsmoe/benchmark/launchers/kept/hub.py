@@ -55,7 +55,7 @@ class Peer:
         """Why the keeper is lost, or None."""
         silent = time.monotonic() - self.heard
         if self.gone is None and silent > wire.SILENT_SECONDS:
-            self.gone = f"no word for {wire.SILENT_SECONDS:g} s; it may be cut off or dead"
+            self.gone = f"no message for {wire.SILENT_SECONDS:g} s; it may be cut off or dead"
         return self.gone
 
 
@@ -125,8 +125,7 @@ class Hub:
             threading.Thread(target=self._hear, args=(connection,), daemon=True).start()
 
     def _hear(self, connection: socket.socket) -> None:
-        connection.settimeout(0.5)
-        peer, begin, gone = None, time.monotonic(), "its keeper has ended without a word"
+        peer, begin, gone = None, time.monotonic(), "its keeper has ended without a message"
         lines = wire.Lines(connection)
         try:
             while True:
@@ -137,16 +136,16 @@ class Hub:
                     if peer is None:
                         peer = self._greet(message, connection)
                         if peer is None:
-                            connection.close()
-                            return
+                            raise ValueError("a stranger")
                     else:
                         self._take(peer, message)
                 if peer is None and time.monotonic() - begin > _HELLO_SECONDS:
-                    connection.close()
-                    return
+                    break
         except (OSError, ValueError, TypeError, KeyError) as error:
             gone = f"its connection broke: {error}"
-        if peer is not None and peer.gone is None:
+        if peer is None:
+            connection.close()
+        elif peer.gone is None:
             peer.gone = gone
 
     def _greet(self, said: dict[str, Any], connection: socket.socket) -> Peer | None:

@@ -25,8 +25,9 @@ from dsmoe.benchmark.launchers.kept.place import VARIABLES, Place, host_name, pl
 #: The keeper as a program.
 PROCESS = Path(__file__).with_name("keeper_process.py")
 LOST = 1
-# Variables by which a process would meet others than those of its own run.
-FOREIGN = ("TORCHELASTIC_", "GROUP_", "ROLE_", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
+# Variables of torchrun for its own process group, which is not that of the run.
+FOREIGN = ("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE")
+FOREIGN_PREFIX = "TORCHELASTIC_"
 
 
 class Lost(Exception):
@@ -73,7 +74,7 @@ class Keeper:
                 if time.monotonic() > deadline or self._asked:
                     raise Lost(f"{self._hub[0]} port {self._hub[1]}: {error}") from error
                 time.sleep(0.2)
-        found.settimeout(0.5)
+        found.settimeout(None)
         return found
 
     def _hello(self) -> None:
@@ -102,7 +103,7 @@ class Keeper:
             if messages:
                 heard = time.monotonic()
             if time.monotonic() - heard > wire.SILENT_SECONDS:
-                raise Lost(f"nothing was heard for {wire.SILENT_SECONDS:g} s")
+                raise Lost(f"no message for {wire.SILENT_SECONDS:g} s")
             if self._asked and not told:
                 told = True
                 self._send({"asked": self._asked})
@@ -117,8 +118,8 @@ class Keeper:
     def _start(self, message: dict[str, Any]) -> None:
         self._end()
         place = self._place
-        own = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-        own.pop(wire.TOKEN, None)
+        kept_out = {*FOREIGN, wire.TOKEN, *(k for k in os.environ if k.startswith(FOREIGN_PREFIX))}
+        own = {name: text for name, text in os.environ.items() if name not in kept_out}
         own.setdefault("OMP_NUM_THREADS", str(max(1, cores() // message["on_host"])))
         ranks = {"RANK": place.rank, "LOCAL_RANK": place.local_rank, "WORLD_SIZE": place.world}
         own.update({name: str(number) for name, number in ranks.items()})
