@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.utils.any_weights import any_whole_weights
 from support.comparable import comparable
 from support.ranks import run_ranks
 
@@ -66,6 +67,15 @@ def test_other_stages_experts_and_processes_load_it(tmp_path: Path) -> None:
         "Adafactor",
         tmp_path,
     )
+
+
+def test_a_checkpoint_has_the_whole_weights(tmp_path: Path) -> None:
+    """What ``dsmoe export``, ``evaluate`` and ``generate`` read, of all stages and experts."""
+    saved = run_ranks(4, "save_piped", scenario("P2 dp2 ep2", 0, "SGD"), str(tmp_path), HALF)[0]
+    weights = any_whole_weights(tmp_path / "half")
+    assert weights.keys() == saved["saved"].keys()
+    for name, weight in saved["saved"].items():
+        assert torch.equal(weights[name], weight), name
 
 
 @pytest.mark.slow

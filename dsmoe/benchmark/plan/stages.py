@@ -70,7 +70,7 @@ def _stage(
             buffers.step()
     ledger.sent.pop("all-reduce", None)
     hidden = case.global_batch_size // case.parallel.data_parallel_size
-    hidden *= shape[1] * case.model.hidden_size * buffers.dtype.itemsize
+    hidden *= shape[1] * case.model.hidden_size * buffers.size
     sent = {kind: size * count // made for kind, size in ledger.sent.items()}
     sent.update(buffers.reductions())
     sent.update({HIDDEN: hidden} if stage < stages - 1 else {})
@@ -116,7 +116,8 @@ class _Buffers:
         self.partitioned = case.parallel.zero_stage == 1
         self.dtype = DTYPES[case.precision]
         # 16-bit messages inside a stage where they are asked for
-        self.element = self.dtype.itemsize if case.reduce == "step" else 4
+        self.size = torch.empty((), dtype=self.dtype).element_size()
+        self.element = self.size if case.reduce == "step" else 4
         alone = dist.new_group([dist.get_rank()])
         self.cut, self.copies = [], []
         for group in stage_param_groups(model):

@@ -127,3 +127,17 @@ def test_too_little_text_starts_nothing(tmp_path: Path) -> None:
     said = short.communicate(timeout=100)[0]
     assert short.returncode == 9 and "tokens" in said, said
     assert not (tmp_path / "other" / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_pipeline_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Two stages of a process each; random draws too, and no other kind of run loads it."""
+    piped = ["2", "--pipeline", "2", "--micro-batches", "2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(tmp_path, *piped, "--save", whole, "--steps", 4, changes=RANDOM)
+    train(tmp_path, *piped, "--save", parts, "--steps", 2, changes=RANDOM)
+    train(tmp_path, *piped, "--load", parts, "--steps", 4, changes=RANDOM)
+    assert losses(parts) == losses(whole) and len(losses(whole)) == 4
+    process = start(tmp_path, "2", "--load", parts, "--steps", 5, changes=RANDOM)
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 2 and "found a checkpoint of 2 pipeline stages" in said, said
