@@ -9,7 +9,7 @@ PARALLEL = -n 2
 
 test: lint
 	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) -m "not slow" && \
-	DSMOE_BASE=0.5.4 "$$python" -m pytest -q -m "not slow" $(SHORT)
+	DSMOE_BASE=0.5.4 "$$python" -m pytest -q $(PARALLEL) -m "not slow" $(SHORT)
 
 test-all: lint test-ray
 	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) && \

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Tests of these folders share what is expensive to make (hosts), so pytest-xdist keeps each of them
 # in one process; elsewhere it keeps a file together (pytest_xdist_make_scheduler).
 TOGETHER = ("tests/system/cluster",)
+# What takes longest begins first, so that the processes end together.
+ORDER = ("tests/system/cluster", "tests/system", "tests/engine", "tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,6 +56,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With ``-n``: a folder of TOGETHER, else a file, stays in one process."""
     from xdist.scheduler import LoadScopeScheduling
 
+    config.option.loadscopereorder = False  # by the number of tests; ORDER knows better
+
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
@@ -62,7 +66,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Together(config, log)
 
 
+def _place(nodeid: str) -> int:
+    """The place in ORDER of a test's folder."""
+    return next((i for i, f in enumerate(ORDER) if nodeid.startswith(f"{f}/")), len(ORDER))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _place(item.nodeid))
     for item in items:
         for mark in item.iter_markers("not_on"):
             from support import patched

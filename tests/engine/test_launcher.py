@@ -14,12 +14,15 @@ from support.launcher import lean_runner
 
 
 def launch(checkout: Path, script: Path, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(checkout / "bin" / "ds"), *options, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = [sys.executable, str(checkout / "bin" / "ds"), *options, str(script)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def launch_lean(script: Path) -> subprocess.CompletedProcess:
+    """One process, by what needs no torch."""
+    command = lean_runner("--num_gpus", "1", str(script))
+    environment = {**os.environ, "DSMOE_DEVICES": "0"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_processes_without_gpus(checkout: Path, tmp_path: Path, gpus: int) -> None:
@@ -41,19 +44,19 @@ def test_processes_without_gpus(checkout: Path, tmp_path: Path, gpus: int) -> No
     assert [line for line in one.stdout.splitlines() if "I am" in line] == ["I am 0 1"]
 
 
-def test_killed_run_is_a_failure(checkout: Path, tmp_path: Path) -> None:
+def test_killed_run_is_a_failure(tmp_path: Path) -> None:
     """A launched process group that dies by a signal is not a success."""
     script = tmp_path / "die.py"
     # The launcher's child (deepspeed.launcher.launch) is this script's parent.
     script.write_text("import os, signal; os.kill(os.getppid(), signal.SIGKILL)\n")
-    done = launch(checkout, script, "--num_gpus", "1")
+    done = launch_lean(script)
     assert done.returncode == 128 + 9, done.stderr[-500:]
 
 
-def test_failed_process_is_a_failure(checkout: Path, tmp_path: Path) -> None:
+def test_failed_process_is_a_failure(tmp_path: Path) -> None:
     script = tmp_path / "fail.py"
     script.write_text("import sys; sys.exit(3)\n")
-    assert launch(checkout, script, "--num_gpus", "1").returncode != 0
+    assert launch_lean(script).returncode != 0
 
 
 def test_the_process_that_starts_the_others_is_light(checkout: Path, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.forked import run_forked
 from support.ranks import Pool, run_ranks
 
 SCENARIO = {"model": {"num_experts": 4}, "stage": 2, "expert_parallel": 2, "optimizer": "AdamW"}
@@ -30,12 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "zero_to_fp32.py", *(arguments or (".", "fp32.bin"))],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+    return run_forked(folder / "zero_to_fp32.py", *(arguments or (".", "fp32.bin")))
 
 
 def _results(folder: Path, changes: list[Any], processes: int = 2, **scenario: Any) -> list[str]:

@@ -98,19 +98,26 @@ def test_every_optimizer_goes_on(stage: int, tmp_path: Path) -> None:
     check([case(stage, name, "StepLR") for name in known], tmp_path)
 
 
-def test_every_precision_goes_on(tmp_path: Path) -> None:
-    """Also with flat gradients, on two processes that share the experts."""
-    precisions = [
-        {},
-        {"precision": "bf16"},
-        {"precision": "fp16"},
-        {"precision": "fp16", "config": {"fp16": DYNAMIC}},
-    ]
-    kinds = [(0, False), (1, False), (2, False), (1, True), (2, True)]
+PRECISIONS: list[dict[str, Any]] = [
+    {},
+    {"precision": "bf16"},
+    {"precision": "fp16"},
+    {"precision": "fp16", "config": {"fp16": DYNAMIC}},
+]
+KINDS = [(0, False), (1, False), (2, False), (1, True), (2, True)]
+
+
+@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_precision_goes_on(half: int, tmp_path: Path) -> None:
+    """Also with flat gradients, on two processes that share the experts.
+
+    Every second pair of a kind and a precision; the other half is slow.
+    """
     cases = [
         case(stage, "AdamW", "WarmupLR", flat=flat, expert_parallel=2, **dict(precision))
-        for stage, flat in kinds
-        for precision in precisions
+        for i, (stage, flat) in enumerate(KINDS)
+        for j, precision in enumerate(PRECISIONS)
+        if (i + j) % 2 == half
     ]
     check(cases, tmp_path, processes=2)
 

@@ -59,23 +59,28 @@ def bench(text: Path, output: Path, *words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+ONE_REDUCTION = PARAMETERS * 4 * (1 + 0.5)
+# Two hosts of a process each, one reduction of fp32 gradients and one gather of half the weights.
+PLAIN = ["--expert-parallel", "1", "--rate", "1gbit", "--global-batch", "8"]
+PLAIN += ["--micro-batches", "4", "--setting", "zero-stage=1"]
+
+
 def test_bytes_of_two_hosts_are_those_of_the_collectives(text: Path, tmp_path: Path) -> None:
-    """One reduction of fp32 gradients and one gather of half the weights from each, whatever the
-    micro-batches, at ZeRO-1; the base's ZeRO-2 reduces every micro-batch."""
-    once, each = bench(
-        text,
-        tmp_path,
-        *["--expert-parallel", "1", "--rate", "1gbit", "--micro-batches", "4"],
-        *["--setting", "zero-stage=1", "--setting", "no-flat-gradients"],
-    )
+    """One reduction and one gather, whatever the micro-batches, at ZeRO-1."""
+    [once] = bench(text, tmp_path, *PLAIN)
     assert once["micro_batches"] == 4 and once["rate"] == "1gbit"
-    expected = PARAMETERS * 4 * (1 + 0.5)
     for direction in ("bytes_sent", "bytes_received"):
-        assert once[direction] == pytest.approx([expected] * 2, rel=OVERHEAD)
+        assert once[direction] == pytest.approx([ONE_REDUCTION] * 2, rel=OVERHEAD)
+    assert once["n"] == 2 and once["seconds"] > 0 and len(once["losses"]) == 3
+
+
+@pytest.mark.slow
+def test_bytes_grow_with_the_micro_batches_of_the_bases_zero(text: Path, tmp_path: Path) -> None:
+    """The base's ZeRO-2 reduces every micro-batch."""
+    once, each = bench(text, tmp_path, *PLAIN, "--setting", "no-flat-gradients")
     # a process keeps half of every sum: it sends at least the other half, four times
     assert min(each["bytes_sent"]) > PARAMETERS * 4 * (4 * 0.5 + 0.5)
     assert each["losses"] == pytest.approx(once["losses"], rel=1e-4)
-    assert each["n"] == 2 and each["seconds"] > 0 and len(each["losses"]) == 3
 
 
 def test_a_pipeline_sends_the_hidden_states_of_its_boundary(text: Path, tmp_path: Path) -> None:
@@ -93,23 +98,35 @@ def test_a_pipeline_sends_the_hidden_states_of_its_boundary(text: Path, tmp_path
     assert found["expert_parallel"] == 2 and len(found["losses"]) == 3
 
 
-def test_experts_inside_a_host_send_no_tokens_to_the_other(text: Path, tmp_path: Path) -> None:
-    """2 x 2: the size for the hosts is 2; a group of 4 spans them, with a warning."""
+def two_by_two(text: Path, output: Path, *settings: str) -> tuple[float, list[dict[str, Any]]]:
+    """Bytes that the warning says for a host, and the records; with an expert group of 4."""
+    words = ["--per-host", "2", "--global-batch", "8", *settings, "--setting=expert-parallel=4"]
     done = subprocess.run(
-        command(text, tmp_path, "--per-host", "2", "--setting", "", "--setting=expert-parallel=4"),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
+        command(text, output, *words), cwd=ROOT, capture_output=True, text=True, timeout=SECONDS
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     table = done.stdout[done.stdout.index("sent, MB") : done.stdout.index("on cpu, torch")]
     assert max(map(len, table.splitlines())) <= 80
     assert done.stdout.count("warning: the experts of a layer are on 4 processes of 2 hosts") == 1
     warned = float(done.stdout.split("each host sends ")[1].split(" MiB")[0]) * 2**20
-    records = [json.loads(line) for line in (tmp_path / "results_e2e.jsonl").open()]
-    inside, across = records
-    assert [r["case"]["parallel"]["expert_parallel_size"] for r in records] == [2, 4]
+    return warned, [json.loads(line) for line in (output / "results_e2e.jsonl").open()]
+
+
+def test_experts_over_two_hosts_send_the_tokens_that_the_warning_says(
+    text: Path, tmp_path: Path
+) -> None:
+    """2 x 2 in one group; beside its tokens a host sends at most a reduction of the whole model."""
+    warned, [across] = two_by_two(text, tmp_path)
+    assert across["case"]["parallel"]["expert_parallel_size"] == 4
+    assert warned < min(min(host) for host in across["link"]["sent"])
+    assert max(max(host) for host in across["link"]["sent"]) < warned + ONE_REDUCTION
+
+
+@pytest.mark.slow
+def test_experts_inside_a_host_send_no_tokens_to_the_other(text: Path, tmp_path: Path) -> None:
+    """2 x 2: the size for the hosts is 2; a group of 4 spans them, with a warning."""
+    warned, [inside, across] = two_by_two(text, tmp_path, "--setting", "")
+    assert [r["case"]["parallel"]["expert_parallel_size"] for r in (inside, across)] == [2, 4]
     assert across["losses"] == pytest.approx(inside["losses"], rel=1e-4)
     # Beside its tokens a host sends and receives what it does inside, but for the experts'
     # gradients and weights, which have no copy left: three quarters of the model are experts.

@@ -10,7 +10,7 @@ from support.fuzz.commands import parser_of
 
 from dsmoe.cli import COMMANDS
 
-CASES = 160
+CASES = 80
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and Linux's devices")
 
