@@ -46,10 +46,11 @@ class SlurmLauncher:
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
-        if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+        if tasks != "1":
             raise UsageError(
-                f"found this command {environment['SLURM_STEP_NUM_TASKS']} times in a step of "
-                "Slurm; expected it once in a job: leave srun out, the command calls it"
+                f"found this command {tasks:.20} times in a step of Slurm; expected it once in a "
+                "job: leave srun out, the command calls it"
             )
         if shutil.which("srun") is None:
             raise EnvironmentProblem("srun: no such program; expected Slurm's in PATH")
