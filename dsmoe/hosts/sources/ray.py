@@ -112,8 +112,8 @@ class RayCluster:
                 self._process.kill()
                 raise SourceProblem(
                     f"Ray at {shown(self.address)} did not answer within {self.seconds:g} s; "
-                    f"check the address (ray status), or give {self._instead} (dsmoe hosts: or more "
-                    "seconds with --ray-timeout)"
+                    f"check the address (ray status), or give {self._instead} (dsmoe hosts: or "
+                    "more seconds with --ray-timeout)"
                 ) from None
             if line is None:
                 code = self._process.wait()
