@@ -63,8 +63,10 @@ class SlurmLauncher:
     def lay_out(self, processes: int) -> Layout:
         each = self._hosts[0].slots
         nodes = max(1, -(-processes // each))
-        what = "--gpus-per-node" if self._gpus else "--ntasks-per-node"
-        remedy = f"ask Slurm for them: salloc --nodes={nodes} {what}={each}, or name another number"
+        what = f"--ntasks-per-node={each} (for GPUs --gpus-per-node=N)"
+        if self._gpus:
+            what = f"--gpus-per-node={each}"
+        remedy = f"ask Slurm for them: salloc --nodes={nodes} {what}, or name another number"
         names, devices = fill(self._hosts, processes, f"job {self._job_id}", remedy)
         return Layout(names, devices)
 
