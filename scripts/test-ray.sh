@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the tests of the Ray source and of the Ray launcher with a real Ray, in build/ray-venv: Ray is large and brings many
-# packages, which shall not come into the environment that trains. That environment's are shared.
-# Where pip cannot install Ray, it says so and ends well.
+# Runs the tests of the Ray source and of the Ray launcher with a real Ray, in build/ray-venv: Ray is
+# large and brings many packages, which shall not come into the environment that trains. That
+# environment's are shared. Where pip cannot install Ray, it says so and ends well.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${1:-$(scripts/setup.sh dev)}

@@ -47,7 +47,7 @@ class RayLauncher:
 
     def __init__(self, address: str, environment: Mapping[str, str] = os.environ) -> None:
         self._address, self._environment = address, environment
-        cluster = RayCluster(address, ANSWER_SECONDS)
+        cluster = RayCluster(address, ANSWER_SECONDS, "--launcher local")
         try:
             rows = [row for row in cluster.nodes() if row["alive"]]
         finally:

@@ -46,10 +46,11 @@ class SlurmLauncher:
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
-        if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+        if tasks != "1":
             raise UsageError(
-                f"found this command {environment['SLURM_STEP_NUM_TASKS']} times in a step of "
-                "Slurm; expected it once in a job: leave srun out, the command calls it"
+                f"found this command {tasks:.20} times in a step of Slurm; expected it once in a "
+                "job: leave srun out, the command calls it"
             )
         if shutil.which("srun") is None:
             raise EnvironmentProblem("srun: no such program; expected Slurm's in PATH")
@@ -62,8 +63,10 @@ class SlurmLauncher:
     def lay_out(self, processes: int) -> Layout:
         each = self._hosts[0].slots
         nodes = max(1, -(-processes // each))
-        what = "--gpus-per-node" if self._gpus else "--ntasks-per-node"
-        remedy = f"ask Slurm for them: salloc --nodes={nodes} {what}={each}, or name another number"
+        what = f"--ntasks-per-node={each} (for GPUs --gpus-per-node=N)"
+        if self._gpus:
+            what = f"--gpus-per-node={each}"
+        remedy = f"ask Slurm for them: salloc --nodes={nodes} {what}, or name another number"
         names, devices = fill(self._hosts, processes, f"job {self._job_id}", remedy)
         return Layout(names, devices)
 

@@ -12,7 +12,7 @@ from dsmoe.benchmark.launchers.interface import Launcher
 from dsmoe.benchmark.launchers.names import AUTO
 from dsmoe.benchmark.launchers.ray_actors import RayLauncher
 from dsmoe.benchmark.launchers.srun import SlurmLauncher
-from dsmoe.common.errors import UsageError
+from dsmoe.common.errors import SourceProblem, UsageError
 from dsmoe.hosts.sources import ray, slurm
 
 
@@ -54,7 +54,10 @@ def choose(
         return RayLauncher(environment.get("RAY_ADDRESS") or "auto", environment), asked
     if environment.get("RAY_ADDRESS"):
         address = environment["RAY_ADDRESS"]
-        return RayLauncher(address, environment), f"RAY_ADDRESS is {address}"
+        try:
+            return RayLauncher(address, environment), f"RAY_ADDRESS is {address}"
+        except ray.NoCluster as error:
+            raise SourceProblem(f"{error}; or give --launcher local") from error
     if ray.installed():
         with contextlib.suppress(ray.NoCluster):
             return RayLauncher("auto", environment), "a Ray cluster runs on this machine"

@@ -39,13 +39,15 @@ def installed() -> bool:
 class RayCluster:
     """A connection to a running cluster through a process of ray_client.py.
 
-    Raises NoCluster if ``address`` is "auto" and nothing runs on this machine; SourceProblem if
-    Ray is missing, the address does not answer within ``seconds``, or Ray refuses.
+    ``instead``: the option that does without Ray, for messages. Raises NoCluster if ``address`` is
+    "auto" and nothing runs on this machine; SourceProblem if Ray is missing, the address does not
+    answer within ``seconds``, or Ray refuses.
     """
 
-    def __init__(self, address: str, seconds: float) -> None:
+    def __init__(self, address: str, seconds: float, instead: str = "--from local") -> None:
         self.address = address
         self.seconds = seconds
+        self._instead = instead
         if not installed():
             raise NoCluster(f"found no 'ray' package in {sys.executable}; pip install ray there")
         if address == "local":
@@ -53,7 +55,7 @@ class RayCluster:
                 "found the Ray address 'local', which starts a new cluster; give "
                 "the address of a running one, or 'auto'"
             )
-        _refuse_if_closed(address, min(CONNECT_SECONDS, seconds))
+        _refuse_if_closed(address, min(CONNECT_SECONDS, seconds), instead)
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("ray_client.py")), address],
             stdin=subprocess.PIPE,
@@ -110,7 +112,8 @@ class RayCluster:
                 self._process.kill()
                 raise SourceProblem(
                     f"Ray at {shown(self.address)} did not answer within {self.seconds:g} s; "
-                    "check the address (ray status), or give --ray-timeout or --from local"
+                    f"check the address (ray status), or give {self._instead} (dsmoe hosts: or "
+                    "more seconds with --ray-timeout)"
                 ) from None
             if line is None:
                 code = self._process.wait()
@@ -206,7 +209,7 @@ def _order(address: str) -> tuple[int, int, str]:
         return (1, 0, address)
 
 
-def _refuse_if_closed(address: str, seconds: float) -> None:
+def _refuse_if_closed(address: str, seconds: float, instead: str) -> None:
     """Refuse an address where nothing listens, at once: Ray itself tries for two minutes."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon or not port.isdigit():
@@ -216,7 +219,7 @@ def _refuse_if_closed(address: str, seconds: float) -> None:
     except (OSError, OverflowError) as error:
         raise SourceProblem(
             f"no connection to Ray at {shown(address)}: {getattr(error, 'strerror', '') or error}; "
-            "check --ray-address or RAY_ADDRESS, or give --from local"
+            f"check the address of Ray (RAY_ADDRESS), or give {instead}"
         ) from None
 
 

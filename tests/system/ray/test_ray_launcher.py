@@ -55,18 +55,29 @@ class RayOnHosts:
         """``ray start`` on a host, and wait until the cluster has that node."""
         own = f"--node-ip-address={self.cluster.address(host)}"
         more = ["--block", "--num-cpus=2", "--disable-usage-stats", own]
-        with (self.folder / f"ray.{host}.log").open("wb") as log:
+        # a machine under load takes longer than the 30 s that Ray allows
+        own_environment = {**environment(), "RAY_raylet_start_wait_time_s": str(START_SECONDS)}
+        path = self.folder / f"ray.{host}.log"
+        with path.open("wb") as log:
             self.nodes[host] = self.cluster.start(
-                host, [self.program, "start", *more, *options], env=environment(), stdout=log
+                host,
+                [self.program, "start", *more, *options],
+                env=own_environment,
+                stdout=log,
+                stderr=log,
             )
-        deadline = time.monotonic() + 60
-        client = [sys.executable, str(Path(ray.__file__).with_name("ray_client.py")), ADDRESS]
-        while True:
-            said = self.cluster.run("n1", client, env=environment()).stdout
-            if f'"alive": true, "address": "{self.cluster.address(host)}"' in said:
-                return
-            assert time.monotonic() < deadline, said
+        deadline = time.monotonic() + START_SECONDS
+        while f'"alive": true, "address": "{self.cluster.address(host)}"' not in self.answer():
+            assert self.nodes[host].poll() is None and time.monotonic() < deadline, path.read_text()
             time.sleep(0.5)
+
+    def answer(self) -> str:
+        """What the project's own client of Ray says of the nodes."""
+        client = [sys.executable, str(Path(ray.__file__).with_name("ray_client.py")), ADDRESS]
+        try:
+            return self.cluster.run("n1", client, env=environment(), timeout=30).stdout
+        except subprocess.TimeoutExpired:
+            return ""
 
     @property
     def program(self) -> str:
