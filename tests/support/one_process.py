@@ -15,8 +15,10 @@ from support.scenarios import full
 # in another order differ in the last bits, which eight steps let grow; 16-bit gradients are rounded
 # before they are added up, in an order that depends on the number of processes, so those runs take
 # four steps, before they drift apart. Seen there at most: bf16 1.6e-3, 4e-3, 0.07; fp16 2e-4, 5e-3,
-# 0.013.
-TOLERANCES = {"fp32": (1e-5, 1e-4, 5e-5), "bf16": (5e-3, 2e-2, 0.2), "fp16": (1e-3, 1e-2, 0.05)}
+# 0.013. In 16 bit a token can change its second expert: seen in fp16 where the gate's second and
+# third logits lay 8e-4 apart and rounding moved them by 2e-3. That token's loss changed by 0.10,
+# the mean of 48 tokens by 0.10 / 48 / 3.7 = 6e-4 of it, and by 1.3e-3 two steps later.
+TOLERANCES = {"fp32": (1e-5, 1e-4, 5e-5), "bf16": (5e-3, 2e-2, 0.2), "fp16": (2e-3, 1e-2, 0.05)}
 
 
 def key(scenario: dict[str, Any], micro_batches: int) -> tuple[Any, ...]:
@@ -31,7 +33,8 @@ class References:
     def __init__(self, **of_engine: Any) -> None:
         """``of_engine``: the scenario of the engine that 16 bit is compared with."""
         self.known: dict[tuple[Any, ...], dict[str, Any]] = {}
-        self.of_engine = of_engine or {"stage": 2}
+        # the same whichever test asks first
+        self.of_engine = of_engine or {"stage": 2, "flat": False, "flip_groups": False}
 
     def prepare(self, scenarios: list[dict[str, Any]], counts: list[int]) -> None:
         """``counts``: for each scenario the micro-batches of a step over all processes."""
