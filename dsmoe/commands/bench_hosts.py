@@ -148,6 +148,7 @@ def settings_of(
             axes[name] = values
     words += ["--data", *options.data] if options.data else []
     words += ["--tokenizer", options.tokenizer] if options.tokenizer else []
+    words += ["--text-field", options.text_field]
     parser = OneLineParser(prog="dsmoe bench", add_help=False)
     shared.add_changes(parser)
     parser.add_argument("--suite")

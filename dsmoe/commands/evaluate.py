@@ -46,6 +46,7 @@ def make_parser(prog: str) -> OneLineParser:
         help="The text is these files, folders and globs (default: the part of the standard "
         "library that dsmoe train holds out).",
     )
+    shared.add_text_field(parser)
     add(
         "--windows",
         type=count,
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
     opened = open_model(options.folder.expanduser())
     paths = [str(Path(path).expanduser().absolute()) for path in options.data]
-    found = measure(opened, paths, work_folder() / "text", options.windows)
+    found = measure(opened, paths, work_folder() / "text", options.windows, options.text_field)
     if options.json:
         print(json.dumps(dataclasses.asdict(found)))
         end_process(0)

@@ -19,6 +19,7 @@ from dsmoe.benchmark.cases.case import (
 from dsmoe.benchmark.cases.choice import Changes, Wanted
 from dsmoe.benchmark.cases.placement import AUTO
 from dsmoe.benchmark.cases.suites import SUITES
+from dsmoe.benchmark.data.sources import TEXT_FIELD
 from dsmoe.common.arguments import count, file_name, listed, positive, seed, whole
 
 ARTIFACT_IDS = "artifact-ids"
@@ -195,13 +196,24 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="The model is trained on these files, folders and globs; artifact-ids stands for the "
-        "default text with ids 0 and 1, as the artifact's script trained on.",
+        help="The model is trained on these files, folders and globs; of .jsonl and .jsonl.gz each "
+        "line is a document. artifact-ids stands for the default text with ids 0 and 1, as the "
+        "artifact's script trained on.",
     )
+    add_text_field(text)
     text.add_argument(
         "--tokenizer",
         metavar="PATH",
         help="This tokenizers JSON file, or Hugging Face tokenizer folder, makes the tokens.",
+    )
+
+
+def add_text_field(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--text-field",
+        default=TEXT_FIELD,
+        metavar="NAME",
+        help=f"In lines of JSON the text is the field NAME (default: {TEXT_FIELD}).",
     )
 
 

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     sys.path.insert(0, str(checkout))
     memory = torch.cuda.get_device_properties(0).total_memory
     case = cut(chosen_cases(shared.wanted_of(options), "cuda", memory)[0])
-    text = Text.of(shared.text_paths(options), options.tokenizer)
+    text = Text.of(shared.text_paths(options), options.tokenizer, options.text_field)
     rows = profile(case, text.options(), work_folder() / "text")
     if os.environ["RANK"] == "0":
         print_tables(rows)

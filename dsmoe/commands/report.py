@@ -8,7 +8,7 @@ from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, file_name
 from dsmoe.common.errors import exit_code_lines
 
-NEEDS = ("filelock", "psutil")
+NEEDS = ("filelock", "psutil", "matplotlib", "jinja2")
 
 EXAMPLES = """examples:
   dsmoe report results                       report.html

@@ -192,7 +192,7 @@ def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> 
         machine=machine,
         checkout=checkout,
         checkout_reason=reason,
-        text=Text.of(shared.text_paths(options), options.tokenizer),
+        text=Text.of(shared.text_paths(options), options.tokenizer, options.text_field),
         cache=work_folder() / "text",
         output=options.output.expanduser(),
         limits=limits(options.time_out),

@@ -10,7 +10,6 @@ from pathlib import Path
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.choice import in_words
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
-from dsmoe.benchmark.data.batches import WindowSampler
 from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.preflight import local
 from dsmoe.benchmark.run import launch, patched_deepspeed
@@ -72,8 +71,6 @@ def train_and_keep(request: Request, plan: Plan, stop: SavingStop) -> int:
     print(
         f"  {text.info.train_tokens:,} tokens to train on, {text.info.held_out_tokens:,} held out"
     )
-    # Raises DataError for too little text, before any process starts.
-    WindowSampler(text.train, case.model.sequence_length, case.global_batch_size)
     if plan.load and kept.read_kept(plan.load).content != text.info.content:
         print("  note: this is another text than the checkpoint was trained on")
     step(f"DeepSpeed checkout {request.checkout} ({request.checkout_reason})")

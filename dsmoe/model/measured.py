@@ -12,6 +12,7 @@ import numpy as np
 
 from dsmoe.benchmark.data import corpus
 from dsmoe.benchmark.data.batches import WindowSampler
+from dsmoe.benchmark.data.sources import TEXT_FIELD
 from dsmoe.common.errors import DataError
 from dsmoe.model.opened import Opened
 
@@ -32,7 +33,9 @@ class Measured:
     expert_load: list[list[float]]
 
 
-def measure(opened: Opened, paths: list[str], cache: Path, most: int) -> Measured:
+def measure(
+    opened: Opened, paths: list[str], cache: Path, most: int, field: str = TEXT_FIELD
+) -> Measured:
     """Over up to ``most`` windows of the whole text of ``paths``, evenly spaced; without paths of
     the part of the standard library that is held out. Raises DataError."""
     import torch
@@ -40,7 +43,7 @@ def measure(opened: Opened, paths: list[str], cache: Path, most: int) -> Measure
 
     share = 0.0 if paths else 0.05
     cap = None if paths else 8_000_000
-    text = corpus.prepare(cache, paths, opened.tokenizer, held_out=share, cap=cap)
+    text = corpus.prepare(cache, paths, opened.tokenizer, held_out=share, cap=cap, field=field)
     text.check_vocabulary(opened.model.config.vocab_size)
     tokens = text.train if paths else text.held_out
     assert tokens is not None  # the standard library has more than one document

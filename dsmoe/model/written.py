@@ -29,7 +29,7 @@ def write(
     import torch
     from deepspeed.moe.lm import stream
 
-    start = [int(i) for ids in opened.encoder.encode_pieces([prompt.encode()]) for i in ids]
+    start = [int(i) for ids in opened.encoder.encode([prompt.encode()]) for i in ids]
     if not start:
         raise UsageError("the text to go on from is empty; expected at least one character")
     generator = torch.Generator(opened.device).manual_seed(how.seed)

@@ -5,6 +5,7 @@
     corpus = prepare(Path("cache"), ["data/small-webtext"])    # an existing .bin/.idx pair
     corpus.check_vocabulary(model_vocab)
     corpus.train, corpus.held_out                       # token arrays [N], memory-mapped
+    corpus = prepare(Path("cache"), ["web.jsonl.gz"], field="content")   # a document a line
 
 Every document ends with the end-of-document id.
 """
@@ -16,21 +17,24 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from dsmoe.benchmark.data import tokenizer as tokenizers
+from dsmoe.benchmark.data.documents import Documents, batches
 from dsmoe.benchmark.data.indexed_dataset import PairWriter, TokenPair, is_pair, smallest_dtype
-from dsmoe.benchmark.data.sources import Source, find_sources, read_pieces
+from dsmoe.benchmark.data.progress import Tokenizing
+from dsmoe.benchmark.data.sources import TEXT_FIELD, Source, in_words, is_lines, survey
 from dsmoe.common.errors import DataError
 from dsmoe.common.files import read_input, write_output
 
 FORMAT = 1
 LOCK_SECONDS = 600
+NAMES = {False: "train", True: "held_out"}
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,14 @@ class CorpusInfo:
     held_out_tokens: int
     largest_id: int
     end_of_document: int | None
+    # What of the text is no document, by reason: how many files and lines.
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises TypeError where a field has another kind: a stored one may have been edited."""
         for name, value in vars(self).items():
-            kind = str if name in ("fingerprint", "content", "tokenizer") else int
+            kinds = {"fingerprint": str, "content": str, "tokenizer": str, "left_out": dict}
+            kind: type = kinds.get(name, int)
             empty = name == "end_of_document" and value is None
             if type(value) is not kind and not empty:
                 raise TypeError(f"{name} is {value!r:.40}, expected {kind.__name__}")
@@ -82,13 +89,15 @@ def prepare(
     end_name: str | None = None,
     held_out: float = 0.05,
     cap: int | None = None,
+    field: str = TEXT_FIELD,
 ) -> Corpus:
     """The corpus of ``paths``, from the cache folder if nothing changed, else built there.
 
     ``paths``: files, folders or globs of text, or one prefix of a ``.bin``/``.idx`` pair; none
     means the standard library. ``held_out``: the share of documents kept for evaluation, chosen
     by a hash of their names; a corpus of two or more documents keeps at least one, one document
-    keeps none. ``cap``: see sources.find_sources. Processes that prepare the same corpus at once
+    keeps none; lines of JSON, whose text is their ``field``, are kept as documents.Documents says.
+    ``cap``: see sources.survey. Processes that prepare the same corpus at once
     wait for the first, also across machines that share the folder.
 
     Raises :class:`DataError` for text, tokenizer or cache problems, each in one line.
@@ -98,17 +107,20 @@ def prepare(
     if is_pair(paths):
         return _from_pair(str(paths[0]), held_out)
     encoder = tokenizers.load_tokenizer(tokenizer, end_name)
-    sources = find_sources(paths, cap)
+    sources, left_out = survey(paths, cap)
     request = [str(Path(path).expanduser().absolute()) for path in paths]
-    settings = [FORMAT, encoder.identity, held_out]
-    fingerprint = _digest(settings + [[s.name, str(s.path), s.size, s.changed] for s in sources])
+    settings = [FORMAT, encoder.identity, held_out] + ([field] if field != TEXT_FIELD else [])
+    files = [[s.name, str(s.path), s.size, s.changed] for s in sources]
+    fingerprint = _digest(settings + files + ([left_out] if left_out else []))
     folder = cache / _digest(settings + [request, cap])[:16]
     source = ", ".join(map(str, paths)) or "the standard library"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock", timeout=LOCK_SECONDS):
             if _read_info(folder, fingerprint) is None:
-                _build(folder, sources, encoder, held_out, fingerprint)
+                found = Documents(field, held_out, cap)
+                found.left_out.update(left_out)
+                _build(folder, sources, encoder, found, fingerprint)
             return _open(folder, source, fingerprint)
     except Timeout as error:
         raise DataError(
@@ -157,7 +169,7 @@ def split(sources: Sequence[Source], held_out: float) -> tuple[list[Source], lis
 
 
 def _build(
-    folder: Path, sources: list[Source], encoder: Any, held_out: float, fingerprint: str
+    folder: Path, sources: list[Source], encoder: Any, found: Documents, fingerprint: str
 ) -> None:
     """Writes the whole folder beside its place, then renames it there. The lock is held."""
     for leftover in folder.parent.glob(f".{folder.name}.*"):
@@ -165,23 +177,18 @@ def _build(
     new = folder.with_name(f".{folder.name}.{os.getpid()}")
     new.mkdir()
     try:
-        train, kept = split(sources, held_out)
-        content = hashlib.sha256()
-        counts: dict[str, int] = {}
-        largest = 0
-        for name, part in (("train", train), ("held_out", kept)):
-            counts[name], top = _write(new / name, part, encoder, content) if part else (0, 0)
-            largest = max(largest, top)
+        tokens, largest = _write(new, sources, encoder, found)
         info = CorpusInfo(
             fingerprint=fingerprint,
-            content=content.hexdigest(),
+            content=found.content.hexdigest(),
             tokenizer=encoder.identity,
-            documents=len(sources),
-            held_out_documents=len(kept),
-            train_tokens=counts["train"],
-            held_out_tokens=counts["held_out"],
+            documents=found.count,
+            held_out_documents=found.held,
+            train_tokens=tokens[False],
+            held_out_tokens=tokens[True],
             largest_id=largest,
             end_of_document=encoder.end_of_document,
+            left_out=dict(sorted(found.left_out.items())),
         )
         write_output(new / "corpus.json", json.dumps(asdict(info), indent=1).encode("ascii"))
         old = folder.with_name(f".{folder.name}.old")
@@ -194,26 +201,37 @@ def _build(
             shutil.rmtree(new)
 
 
-def _write(prefix: Path, sources: list[Source], encoder: Any, content: Any) -> tuple[int, int]:
-    tokens, largest = 0, 0
+def _write(
+    folder: Path, sources: list[Source], encoder: Any, found: Documents
+) -> tuple[dict[bool, int], int]:
+    """The tokens of the documents that are trained on and held out, and the largest id."""
+    kept = split([s for s in sources if not is_lines(s.path)], found.share)[1]
+    train = [source for source in sources if source not in set(kept)]
+    tokens, largest = {False: 0, True: 0}, int(encoder.end_of_document)
     end = np.array([encoder.end_of_document])
-    with PairWriter(prefix, smallest_dtype(encoder.vocab_size)) as writer:
-        for source in sources:
-            content.update(f"{source.name}\0{source.size}\0".encode("utf-8", "replace"))
-            for ids in encoder.encode_pieces(_hashed(source.path, content)):
+    writers: dict[bool, PairWriter] = {}
+    total = sum(source.size for source in sources)
+    with contextlib.ExitStack() as stack, Tokenizing(total) as progress:
+        for batch in batches(found.pieces(train, kept)):
+            for piece, ids in zip(batch, encoder.encode([piece.data for piece in batch])):
+                if piece.held not in writers:
+                    made = PairWriter(
+                        folder / NAMES[piece.held], smallest_dtype(encoder.vocab_size)
+                    )
+                    writers[piece.held] = stack.enter_context(made)
+                writers[piece.held].append(ids)
                 if ids.size:
-                    writer.append(ids)
-                    tokens += ids.size
                     largest = max(largest, int(ids.max()))
-            writer.add_document(end)
-            tokens += 1
-    return tokens, max(largest, encoder.end_of_document)
-
-
-def _hashed(path: Path, content: Any) -> Iterator[bytes]:
-    for piece in read_pieces(path):
-        content.update(piece)
-        yield piece
+                if piece.end:
+                    writers[piece.held].add_document(end)
+                tokens[piece.held] += ids.size + piece.end
+            progress.at(batch[-1].read)
+    if False not in writers:
+        raise DataError(
+            f"{in_words(found.count, found.left_out)}: found no text to train on; expected lines "
+            f'like {{"{found.field}": "some text"}}, or another field with --text-field'
+        )
+    return tokens, largest
 
 
 def _from_pair(prefix: str, held_out: float) -> Corpus:

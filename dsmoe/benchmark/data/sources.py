@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import glob
+import gzip
+import io
 import os
 import sysconfig
+import zlib
 from pathlib import Path
-from typing import Counter, Iterator, NamedTuple, Sequence
+from typing import IO, Counter, Iterator, Mapping, NamedTuple, Sequence
 
 from dsmoe.common.errors import DataError
 
 STDLIB_CAP = 8_000_000
 PIECE_BYTES = 1 << 20
 HEAD_BYTES = 8192
+TEXT_FIELD = "text"
+LINES = (".jsonl", ".jsonl.gz")
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "idle_test", "site-packages", "dist-packages"}
 
 
 class Source(NamedTuple):
-    """One document: its name in the corpus, its path, its size in bytes, its change time in ns."""
+    """A file of one document, or of one a line (:func:`is_lines`): its name in the corpus, its
+    path, its size in bytes, its change time in ns."""
 
     name: str
     path: Path
     size: int
     changed: int
+
+
+def is_lines(path: Path) -> bool:
+    """Whether each line of the file is a document in JSON."""
+    return path.name.lower().endswith(LINES)
 
 
 def standard_library() -> list[Source]:
@@ -33,18 +44,19 @@ def standard_library() -> list[Source]:
 
 
 class Survey(NamedTuple):
-    """The documents, and how many files and folders were left out, by reason."""
+    """The files, and how many files and folders were left out, by reason."""
 
     sources: list[Source]
     left_out: Counter[str]
 
-    def in_words(self) -> str:
-        """One line: how many documents, and what was left out and why."""
-        words = f"{len(self.sources):,} document{'s' if len(self.sources) != 1 else ''}"
-        if not self.left_out:
-            return words
-        reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(self.left_out.items()))
-        return f"{words}; left out: {reasons}"
+
+def in_words(documents: int, left_out: Mapping[str, int]) -> str:
+    """One line: how many documents, and what was left out and why."""
+    words = f"{documents:,} document{'s' if documents != 1 else ''}"
+    if not left_out:
+        return words
+    reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
+    return f"{words}; left out: {reasons}"
 
 
 def find_sources(paths: Sequence[str] = (), cap: int | None = None) -> list[Source]:
@@ -58,9 +70,8 @@ def survey(paths: Sequence[str] = (), cap: int | None = None) -> Survey:
     Order: as the paths are given, names sorted within a folder or glob; a file met twice counts
     once. Folders are read whole but for hidden files, and for what is counted as left out: empty
     files, files that hold no text, FIFOs and the like, dangling links, what may not be read.
-    ``cap`` in bytes ends the
-    list before the document that would exceed it (default: 8 MB for the standard library, none
-    for named paths).
+    ``cap`` in bytes ends the list before the document that would exceed it (default: 8 MB for the
+    standard library, none for named paths); documents.Documents holds lines of JSON to it.
 
     Raises :class:`DataError` for a path that is missing, a named file that is empty, no text or not
     a regular file, and a choice that holds no text.
@@ -77,15 +88,16 @@ def survey(paths: Sequence[str] = (), cap: int | None = None) -> Survey:
     chosen: list[Source] = []
     total = 0
     for source in unique.values():
-        if cap is not None and total + source.size > cap:
+        size = 0 if is_lines(source.path) else source.size
+        if cap is not None and total + size > cap:
             break
         chosen.append(source)
-        total += source.size
+        total += size
     if not chosen:
         where = ", ".join(map(str, paths)) if paths else "the standard library"
         limit = "" if cap is None else f" within {cap} bytes"
         if left_out:
-            limit += f" ({Survey([], left_out).in_words()})"
+            limit += f" ({in_words(0, left_out)})"
         raise DataError(f"{where}: no text found{limit}; name files or folders that hold text")
     return Survey(chosen, left_out)
 
@@ -139,8 +151,11 @@ def _problem(path: Path) -> str | None:
     if not path.is_file():
         return "no regular file"
     try:
-        with path.open("rb") as file:
+        packed = is_lines(path) and path.suffix.lower() == ".gz"
+        with gzip.open(path) if packed else path.open("rb") as file:
             begin = file.read(HEAD_BYTES)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        return "damaged gzip file"
     except OSError:
         return "unreadable file"
     if not begin:
@@ -158,24 +173,33 @@ def _file(path: Path, name: str) -> Source:
 
 
 def read_pieces(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
-    """The bytes of ``path`` in pieces of at most ``piece_bytes``, cut after a line end if any.
+    """The bytes of ``path`` in pieces, as :func:`cut_pieces` has them."""
+    try:
+        with path.open("rb") as file:
+            yield from _cut(file, piece_bytes)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def cut_pieces(data: bytes, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
+    """``data`` in pieces of at most ``piece_bytes``, cut after a line end if any.
 
     A cut inside a line is moved back by up to three bytes, so that no UTF-8 character is split.
     """
+    return _cut(io.BytesIO(data), piece_bytes)
+
+
+def _cut(file: IO[bytes], piece_bytes: int) -> Iterator[bytes]:
     rest = b""
-    try:
-        with path.open("rb") as file:
-            while True:
-                block = rest + file.read(piece_bytes - len(rest))
-                if len(block) < piece_bytes:
-                    if block:
-                        yield block
-                    return
-                cut = block.rfind(b"\n") + 1 or _character_start(block)
-                rest = block[cut:]
-                yield block[:cut]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    while True:
+        block = rest + file.read(piece_bytes - len(rest))
+        if len(block) < piece_bytes:
+            if block:
+                yield block
+            return
+        cut = block.rfind(b"\n") + 1 or _character_start(block)
+        rest = block[cut:]
+        yield block[:cut]
 
 
 def _character_start(block: bytes) -> int:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import sys
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Iterator, Sequence
 
 import numpy as np
 
@@ -27,10 +27,9 @@ class ByteTokenizer:
     vocab_size = 257
     end_of_document = 256
 
-    def encode_pieces(self, pieces: Iterable[bytes]) -> Iterator[np.ndarray]:
+    def encode(self, pieces: Sequence[bytes]) -> list[np.ndarray]:
         """Ids [n] of each piece of a document; the bytes are kept raw, whatever their encoding."""
-        for piece in pieces:
-            yield np.frombuffer(piece, dtype=np.uint8)
+        return [np.frombuffer(piece, dtype=np.uint8) for piece in pieces]
 
     def decode(self, ids: np.ndarray) -> bytes:
         """The bytes of ``ids`` [n]; ends of documents are left out."""
@@ -42,7 +41,7 @@ class JsonTokenizer:
     """A ``tokenizers`` JSON file; text is read as UTF-8 and undecodable bytes become U+FFFD.
 
     ``end_name`` names the end-of-document token; without it the first of END_NAMES that the
-    vocabulary has is taken. A document is encoded piece by piece (see corpus.read_pieces), so a
+    vocabulary has is taken. A document is encoded piece by piece (see sources.read_pieces), so a
     token never spans two pieces.
 
     Raises :class:`DataError` when the library or the file is missing, the file is not a
@@ -85,13 +84,15 @@ class JsonTokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         self.identity = f"json:{hashlib.sha256(data).hexdigest()}:{found[0]}"
 
-    def encode_pieces(self, pieces: Iterable[bytes]) -> Iterator[np.ndarray]:
-        """Ids [n] of each piece of a document, without the special tokens of a template."""
-        for piece in pieces:
-            text = piece.decode("utf-8", errors="replace")
-            with _library(f"{self._path}: cannot encode the text"):
-                ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-            yield np.asarray(ids, dtype=np.int64)
+    def encode(self, pieces: Sequence[bytes]) -> list[np.ndarray]:
+        """Ids [n] of each piece of a document, without the special tokens of a template.
+
+        The library's threads share the pieces, on all cores; the order stays.
+        """
+        texts = [piece.decode("utf-8", errors="replace") for piece in pieces]
+        with _library(f"{self._path}: cannot encode the text"):
+            found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in found]
 
     def decode(self, ids: np.ndarray) -> bytes:
         """The text of ``ids`` [n] in UTF-8; ends of documents are left out."""

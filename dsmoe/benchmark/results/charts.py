@@ -1,99 +1,73 @@
-"""Small charts as inline SVG, without a library: what the HTML report embeds."""
+"""The report's charts: matplotlib's SVG, made fit to stand inside a page in light or dark."""
 
 from __future__ import annotations
 
+import io
 import math
-from html import escape
-from typing import Callable, Sequence
+import re
+from typing import Any, Iterable, Sequence
 
-WIDTH, HEIGHT = 420, 170
-LEFT, RIGHT, TOP, BOTTOM = 56, 10, 14, 26
+from dsmoe.benchmark.results.figure import plain, pyplot
 
-
-def line_chart(
-    values: Sequence[float | None], title: str, unit: str, first: int = 1, marked: int = 0
-) -> str:
-    """A line through ``values`` at ``first``, ``first`` + 1, …; None and NaN are gaps.
-
-    The first ``marked`` points are drawn apart (warm-up). ``title`` and ``unit`` are plain text.
-    """
-    finite = [v for v in values if v is not None and math.isfinite(v)]
-    if not finite:
-        return _frame(title, '<text x="60" y="80" class="axis">no finite value</text>')
-    low, high = min(finite), max(finite)
-    if high == low:
-        low, high = low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1)
-
-    def x(index: int) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * index / max(1, len(values) - 1)
-
-    def y(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
-
-    body = [_y_axis(low, high, y), _x_axis(first, len(values), x)]
-    piece: list[str] = []
-    for index, value in [*enumerate(values), (len(values), None)]:
-        if value is not None and math.isfinite(value):
-            piece.append(f"{x(index):.1f},{y(value):.1f}")
-            if index < marked or len(values) <= 30:
-                kind = "warm" if index < marked else "dot"
-                body.append(
-                    f'<circle cx="{x(index):.1f}" cy="{y(value):.1f}" r="2" class="{kind}"/>'
-                )
-        elif piece:
-            body.append(f'<polyline points="{" ".join(piece)}" class="line"/>')
-            piece = []
-    body.append(f'<text x="{WIDTH - RIGHT}" y="{TOP - 3}" class="axis end">{escape(unit)}</text>')
-    return _frame(title, "".join(body))
+# Each at least 3 to 1 against white and against the dark page; also told apart by their dashes.
+COLOURS = ("#2f7fc1", "#c8641a", "#2a9060", "#b5509e")
+DASHES = ("-", "--", "-.", ":")
+INK = "#010203"  # becomes the page's own colour of text
+WIDTH = 4.4  # inches: legible on a telephone
+STYLES = [(colour, dash) for dash in DASHES for colour in COLOURS]
+Series = Iterable["tuple[str, int, int, Sequence[float | None]]"]
 
 
-def load_chart(load: Sequence[Sequence[float]], title: str) -> str:
-    """A row of cells for each mixture layer, a cell for each expert, shaded by its share.
-
-    Full shade is twice the even share or more.
-    """
-    experts = max(len(layer) for layer in load)
-    cell = (WIDTH - LEFT - RIGHT) / experts
-    tall = min(22.0, (HEIGHT - TOP - BOTTOM) / len(load))
-    body = []
-    for row, layer in enumerate(load):
-        top = TOP + row * tall
-        at = f'x="{LEFT - 6}" y="{top + tall / 2 + 3:.1f}"'
-        body.append(f'<text {at} class="axis end">layer {row + 1}</text>')
-        for expert, share in enumerate(layer):
-            shade = min(1.0, share * len(layer) / 2)
-            body.append(
-                f'<rect x="{LEFT + expert * cell:.2f}" y="{top:.1f}" width="{cell:.2f}" '
-                f'height="{tall - 2:.1f}" class="cell" fill-opacity="{shade:.3f}">'
-                f"<title>layer {row + 1}, expert {expert + 1}: {100 * share:.1f} %</title></rect>"
-            )
-    bottom = TOP + len(load) * tall + 14
-    body.append(f'<text x="{LEFT}" y="{bottom:.1f}" class="axis">experts 1 to {experts}</text>')
-    return _frame(title, "".join(body))
+def curves(series: Series, unit: str, title: str) -> str:
+    """Lines over iterations, a (label, style, first iteration, values) each; None is a gap."""
+    fig, ax = _axes(2.6)
+    for label, style, first, values in series:
+        colour, dash = STYLES[style % len(STYLES)]
+        finite = [math.nan if value is None else value for value in values]
+        marker = "." if len(values) <= 30 else None
+        places = range(first, first + len(values))
+        ax.plot(places, finite, color=colour, linestyle=dash, marker=marker, label=label)
+    ax.set_xlabel("iteration")
+    ax.set_ylabel(unit)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    plain(ax)
+    ax.legend(frameon=False, fontsize=8)
+    return _svg(fig, title)
 
 
-def _frame(title: str, body: str) -> str:
-    name = escape(title, quote=True)
-    return (
-        f'<figure><figcaption>{name}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{name}">{body}</svg></figure>'
-    )
+def load_map(load: Sequence[Sequence[float]], title: str) -> str:
+    """A row for each mixture layer, a cell for each expert: its share over the even share."""
+    fig, ax = _axes(min(4.0, 1.3 + 0.25 * len(load)))
+    experts = max(map(len, load))
+    cells = [[share * len(layer) for share in layer] for layer in load]
+    cells = [row + [math.nan] * (experts - len(row)) for row in cells]
+    colours = pyplot().get_cmap("viridis", 8)
+    drawn = ax.pcolormesh(cells, cmap=colours, vmin=0, vmax=2, edgecolor="face")
+    for axis, count, name in ((ax.xaxis, experts, "expert"), (ax.yaxis, len(load), "layer")):
+        step = -(-count // 16)
+        axis.set_ticks([at + 0.5 for at in range(0, count, step)], range(1, count + 1, step))
+        axis.set_label_text(name)
+    ax.invert_yaxis()
+    bar = fig.colorbar(drawn, extend="max")
+    bar.set_label("share / even share")
+    return _svg(fig, title)
 
 
-def _y_axis(low: float, high: float, y: Callable[[float], float]) -> str:
-    lines = []
-    for value in (low, (low + high) / 2, high):
-        lines.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
-            f'class="grid"/><text x="{LEFT - 6}" y="{y(value) + 3:.1f}" class="axis end">'
-            f"{value:.4g}</text>"
-        )
-    return "".join(lines)
+def _axes(height: float) -> Any:
+    plt = pyplot()
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    with plt.rc_context(dict.fromkeys(inks, INK)):
+        return plt.subplots(figsize=(WIDTH, height), layout="constrained")
 
 
-def _x_axis(first: int, count: int, x: Callable[[int], float]) -> str:
-    ends = [(0, "start"), (count - 1, "end")] if count > 1 else [(0, "start")]
-    return "".join(
-        f'<text x="{x(index):.1f}" y="{HEIGHT - 8}" class="axis {side}">{first + index}</text>'
-        for index, side in ends
-    )
+def _svg(fig: Any, title: str) -> str:
+    """An ``svg`` element: text as text, ids that no other chart has, no date, no white ground."""
+    plt = pyplot()
+    drawn = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "text.color": INK}):
+        fig.savefig(drawn, format="svg", transparent=True, metadata=nothing)
+    plt.close(fig)
+    text = drawn.getvalue()
+    text = re.sub(r'<g id="[^"]*">', "<g>", text[text.index("<svg") :]).replace(INK, "currentColor")
+    return text.replace("<svg ", '<svg aria-hidden="true" ', 1)

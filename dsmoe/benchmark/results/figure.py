@@ -8,6 +8,7 @@ from typing import Any, Sequence
 
 from dsmoe.benchmark.results.comparison import Point, Reference
 from dsmoe.benchmark.results.record import RunRecord
+from dsmoe.benchmark.results.texts import difference, text_names
 from dsmoe.common.errors import EnvironmentProblem, ResultsError
 from dsmoe.common.files import write_output
 
@@ -81,12 +82,16 @@ def draw_comparison(points: Sequence[Point], reference: Reference) -> Any:
 
 
 def draw_cpu(records: Sequence[RunRecord]) -> Any:
-    """Tokens a second of CPU runs against the number of processes; no TFLOPS, no reference."""
+    """Tokens a second of CPU runs against the number of processes; no TFLOPS, no reference.
+
+    Runs on different text have bars of their own, and the figure says so.
+    """
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(6.4, 3.8))
-    best: dict[tuple[str, int], RunRecord] = {}
-    for record in records:
-        key = (_case_name(record), record.num_devices_per_host * record.num_hosts)
+    best: dict[tuple[str, int, str], RunRecord] = {}
+    texts = text_names(records)
+    for record, text in zip(records, texts):
+        key = (_case_name(record), record.num_devices_per_host * record.num_hosts, text)
         if key not in best or _speed(record) > _speed(best[key]):
             best[key] = record
     names = sorted(best)
@@ -97,10 +102,17 @@ def draw_cpu(records: Sequence[RunRecord]) -> Any:
             continue
         ax.bar(place, speed, 0.6, color="#4f8a5b", edgecolor="#234a2c")
         ax.annotate(f"{speed:,.0f}", (place, speed), ha="center", va="bottom")
-    ax.set_xticks(range(len(names)), [f"{name}\n{count} processes" for name, count in names])
+    note = difference(texts)
+    ticks = [
+        f"{name}\n{count} processes" + (f"\ntext {text}" if note else "")
+        for name, count, text in names
+    ]
+    ax.set_xticks(range(len(names)), ticks)
     ax.set_xlim(-0.7, len(best) - 0.3)
     ax.set_ylabel("tokens/s, all processes")
     ax.set_title("CPU runs (not comparable with the paper's figure)")
+    if note:
+        ax.set_xlabel(f"different texts: {note}")
     ax.margins(y=0.15)
     plain(ax)
     fig.tight_layout()

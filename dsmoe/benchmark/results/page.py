@@ -1,4 +1,4 @@
-"""A results folder as one HTML page.
+"""A results folder as one HTML page, made from report.html.
 
 The page has everything in it: no script, no outside resource, nothing to load.
 """
@@ -6,135 +6,109 @@ The page has everything in it: no script, no outside resource, nothing to load.
 from __future__ import annotations
 
 import time
-from html import escape
 from pathlib import Path
 from typing import Any, Sequence
 
-from dsmoe.benchmark.results.charts import line_chart, load_chart
+from dsmoe.benchmark.results.charts import curves, load_map
 from dsmoe.benchmark.results.comparison import records_file
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.store import some_records
 from dsmoe.benchmark.results.terminal import report_lines
+from dsmoe.benchmark.results.texts import difference, text_names
 from dsmoe.common.errors import ResultsError
 from dsmoe.common.files import write_output
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--soft:#767676;--mark:#1b6ca8;
---bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--ink:#e8e8e8;--paper:#161616;--soft:#9a9a9a;--mark:#6fb4e8;
---bad:#ff8a80}}
-body{font:15px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:2rem auto;
-max-width:68rem;padding:0 1rem}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
-th,td{text-align:left;padding:.25rem .8rem .25rem 0;border-bottom:1px solid #8884;
-vertical-align:top}
-.number{text-align:right}.bad{color:var(--bad)}.charts{display:flex;flex-wrap:wrap;gap:1rem}
-figure{margin:0;flex:1 1 20rem}figcaption{font-weight:600}svg{width:100%;height:auto}
-.line{fill:none;stroke:var(--mark);stroke-width:1.6}.dot,.cell{fill:var(--mark)}
-.cell{stroke:#8888}.warm{fill:var(--soft)}.grid{stroke:#8884}.axis{font-size:10px;fill:var(--soft)}
-.end{text-anchor:end}code{overflow-wrap:anywhere}section{margin-top:2.5rem}
-"""
-COLUMNS = (
-    *("run", "case", "tokens/s", "s/iteration", "predicted", "last loss", "held-out", "ended"),
-)
+TEMPLATE = Path(__file__).with_name("report.html")
+BESIDE = 8  # so many runs stand beside one another, the newest
 
 
 def page(records: Sequence[RunRecord], source: str) -> str:
-    """The whole HTML document for ``records``, newest first."""
-    newest = sorted(enumerate(records, 1), key=lambda pair: -pair[1].time_stamp)
-    head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
-    rows = "".join(_row(number, record) for number, record in newest)
-    sections = "".join(_section(number, record) for number, record in newest)
-    good = sum(record.status == "ok" for record in records)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Benchmark runs: {escape(source)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>Benchmark runs</h1><p>{len(records)} runs in <code>{escape(source)}</code>, {good} "
-        f"finished.</p><div class=wide><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-        f"</table></div>{sections}</body></html>\n"
+    """The whole HTML document for ``records``, newest first; every value in it is escaped."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    runs: list[dict[str, Any]] = [
+        {
+            "number": number,
+            "record": record,
+            "text": text,
+            "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.time_stamp)),
+            "lines": dict(report_lines(record)),
+            "load": Markup(load_map(record.expert_load, f"load {number}"))
+            if any(record.expert_load)
+            else "",
+            "folded": folded(record),
+        }
+        for number, (record, text) in enumerate(zip(records, text_names(records)), 1)
+    ]
+    runs.sort(key=lambda run: -run["record"].time_stamp)
+    beside = runs[:BESIDE]
+    charts = [(title, Markup(svg)) for title, svg in overlaid(beside)]
+    made = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return made.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        source=source,
+        runs=runs,
+        beside=beside,
+        differ=settings_that_differ([run["record"] for run in beside]),
+        note=difference([run["text"] for run in runs]),
+        texts={run["text"]: run["record"].data for run in runs},
+        charts=charts,
+        good=sum(record.status == "ok" for record in records),
     )
 
 
-def _row(number: int, record: RunRecord) -> str:
-    lines = dict(report_lines(record))
-    cells = [
-        f'<a href="#run-{number}">{number}</a>',
-        escape(lines["case"]),
-        escape(lines.get("tokens/s", "")),
-        f"{record.median_seconds:.4g}" if record.median_seconds else "",
-        f"{record.predicted['seconds']:.4g}" if record.predicted else "",
-        escape(lines.get("last loss", "")),
-        escape(lines.get("held-out loss", "")),
-        "ok" if record.status == "ok" else f"<span class=bad>{escape(record.reason or '')}</span>",
-    ]
-    right = " class=number"
-    kinds = ["", "", *[right] * 5, ""]
-    return "<tr>" + "".join(f"<td{k}>{c}</td>" for k, c in zip(kinds, cells)) + "</tr>"
-
-
-def _section(number: int, record: RunRecord) -> str:
-    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.time_stamp))
-    return (
-        f'<section id="run-{number}"><h2>Run {number}: {escape(report_lines(record)[0][1])}</h2>'
-        f"<p>{when}</p>{_table(report_lines(record)[1:])}"
-        f"<div class=charts>{''.join(_charts(record))}</div>{_parts(record)}"
-        f"<h3>Environment</h3>{_table(environment(record))}"
-        f"<details><summary>Case</summary>{_table(flat(record.case))}</details>"
-        f"<details><summary>DeepSpeed configuration</summary>"
-        f"{_table(flat(record.deepspeed_config))}</details></section>"
-    )
-
-
-def _parts(record: RunRecord) -> str:
-    """Where the predicted time goes."""
-    parts = record.predicted.get("parts")
-    if not isinstance(parts, dict):
-        return ""
-    rows = [
-        (str(name), f"{one.get('exposed', 0):.4g} s, {one.get('hidden', 0):.4g} s hidden")
-        for name, one in parts.items()
-        if isinstance(one, dict) and (one.get("exposed") or one.get("hidden"))
-    ]
-    return f"<details><summary>Predicted time by part</summary>{_table(rows)}</details>"
-
-
-def _charts(record: RunRecord) -> list[str]:
+def overlaid(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(title, svg): the curves of loss, those of each text apart, and of iteration times."""
     charts = []
-    warm = len(record.warmup_seconds)
-    if record.losses:
-        charts.append(
-            line_chart(record.losses, "Training loss (grey: warm-up)", "nats", marked=warm)
-        )
-    if record.step_seconds:
-        # Without the warm-up: the first iteration is often a hundred times as long.
-        charts.append(line_chart(record.step_seconds, "Measured iterations", "s", first=warm + 1))
-    if any(record.expert_load):
-        charts.append(load_chart(record.expert_load, "Expert load: share of first choices"))
+    texts = sorted({run["text"] for run in runs})
+    named = [(f"run {run['number']}", style, run) for style, run in enumerate(runs)]
+    for text in texts:
+        title = "Training loss" + (f", text {text}" if len(texts) > 1 else "")
+        series = [
+            (label, style, 1, run["record"].losses)
+            for label, style, run in named
+            if run["text"] == text and any(v is not None for v in run["record"].losses)
+        ]
+        if series:
+            charts.append((title, curves(series, "nats a token", title)))
+    # Without the warm-up: the first iteration is often a hundred times as long.
+    times = [
+        (label, style, len(run["record"].warmup_seconds) + 1, run["record"].step_seconds)
+        for label, style, run in named
+        if run["record"].step_seconds
+    ]
+    if times:
+        charts.append(("Measured iterations", curves(times, "seconds", "times")))
     return charts
 
 
-def environment(record: RunRecord) -> list[tuple[str, str]]:
-    """What the run ran on: (what, value)."""
-    trees = {
-        **{f"base tree {name}": tree for name, tree in record.base_tree.items()},
-        **{f"patched tree {name}": tree for name, tree in record.result_tree.items()},
-    }
+def settings_that_differ(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each record) where the values are not all the same."""
+    flats = []
+    for record in records:
+        machine = {"instance": record.instance, **record.hardware, **record.versions}
+        flats.append({**dict(flat(record.case)), **dict(flat(machine))})
+    names = dict.fromkeys(name for one in flats for name in one)
+    rows = [(name, [one.get(name, "") for one in flats]) for name in names]
+    return [row for row in rows if len(set(row[1])) > 1]
+
+
+def folded(record: RunRecord) -> dict[str, list[tuple[str, str]]]:
+    """What a reader rarely asks for: (name, value) pairs below a title each."""
     text = {f"text {name}": record.data[name] for name in sorted(record.data)}
-    return [
-        (name, str(value))
-        for name, value in {
-            **record.versions,
-            "warm-up": ", ".join(f"{seconds:.3g} s" for seconds in record.warmup_seconds) or "none",
-            "device": record.device,
-            **record.hardware,
-            **trees,
-            **text,
-            "folder": record.run_folder,
-        }.items()
-    ]
+    warmup = ", ".join(f"{seconds:.3g} s" for seconds in record.warmup_seconds)
+    machine = {**record.versions, "device": record.device, **record.hardware}
+    trees = {"base tree": record.base_tree, "patched tree": record.result_tree}
+    parts = record.predicted.get("parts")
+    return {
+        **({"Predicted time by part, seconds": flat(parts)} if isinstance(parts, dict) else {}),
+        "Environment": flat({**machine, "warm-up": warmup or "none", "folder": record.run_folder}),
+        "Text and hashes": flat({**text, **trees}),
+        "Case": flat(record.case),
+        "DeepSpeed configuration": flat(record.deepspeed_config),
+    }
 
 
 def flat(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
@@ -146,14 +120,6 @@ def flat(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
         else:
             pairs.append((f"{before}{name}", str(value)))
     return pairs
-
-
-def _table(pairs: Sequence[tuple[str, str]]) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th><td><code>{escape(value)}</code></td></tr>"
-        for name, value in pairs
-    )
-    return f"<table><tbody>{rows}</tbody></table>"
 
 
 def write_page(results: Path, output: Path) -> None:

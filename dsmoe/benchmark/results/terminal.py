@@ -14,9 +14,11 @@ def report_lines(record: RunRecord) -> list[tuple[str, str]]:
     """(what, figure with its unit) for each line of the table, in ASCII."""
     case = record.case
     model = case.get("model", {}).get("name", record.model_name)
+    suite = case.get("suite", "?")
+    name = model if model == suite else f"{suite} {model}"
     devices = record.num_hosts * record.num_devices_per_host
     lines = [
-        ("case", f"{case.get('suite', '?')} {model} on {devices} x {record.instance}"),
+        ("case", f"{name} on {devices} x {record.instance}"),
         ("parameters", f"{record.parameter_count:,}"),
     ]
     if record.status == "failed":

@@ -9,8 +9,9 @@ from typing import Any
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.data import corpus
+from dsmoe.benchmark.data.batches import WindowSampler
 from dsmoe.benchmark.data.indexed_dataset import is_pair
-from dsmoe.benchmark.data.sources import survey
+from dsmoe.benchmark.data.sources import in_words
 from dsmoe.benchmark.data.tokenizer import check_vocabulary, load_tokenizer
 from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.predict.choose import prediction_here
@@ -37,16 +38,18 @@ from dsmoe.common.interrupts import Interrupted, StopSignals
 def prepare_text(request: Request, case: Case) -> corpus.Corpus:
     """The text of a run, checked against the model before anything starts.
 
-    What was left out is printed; a tokenizer that does not fit is refused before it is used.
+    What was left out is printed; a tokenizer that does not fit is refused before it is used, and
+    a text too short for one iteration before a process starts. Raises DataError.
     """
     paths, tokenizer = request.text.paths, request.text.tokenizer
     if not is_pair(paths):
         size = load_tokenizer(tokenizer).vocab_size
         check_vocabulary(size - 1, case.model.vocab_size, tokenizer or "bytes")
-        if paths:
-            print(f"  {survey(paths, request.text.cap).in_words()}", flush=True)
     text = corpus.prepare(request.cache, **request.text.options())
     text.check_vocabulary(case.model.vocab_size)
+    if paths and not is_pair(paths):
+        print(f"  {in_words(text.info.documents, text.info.left_out)}", flush=True)
+    WindowSampler(text.train, case.model.sequence_length, case.global_batch_size)
     return text
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.data.sources import TEXT_FIELD
 from dsmoe.benchmark.launchers.deepspeed_runner import LOCAL
 from dsmoe.benchmark.launchers.interface import Launcher
 from dsmoe.benchmark.preflight.machine import Machine
@@ -23,24 +24,26 @@ TIME_OUT_SECONDS = 600.0
 @dataclass(frozen=True)
 class Text:
     """What is trained on: files, folders and globs (none: the standard library), a tokenizer file
-    (None: bytes), and the most bytes that are read (None: all)."""
+    (None: bytes), the most bytes that are read (None: all), and the field of lines of JSON."""
 
     paths: tuple[str, ...] = ()
     tokenizer: str | None = None
     cap: int | None = None
+    field: str = TEXT_FIELD
 
     @staticmethod
-    def of(paths: list[str], tokenizer: str | None) -> Text:
+    def of(paths: list[str], tokenizer: str | None, field: str = TEXT_FIELD) -> Text:
         """The text of two options, with absolute paths."""
         return Text(
             tuple(str(Path(p).expanduser().absolute()) for p in paths),
             str(Path(tokenizer).expanduser().absolute()) if tokenizer else None,
             None if paths else DEFAULT_TEXT_CAP,
+            field,
         )
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of ``corpus.prepare``, as plain data."""
-        return {"paths": list(self.paths), "tokenizer": self.tokenizer, "cap": self.cap}
+        return {**vars(self), "paths": list(self.paths)}
 
 
 @dataclass(frozen=True)

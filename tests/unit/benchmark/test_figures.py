@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,13 +13,17 @@ from support.records import failure, record
 
 from dsmoe import cli
 from dsmoe.benchmark.cases.suites import find_case
+from dsmoe.benchmark.results.charts import curves
 from dsmoe.benchmark.results.comparison import compare, load_reference, table_lines
 from dsmoe.benchmark.results.figure import (
     DSMOE_STYLE,
     PUBLISHED_STYLE,
     REFERENCE_STYLE,
     draw_comparison,
+    draw_cpu,
 )
+from dsmoe.benchmark.results.page import page as page_of
+from dsmoe.benchmark.results.page import settings_that_differ
 from dsmoe.benchmark.results.record import measured
 from dsmoe.benchmark.results.rows import read_rows, row_of
 from dsmoe.benchmark.results.store import RECORDS, append, read_records
@@ -119,6 +125,7 @@ class Page(HTMLParser):
         self.loads: list[str] = []
         self.tags: list[str] = []
         self.texts: list[str] = []
+        self.names: set[str] = set()
         self.feed(text)
         self.close()
         assert self.open == []
@@ -126,12 +133,14 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         values = dict(attrs)
+        self.names |= set(values)
         self.loads += [v or "" for k, v in values.items() if k in ("src", "href", "xlink:href")]
         if tag not in self.VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -141,20 +150,72 @@ class Page(HTMLParser):
 
 
 def test_the_report_is_one_page_that_loads_nothing(folder: Path) -> None:
+    pytest.importorskip("matplotlib")
     evil = "<script>alert(1)</script> & \"'"
     append(folder, failure(evil, "artifact", 1))
+    text = {"content": evil, "tokenizer": evil}
+    append(folder, record(hardware={evil: evil}, data=text, time_stamp=2e9))
     records = read_records(folder / RECORDS)
     assert cli.main(["report", str(folder), "--output", str(folder / "r.html")]) == 0
     text = (folder / "r.html").read_text(encoding="utf-8")
     page = Page(text)
     assert "script" not in page.tags and "img" not in page.tags and evil in page.texts
-    assert all(link.startswith("#run-") for link in page.loads)
-    assert "url(" not in text and "@import" not in text and "default-src 'none'" in text
-    # A loss, a time and a load chart for each run that has them, and all cells of the load.
-    drawn = sum(bool(r.losses) + bool(r.step_seconds) + any(r.expert_load) for r in records)
-    assert page.tags.count("svg") == drawn > 0
-    cells = sum(len(layer) for r in records for layer in r.expert_load)
-    assert page.tags.count("rect") == cells
-    # NaN (null) in a loss curve is a gap, not a point: two single points remain.
-    first = text[text.index('id="run-1"') : text.index("</svg>", text.index('id="run-1"'))]
-    assert first.count("<circle") == 2 and first.count("<polyline") == 2
+    assert all(re.match("#(run-)?[0-9a-zA-Z]+$", link) for link in page.loads)
+    assert "url(http" not in text and "@import" not in text and "default-src 'none'" in text
+    # losses of the newest runs by text, their times, and a map of load for each run that has one
+    assert page.tags.count("svg") == 2 + 1 + sum(any(r.expert_load) for r in records)
+    assert "<th>" not in text and {"scope"} <= page.names
+    assert re.search(r'role="note">.*Different texts.*A, unknown', text)
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_text_is_no_note_and_settings_that_differ_are_shown(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    text = {"content": "c" * 64, "tokenizer": "bytes"}
+    for gpus, torch in ((1, "2.8"), (2, "2.13")):
+        append(tmp_path, record(gpus=gpus, data=text, versions={"python": "3", "torch": torch}))
+    records = read_records(tmp_path / RECORDS)
+    assert "Different texts" not in page_of(records, "here")
+    differ = dict(settings_that_differ(records))
+    assert differ["torch"] == ["2.8", "2.13"] and differ["parallel.processes"] == ["1", "2"]
+    assert "python" not in differ
+
+
+def test_a_value_that_is_not_finite_is_a_gap_in_the_curve() -> None:
+    pytest.importorskip("matplotlib")
+    drawn = curves([("run 1", 0, 1, [5.0, None, 4.5, 4.25])], "nats", "loss")
+    [line] = re.findall(r'd="([^"]*)"[^>]*stroke: #2f7fc1[^>]*stroke-linecap: square', drawn)[:1]
+    assert line.count("M") == 2 and line.count("L") == 1
+    assert "iteration" in drawn and "nats" in drawn and "run 1" in drawn
+
+
+def test_cpu_runs_on_different_text_have_bars_of_their_own() -> None:
+    pytest.importorskip("matplotlib")
+    runs = [record(data={"content": c, "tokenizer": "bytes"}) for c in "aab"]
+    [ax] = draw_cpu(runs).axes
+    assert len(ax.patches) == 2 and "texts A, B" in ax.get_xlabel()
+    assert [tick.get_text().split("\n")[-1] for tick in ax.get_xticklabels()] == [
+        "text A",
+        "text B",
+    ]
+    [ax] = draw_cpu(runs[:2]).axes
+    assert len(ax.patches) == 1 and not ax.get_xlabel()
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium (Debian: chromium)")
+def test_the_report_fits_a_telephone(folder: Path, tmp_path: Path) -> None:
+    """In 390 pixels the page itself does not scroll sideways; only its wide tables do."""
+    pytest.importorskip("matplotlib")
+    text = page_of(read_records(folder / RECORDS), str(folder))
+    asked = "document.title=document.documentElement.scrollWidth+' of '+innerWidth"
+    text = re.sub(r"<meta http-equiv[^>]*>", "", text)  # which forbids this script
+    frame = tmp_path / "page.html"
+    frame.write_text(text.replace("</body>", f"<script>{asked}</script></body>"))
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,900", "--dump-dom")
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    done = subprocess.run(
+        ["chromium", *options, profile, frame.as_uri()], capture_output=True, text=True, timeout=90
+    )
+    [(wide, inner)] = re.findall(r"<title>(\d+) of (\d+)</title>", done.stdout)
+    assert int(wide) <= int(inner) <= 500

@@ -336,7 +336,7 @@ def test_the_table_is_plain_ascii_away_from_a_terminal() -> None:
     assert text.isascii() and "\x1b" not in text
     for part in ("819", "2.5 median of 3, spread 80.0 %", "(useful)", "(artifact)", "4.2500"):
         assert part in text
-    last = ("smoke smoke on 2 x cpu", "products cublaslt, exchange nccl")
+    last = ("smoke on 2 x cpu", "products cublaslt, exchange nccl")
     for part in ("held-out loss", "4.5000", "3.00 GiB", *last):
         assert part in text
     out = io.StringIO()

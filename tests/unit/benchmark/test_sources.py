@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsmoe.benchmark.data.sources import find_sources, survey
+from dsmoe.benchmark.data.sources import find_sources, in_words, survey
 from dsmoe.benchmark.data.tokenizer import json_file
 from dsmoe.common.errors import DataError
 
@@ -20,7 +20,7 @@ def test_what_is_no_text_is_counted_and_left_out(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     found = survey([str(tmp_path)])
     assert [source.name for source in found.sources] == ["good.txt"]
-    assert found.in_words() == (
+    assert in_words(len(found.sources), found.left_out) == (
         "1 document; left out: 1 binary file, 1 dangling link, 1 empty file, 1 no regular file"
     )
 
