@@ -70,4 +70,5 @@ def _svg(fig: Any, title: str) -> str:
     plt.close(fig)
     text = drawn.getvalue()
     text = re.sub(r'<g id="[^"]*">', "<g>", text[text.index("<svg") :]).replace(INK, "currentColor")
+    text = re.sub(r'((?<= )id="|href="#|url\(#)', rf"\1{re.sub('[^A-Za-z0-9]', '', title)}", text)
     return text.replace("<svg ", '<svg aria-hidden="true" ', 1)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
+import time
+from datetime import timedelta
+from typing import Sequence
+
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.choice import in_words
 from dsmoe.benchmark.plan.between_hosts import exchange_warning
 from dsmoe.benchmark.preflight import local
 from dsmoe.benchmark.preflight.hosts import refuse_unfit
+from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.store import RECORDS, ROWS
-from dsmoe.benchmark.results.terminal import print_report
+from dsmoe.benchmark.results.terminal import print_report, report_lines
 from dsmoe.benchmark.run import patched_deepspeed, resume
 from dsmoe.benchmark.run.layout import Layout
 from dsmoe.benchmark.run.one_case import prepare_text, run_case
 from dsmoe.benchmark.run.request import Request
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.places import import_root
+from dsmoe.common.tables import columns
 from dsmoe.hosts.host import Host
 
 FINISHED, RUN_FAILED = 0, 1
@@ -29,7 +36,16 @@ def run_cases(request: Request, stop: StopSignals) -> int:
     trees = patched_deepspeed.trees(request.checkout)
     layouts = [layout for _, layout in request.cases]
     check_layout(max(layouts, key=lambda layout: layout.hosts), request)
-    return max(_run(case, layout, request, trees, stop) for case, layout in request.cases)
+    begin = time.monotonic()
+    records = [_run(case, layout, request, trees, stop) for case, layout in request.cases]
+    print()
+    if len(records) > 1:
+        print("\n".join(table_of(records)))
+        print(f"\nin all: {timedelta(seconds=round(time.monotonic() - begin))}")
+    output = shlex.quote(str(request.output))
+    figure = " --cpu" if request.machine.device == "cpu" else ""
+    print(f"see the results: dsmoe report {output}, or dsmoe plot {output}{figure}")
+    return FINISHED if all(record.status == "ok" for record in records) else RUN_FAILED
 
 
 def check_layout(layout: Layout, request: Request) -> None:
@@ -54,7 +70,7 @@ def _run(
     request: Request,
     trees: patched_deepspeed.Trees,
     stop: StopSignals,
-) -> int:
+) -> RunRecord:
     step(f"text: {', '.join(request.text.paths) or 'the Python standard library'}")
     content = prepare_text(request, case).info
     print(f"  {content.train_tokens:,} tokens to train on, {content.held_out_tokens:,} held out")
@@ -63,7 +79,7 @@ def _run(
         record = resume.finished(request.output, case, request.machine.device, trees, content)
         if record is not None:
             step(f"finished already, skipped: {words} ({request.output / record.run_folder})")
-            return FINISHED
+            return record
     warning = exchange_warning(case, layout.devices, request.machine.device, request.checkout)
     if warning:
         print(f"  warning: {warning}", flush=True)
@@ -74,7 +90,26 @@ def _run(
     print(f"\nrow in {request.output / ROWS}, record in {request.output / RECORDS}")
     if request.machine.device == "cpu":
         print("a CPU run: marked smoke-cpu, so that it never passes for a case of the paper")
-    return FINISHED if record.status == "ok" else RUN_FAILED
+    return record
+
+
+def table_of(records: Sequence[RunRecord]) -> list[str]:
+    """A line for each run, of at most 80 columns: the reason why one failed is in its own table."""
+    lines = [("case", "devices", "tokens/s", "s/iteration", "last loss", "held-out", "ended")]
+    for record in records:
+        figures = dict(report_lines(record))
+        lines.append(
+            (
+                str(record.case["model"]["name"]),
+                str(record.num_hosts * record.num_devices_per_host),
+                figures.get("tokens/s", "-"),
+                f"{record.median_seconds:.4g}" if record.median_seconds else "-",
+                figures.get("last loss", "-"),
+                figures.get("held-out loss", "-"),
+                record.status,
+            )
+        )
+    return columns(lines)
 
 
 def step(words: str) -> None:

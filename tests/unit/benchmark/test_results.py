@@ -358,3 +358,13 @@ def test_the_table_in_a_terminal_keeps_brackets() -> None:
     with Progress(2, 100, out) as progress:
         progress.note("products are slow [b]")
     assert "note: products are slow [b]" in out.getvalue()
+
+
+def test_the_closing_table_of_all_cases_fits_a_terminal() -> None:
+    from dsmoe.benchmark.run.every_case import table_of
+
+    head, *lines = table_of([record("artifact", 8, "cuda"), failure("killed", "artifact", 4)])
+    assert head.split()[:3] == ["case", "devices", "tokens/s"] and head.endswith("ended")
+    assert lines[0].split()[:2] == ["2.4B", "8"] and lines[0].split()[-1] == "ok"
+    assert lines[1].split() == ["1.3B", "4", "-", "-", "-", "-", "failed"]
+    assert max(map(len, [head, *lines])) <= 80
