@@ -11,7 +11,7 @@ from dsmoe.common.errors import ResultsError
 from dsmoe.common.files import write_atomically
 from dsmoe.defects.against import FAILED, FIXED, LIVES, NONE
 from dsmoe.defects.listing import HERE, Proof, patches, proofs
-from dsmoe.defects.unproved import UNPROVED
+from dsmoe.defects.unproved import UNPROVED, UNTRIED
 
 FILE = HERE / "releases.json"
 PAGE = "docs/reference/defects-by-release.md"
@@ -63,8 +63,10 @@ def since(releases: dict[str, dict[str, Any]], proof: Proof) -> str:
         return f"lives in {known[-1]}"
     earlier = [name for name in lives if order(name) < order(known[-1])]
     after = [name for name in known if not earlier or order(name) > order(earlier[-1])]
-    word = "not applicable since" if states[after[0]] == NONE else "fixed since"
-    return f"{word} {after[0]}" + (f" (lives in {earlier[-1]})" if earlier else " or earlier")
+    word = "not applicable" if states[after[0]] == NONE else "fixed"
+    if earlier:  # releases between the two were not tried
+        return f"{word} between {earlier[-1]} and {after[0]}"
+    return f"{word} since {after[0]} or earlier"
 
 
 def page(releases: dict[str, dict[str, Any]]) -> str:
@@ -113,6 +115,8 @@ def page(releases: dict[str, dict[str, Any]]) -> str:
         if it.get("state") == FAILED
     ]
     lines += failed or ["Every proof gave an answer."]
+    lines += ["", "## Releases without a full record", "", "| release | why |", "| --- | --- |"]
+    lines += [f"| {release} | {why} |" for release, why in UNTRIED.items()]
     lines += ["", "## Without a proof", "", "| # | what is right | why |", "| --- | --- | --- |"]
     lines += [f"| {number} | {title} | {why} |" for number, (title, why) in UNPROVED.items()]
     return "\n".join([*lines, ""])
