@@ -26,6 +26,7 @@ LICENCES = {
     "rich": ("MIT", "progress and tables"),
     "matplotlib": ("Matplotlib licence, based on PSF-2.0", "figures"),
     "safetensors": ("Apache-2.0", "exported models"),
+    "jinja2": ("BSD-3-Clause", "the HTML report"),
     "hjson": ("MIT", "imported by DeepSpeed"),
     "packaging": ("Apache-2.0 OR BSD-2-Clause", "imported by DeepSpeed"),
     "psutil": ("BSD-3-Clause", "processes of a run; imported by DeepSpeed"),

@@ -71,4 +71,5 @@ def _svg(fig: Any, title: str) -> str:
     text = drawn.getvalue()
     text = re.sub(r'<g id="[^"]*">', "<g>", text[text.index("<svg") :]).replace(INK, "currentColor")
     text = re.sub(r'((?<= )id="|href="#|url\(#)', rf"\1{re.sub('[^A-Za-z0-9]', '', title)}", text)
+    text = text.replace("#000000", "currentColor")  # of legend and colour scale
     return text.replace("<svg ", '<svg aria-hidden="true" ', 1)

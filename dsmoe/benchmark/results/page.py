@@ -25,7 +25,6 @@ BESIDE = 8  # so many runs stand beside one another, the newest
 def page(records: Sequence[RunRecord], source: str) -> str:
     """The whole HTML document for ``records``, newest first; every value in it is escaped."""
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
 
     runs: list[dict[str, Any]] = [
         {
@@ -34,7 +33,7 @@ def page(records: Sequence[RunRecord], source: str) -> str:
             "text": text,
             "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.time_stamp)),
             "lines": dict(report_lines(record)),
-            "load": Markup(load_map(record.expert_load, f"load {number}"))
+            "load": load_map(record.expert_load, f"load {number}")
             if any(record.expert_load)
             else "",
             "folded": folded(record),
@@ -43,7 +42,7 @@ def page(records: Sequence[RunRecord], source: str) -> str:
     ]
     runs.sort(key=lambda run: -run["record"].time_stamp)
     beside = runs[:BESIDE]
-    charts = [(title, Markup(svg)) for title, svg in overlaid(beside)]
+    charts = overlaid(beside)
     made = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
