@@ -1,4 +1,4 @@
-"""After load_module_state_dict under ZeRO the first step brings the old weights back."""
+"""After load_module_state_dict under ZeRO the first step uses the old weights."""
 
 import os
 import sys

@@ -64,6 +64,8 @@ def since(releases: dict[str, dict[str, Any]], proof: Proof) -> str:
     earlier = [name for name in lives if order(name) < order(known[-1])]
     after = [name for name in known if not earlier or order(name) > order(earlier[-1])]
     word = "not applicable" if states[after[0]] == NONE else "fixed"
+    if earlier and word != "fixed":
+        return f"{word} since {after[0]} (lives in {earlier[-1]})"
     if earlier:  # releases between the two were not tried
         return f"{word} between {earlier[-1]} and {after[0]}"
     return f"{word} since {after[0]} or earlier"

@@ -25,6 +25,8 @@ def observe(tools, phase):
     try:
         tools.start(model, {"gradient_cliping": 0.5}, optimizer)
     except Exception as error:
+        if "initialize CUDA" in str(error):  # no GPU here: nothing to do with the key
+            raise
         said.append(str(error))
     return [text[:150] for text in said if "gradient_cliping" in text]
 
