@@ -100,14 +100,24 @@ def folded(record: RunRecord) -> dict[str, list[tuple[str, str]]]:
     warmup = ", ".join(f"{seconds:.3g} s" for seconds in record.warmup_seconds)
     machine = {**record.versions, "device": record.device, **record.hardware}
     trees = {"base tree": record.base_tree, "patched tree": record.result_tree}
-    parts = record.predicted.get("parts")
     return {
-        **({"Predicted time by part, seconds": flat(parts)} if isinstance(parts, dict) else {}),
+        **({"Predicted time by part": predicted_parts(record)} if record.predicted else {}),
         "Environment": flat({**machine, "warm-up": warmup or "none", "folder": record.run_folder}),
         "Text and hashes": flat({**text, **trees}),
         "Case": flat(record.case),
         "DeepSpeed configuration": flat(record.deepspeed_config),
     }
+
+
+def predicted_parts(record: RunRecord) -> list[tuple[str, str]]:
+    """Where the predicted time goes; parts that take none, or hold no number, are left out."""
+    parts = record.predicted.get("parts")
+    found = []
+    for name, one in parts.items() if isinstance(parts, dict) else ():
+        pair = [one.get(key) for key in ("exposed", "hidden")] if isinstance(one, dict) else []
+        if any(pair) and all(isinstance(seconds, float) for seconds in pair):
+            found.append((str(name), f"{pair[0]:.4g} s, {pair[1]:.4g} s hidden"))
+    return found
 
 
 def flat(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:

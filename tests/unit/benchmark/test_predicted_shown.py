@@ -31,7 +31,7 @@ def test_the_table_and_the_page_show_the_error() -> None:
     words = dict(report_lines(record))["predicted seconds"]
     assert words.endswith("at the rates of box, +25.0 % against the median")
     html = page([record, ok_record()], "results")
-    assert f"<td class=number>{record.predicted['seconds']:.4g}</td>" in html
+    assert f'<td class="n">{record.predicted["seconds"]:.4g}</td>' in html
     assert "0.75 s, 0 s hidden" in html
     assert "predicted seconds" not in dict(report_lines(ok_record()))
 
