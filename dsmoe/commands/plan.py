@@ -96,8 +96,8 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
     from dsmoe.benchmark.cases.choice import case_of_model, chosen_cases
     from dsmoe.benchmark.cases.placement import HOST_DEVICES, exchanged_share
     from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
-    from dsmoe.benchmark.predict.choose import cluster_for
-    from dsmoe.benchmark.predict.cluster import load_cluster
+    from dsmoe.benchmark.predict.rates.choose import cluster_for
+    from dsmoe.benchmark.predict.rates.cluster import load_cluster
     from dsmoe.benchmark.predict.stages import predict_case
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.run import patched_deepspeed

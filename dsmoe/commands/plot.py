@@ -97,8 +97,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _predicted(options: argparse.Namespace) -> Any:
     """Print the table of the predicted figure; the figure."""
-    from dsmoe.benchmark.predict.cluster import load_cluster
     from dsmoe.benchmark.predict.paper import paper_points
+    from dsmoe.benchmark.predict.rates.cluster import load_cluster
     from dsmoe.benchmark.results.comparison import compare, load_reference, load_rows
     from dsmoe.benchmark.results.predicted import draw_predicted, predicted_lines
 

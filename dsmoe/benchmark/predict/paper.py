@@ -9,7 +9,7 @@ from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.flops import FORMULAS, TERA
 from dsmoe.benchmark.cases.published import published
 from dsmoe.benchmark.cases.suites import SUITES
-from dsmoe.benchmark.predict.cluster import Cluster
+from dsmoe.benchmark.predict.rates.cluster import Cluster
 from dsmoe.benchmark.predict.stages import predict_pipeline, stage_case
 from dsmoe.benchmark.predict.time import predict
 

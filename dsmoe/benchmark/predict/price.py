@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Iterable, Mapping
 
-from dsmoe.benchmark.predict.cluster import Cluster
+from dsmoe.benchmark.predict.rates.cluster import Cluster
 from dsmoe.benchmark.predict.traffic import Sent
 from dsmoe.benchmark.predict.work import Work
 

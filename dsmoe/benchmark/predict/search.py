@@ -8,8 +8,8 @@ from typing import Iterator
 
 from dsmoe.benchmark.cases.case import Case, Parallel
 from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
-from dsmoe.benchmark.predict.cluster import Cluster
 from dsmoe.benchmark.predict.memory import peak_bytes
+from dsmoe.benchmark.predict.rates.cluster import Cluster
 from dsmoe.benchmark.predict.stages import predict_pipeline, stage_case
 from dsmoe.benchmark.predict.time import Prediction
 from dsmoe.benchmark.predict.work import PARTS

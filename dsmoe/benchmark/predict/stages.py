@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dsmoe.benchmark.cases.case import Case
-from dsmoe.benchmark.predict.cluster import Cluster
 from dsmoe.benchmark.predict.price import Prices
+from dsmoe.benchmark.predict.rates.cluster import Cluster
 from dsmoe.benchmark.predict.time import Prediction, predict
 from dsmoe.benchmark.predict.traffic import Sent
 from dsmoe.benchmark.predict.work import sizes_of

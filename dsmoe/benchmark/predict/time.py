@@ -8,9 +8,9 @@ from typing import Any
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.flops import tflops
 from dsmoe.benchmark.predict import compiled, eager
-from dsmoe.benchmark.predict.cluster import Cluster
 from dsmoe.benchmark.predict.parameters import held
 from dsmoe.benchmark.predict.price import Prices
+from dsmoe.benchmark.predict.rates.cluster import Cluster
 from dsmoe.benchmark.predict.traffic import Sent, bucket_elements, exchange, gather, reduction
 from dsmoe.benchmark.predict.work import BYTES, PARTS, Pass, Work, sizes_of
 

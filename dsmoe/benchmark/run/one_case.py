@@ -14,7 +14,7 @@ from dsmoe.benchmark.data.indexed_dataset import is_pair
 from dsmoe.benchmark.data.sources import in_words
 from dsmoe.benchmark.data.tokenizer import check_vocabulary, load_tokenizer
 from dsmoe.benchmark.launchers.job import Job
-from dsmoe.benchmark.predict.choose import prediction_here
+from dsmoe.benchmark.predict.rates.choose import prediction_here
 from dsmoe.benchmark.results.record import RunRecord, failed, finite_or_none, labels, measured
 from dsmoe.benchmark.results.store import append, reserved
 from dsmoe.benchmark.run import launch

@@ -13,10 +13,10 @@ import pytest
 from dsmoe.benchmark.cases.case import Parallel
 from dsmoe.benchmark.cases.choice import Changes, case_of_model
 from dsmoe.benchmark.cases.suites import find_case
-from dsmoe.benchmark.predict import choose
-from dsmoe.benchmark.predict.cluster import FOLDER, load_cluster, parse
-from dsmoe.benchmark.predict.measured import cluster_of
 from dsmoe.benchmark.predict.memory import peak_bytes
+from dsmoe.benchmark.predict.rates import choose
+from dsmoe.benchmark.predict.rates.cluster import FOLDER, load_cluster, parse
+from dsmoe.benchmark.predict.rates.measured import cluster_of
 from dsmoe.benchmark.predict.search import USABLE, explanation, search, search_lines
 from dsmoe.benchmark.predict.stages import predict_case, predict_pipeline, stage_case
 from dsmoe.benchmark.predict.time import predict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Iterable, Mapping
 
-from dsmoe.benchmark.predict.cluster import RATES, SCHEMA
+from dsmoe.benchmark.predict.rates.cluster import RATES, SCHEMA
 from dsmoe.benchmark.predict.work import ATTENTION_SIZE
 
 Row = Mapping[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dsmoe.benchmark.predict.cluster import Cluster, load_cluster, names
+from dsmoe.benchmark.predict.rates.cluster import Cluster, load_cluster, names
 from dsmoe.common.errors import UsageError
 from dsmoe.common.places import work_folder
 
