@@ -17,11 +17,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # What ``python -c`` runs on another host, where DeepSpeed may lie elsewhere: this file of there.
-# One line, since a login shell reads it.
+# One line, since a login shell reads it. ssh and pdsh print it when they fail, so it must not hold
+# the beginning of a message as one piece: whoever looks for messages would find it there.
 ELSEWHERE = (
     "import importlib.util, runpy, sys; "
-    'found = importlib.util.find_spec("deepspeed") or sys.exit("deepspeed: error: found no package '
-    'deepspeed on this host; expected that of the first host, on PYTHONPATH or installed"); '
+    'found = importlib.util.find_spec("deepspeed") or sys.exit("deepspeed" ": error: found no '
+    "package deepspeed on this host; expected that of the first host, on PYTHONPATH or "
+    'installed"); '
     'runpy.run_path(found.submodule_search_locations[0] + "/launcher/lean.py", run_name="__main__")'
 )
 # The format of deepspeed/utils/logging.py.

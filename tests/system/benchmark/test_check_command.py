@@ -93,7 +93,8 @@ def test_a_run_asks_its_hosts_first(
     suite = ["--suite", "smoke"] if processes == "2" else []
     options = ["--hostfile", str(hosts), "--output", str(output), *suite]
     assert dsmoe("run", processes, *options) == 8
-    [line] = capsys.readouterr().err.splitlines()
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert all(re.match("== asking [abc], the first host$", said) for said in progress)
     assert re.match(f"error: {expected}", line) and "dsmoe check --hostfile" in line
     assert not output.exists()
 
