@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 
 from dsmoe.commands import options as shared
@@ -61,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
         output.parent.mkdir(parents=True, exist_ok=True)
     try:
         refuse_output(output)
+        if not output.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "its folder does not exist")
     except OSError as error:
         raise ResultsError(
             f"--output {output}: found that it cannot be written ({error.strerror}); expected the "

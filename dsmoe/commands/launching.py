@@ -50,10 +50,15 @@ def add_print_sbatch(group: argparse._ActionsContainer) -> None:
 
 def print_sbatch(command: str, options: argparse.Namespace) -> int:
     """Print the batch script of the command line as it was typed. Raises UsageError."""
+    from dsmoe.benchmark.cases.choice import chosen_cases
     from dsmoe.benchmark.launchers.sbatch import batch_script
+    from dsmoe.commands.options import wanted_of
 
     if options.launcher not in (AUTO, "slurm") or options.hostfile is not None:
         raise UsageError("--print-sbatch is for --launcher slurm, without --hostfile")
+    # What the job would refuse after its time in the queue; without a suite it is for GPUs.
+    if options.model is None:
+        chosen_cases(wanted_of(options), "cpu" if options.suite == "smoke" else "cuda")
     kept: list[str] = []
     typed = iter(options.typed)
     for word in typed:

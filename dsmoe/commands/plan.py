@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from dsmoe.benchmark.launchers.names import AUTO
@@ -56,13 +57,14 @@ def make_parser(prog: str) -> OneLineParser:
         "--cluster",
         metavar="NAME",
         help="The time is predicted for this cluster, by name or as a file of dsmoe calibrate "
-        "(default: this machine where its rates are known, else h100-400g).",
+        "(default: this machine where its rates are known, else, for GPUs, h100-400g).",
     )
     where.add_argument(
         "--search",
         action="store_true",
-        help="The settings of the case (expert parallel, reduction, ZeRO stage, micro-batch, "
-        "remat) that fit the memory are ranked by predicted time, the memory by formula.",
+        help="The settings of the case (pipeline, expert parallel, reduction, ZeRO stage, "
+        "micro-batch, remat) that fit the memory are ranked by predicted time, the memory by "
+        "formula.",
     )
     where.add_argument(
         "--explain",
@@ -177,7 +179,7 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
 def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_hosts: Any) -> int:
     """Print the settings of each case, ranked. Raises UsageError where that cannot be."""
     from dsmoe.benchmark.cases.choice import in_words
-    from dsmoe.benchmark.predict.search import explanation, search, search_lines
+    from dsmoe.benchmark.predict.search import NothingFits, explanation, search, search_lines
 
     if cluster is None or cluster.device == "cpu":
         raise UsageError("--search is for GPUs; name a suite or model of GPUs and a --cluster")
@@ -189,7 +191,11 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
             options.device_memory * 2**30 if options.device_memory else cluster.memory_bytes
         )
         here = cluster.with_hosts_of(on_hosts(case.parallel.processes))
-        found, tried = search(case, here, memory)
+        try:
+            found, tried = search(case, here, memory)
+        except NothingFits as nothing:
+            print(f"does not fit: {nothing}", file=sys.stderr)
+            return DOES_NOT_FIT
         why = explanation(found[0], found[1]) if options.explain and len(found) > 1 else None
         ranked = [
             {

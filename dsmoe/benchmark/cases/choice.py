@@ -269,5 +269,12 @@ def in_words(case: Case, unit: str = "process") -> str:
         f"expert parallel {case.parallel.expert_parallel_size}"
         f"{' across hosts' if case.parallel.expert_layout == 'across' else ''}, {case.optimizer}, "
         f"{case.precision}, {case.micro_batches} x {case.micro_batch_size} sequences"
-        f"{', remat' if case.remat else ''}"
+        f"{', remat' if case.remat else ''}{_reduced(case)}"
     )
+
+
+def _reduced(case: Case) -> str:
+    if case.reduce is None:
+        return ""
+    dtype = f" in {case.reduce_dtype}" if case.reduce_dtype not in (None, "same") else ""
+    return f", gradients reduced each {case.reduce.replace('_', '-')}{dtype}"

@@ -21,7 +21,7 @@ from dsmoe.benchmark.preflight.asking import Reply, Way
 from dsmoe.benchmark.run.layout import Layout, fill
 from dsmoe.benchmark.run.processes import Output, session
 from dsmoe.benchmark.run.reasons import reason
-from dsmoe.common.errors import EnvironmentProblem, UsageError
+from dsmoe.common.errors import EnvironmentProblem, SourceProblem, UsageError
 from dsmoe.hosts.brackets import expand_counts
 from dsmoe.hosts.host import Host
 from dsmoe.hosts.identity import is_this_machine
@@ -163,10 +163,10 @@ class SlurmLauncher:
 def hosts_of_job(environment: Mapping[str, str]) -> tuple[list[Host], bool]:
     """The nodes of the job with the processes that each takes, and whether these are its GPUs.
 
-    Where the job has no GPU, they are its tasks. Raises UsageError outside of a job.
+    Where the job has no GPU, they are its tasks. Raises SourceProblem outside of a job.
     """
     if not source.in_job(environment):
-        raise UsageError(
+        raise SourceProblem(
             "--launcher slurm: found no job of Slurm around this command; expected one: "
             "salloc --nodes=2 --gpus-per-node=8, or have a batch script with --print-sbatch"
         )

@@ -13,13 +13,16 @@ from dsmoe.benchmark.predict.rates.cluster import Cluster
 from dsmoe.benchmark.predict.stages import predict_pipeline, stage_case
 from dsmoe.benchmark.predict.time import Prediction
 from dsmoe.benchmark.predict.work import PARTS
-from dsmoe.common.errors import UsageError
 from dsmoe.common.tables import columns
 
 #: Share of a device's memory that a plan may use: the allocator's free blocks come on top.
 USABLE = 0.92
 #: Pipeline stages that a search tries.
 STAGES = (1, 2, 4, 8, 16)
+
+
+class NothingFits(Exception):
+    """No setting fits the memory; ``str(error)`` says how many were tried."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def search(
     case: Case, cluster: Cluster, memory: int, stages: tuple[int, ...] = STAGES
 ) -> tuple[list[Candidate], int]:
     """The settings of ``case`` that fit into ``memory`` bytes a device, fastest first; and how many
-    were tried. Raises UsageError where none fits."""
+    were tried. Raises NothingFits."""
     context = CUDA_CONTEXT_BYTES if cluster.device == "cuda" else 0
     tried = 0
     found: list[Candidate] = []
@@ -67,7 +70,7 @@ def search(
                 prediction = predict_pipeline(setting, cluster, number)
                 found.append(Candidate(setting, number, prediction, peak))
     if not found:
-        raise UsageError(
+        raise NothingFits(
             f"none of {tried} settings fits into {memory / 2**30:.1f} GiB a device; take more GPUs"
         )
     # of equal times the one that takes less memory

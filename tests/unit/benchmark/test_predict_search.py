@@ -17,7 +17,7 @@ from dsmoe.benchmark.predict.memory import peak_bytes
 from dsmoe.benchmark.predict.rates import choose
 from dsmoe.benchmark.predict.rates.cluster import FOLDER, load_cluster, parse
 from dsmoe.benchmark.predict.rates.measured import cluster_of
-from dsmoe.benchmark.predict.search import USABLE, explanation, search, search_lines
+from dsmoe.benchmark.predict.search import USABLE, NothingFits, explanation, search, search_lines
 from dsmoe.benchmark.predict.stages import predict_case, predict_pipeline, stage_case
 from dsmoe.benchmark.predict.time import predict
 from dsmoe.common.errors import UsageError
@@ -40,7 +40,7 @@ def test_what_is_ranked_fits_and_is_in_order() -> None:
 
 
 def test_nothing_that_fits_is_one_line() -> None:
-    with pytest.raises(UsageError, match=r"none of 570 settings fits into 8\.0 GiB"):
+    with pytest.raises(NothingFits, match=r"none of 570 settings fits into 8\.0 GiB"):
         search(find_case("paper", 64), load_cluster("p3.16xlarge"), 8 * GIB)
 
 

@@ -171,6 +171,7 @@ def test_the_batch_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     [
         ("--per-host 3", "--per-host 3: 32 processes do not fill nodes of 3"),
         ("--launcher ssh", "--print-sbatch is for --launcher slurm"),
+        ("--suite smoke", "suite smoke has no case for 32"),  # not after its time in the queue
     ],
 )
 def test_a_batch_script_that_cannot_be(options: str, expected: str, capsys) -> None:
