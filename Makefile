@@ -11,8 +11,8 @@ test: lint
 	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) -m "not slow" && \
 	DSMOE_BASE=0.5.4 "$$python" -m pytest -q $(PARALLEL) -m "not slow" $(SHORT)
 
-test-all: lint test-ray
-	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) && \
+test-all: lint
+	@python=$(PYTHON) && scripts/test-ray.sh "$$python" && "$$python" -m pytest $(PARALLEL) && \
 	DSMOE_BASE=0.5.4 "$$python" -m pytest $(PARALLEL)
 
 test-matrix:
@@ -20,7 +20,7 @@ test-matrix:
 
 # The Ray source of get_hostfiles.py against a real Ray, in an environment of its own.
 test-ray:
-	@python=$(PYTHON) && scripts/test-ray.sh "$$python"
+	@python=$(PYTHON) && scripts/test-ray.sh "$$python" -m "not slow"
 
 # Odd arguments, variables and files through every command (docs/reference/reliability.md):
 # make fuzz SECONDS=600

@@ -209,6 +209,7 @@ def test_what_another_job_holds_is_not_free(running: RayOnHosts, on_one_host: li
     assert "n2: " in next(run.output.glob("runs/*/log.txt")).read_text()
 
 
+@pytest.mark.slow
 def test_four_processes_on_two_nodes(running: RayOnHosts, on_one_host: list[float]) -> None:
     """2 x 2; two processes alone are packed on one host."""
     run = Started(running, 4, "four")
@@ -246,6 +247,7 @@ def test_the_death_of_an_actor_is_told(running: RayOnHosts) -> None:
     assert reason.startswith(("host 10.77.0.2: Ray: ", "host n2: rank ")), said
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_row(running: RayOnHosts) -> None:
     run = Started(running, 4, "interrupted", *LONG)
     run.wait_for_iterations()
@@ -256,6 +258,7 @@ def test_ctrl_c_leaves_a_row(running: RayOnHosts) -> None:
     assert failure(run.output).startswith("interrupted by SIGINT")
 
 
+@pytest.mark.slow
 def test_the_check_asks_the_nodes_through_ray(running: RayOnHosts) -> None:
     command = [sys.executable, "-m", "dsmoe", "check", "--launcher", "ray"]
     own = {**environment(), "RAY_ADDRESS": ADDRESS}
@@ -265,6 +268,7 @@ def test_the_check_asks_the_nodes_through_ray(running: RayOnHosts) -> None:
             assert f"[ ok ] {host}: {what} " in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_host_is_cut_off(running: RayOnHosts) -> None:
     run = Started(running, 4, "cut", *LONG)
     run.wait_for_iterations()
@@ -276,6 +280,7 @@ def test_a_host_is_cut_off(running: RayOnHosts) -> None:
     assert failure(run.output).startswith("host n2: rank 2: no message for "), said
 
 
+@pytest.mark.slow
 def test_ray_stop_leaves_a_row(running: RayOnHosts) -> None:
     """The last test: it stops the cluster's own processes, which --block has as children."""
     run = Started(running, 2, "stopped", *LONG)
