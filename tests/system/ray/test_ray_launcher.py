@@ -75,7 +75,7 @@ class RayOnHosts:
         """What the project's own client of Ray says of the nodes."""
         client = [sys.executable, str(Path(ray.__file__).with_name("ray_client.py")), ADDRESS]
         try:
-            return self.cluster.run("n1", client, env=environment(), timeout=30).stdout
+            return self.cluster.run("n1", client, env=environment(), timeout=60).stdout
         except subprocess.TimeoutExpired:
             return ""
 
