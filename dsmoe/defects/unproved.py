@@ -74,5 +74,5 @@ UNTRIED: dict[str, str] = {
     "0.6.7, 0.7.7, 0.11.2, 0.13.5": "not tried",
     "0.8.3": "it has no CPU engine, so only proofs without an engine gave a verdict",
     "0.9.5, 0.10.3, 0.12.6": "on the CPU they need intel_extension_for_pytorch",
-    "0.14.5 to 0.17.6": "on the CPU they compile an extension first; no run was completed",
+    "0.14.5 to 0.17.6": "only 0.16.9 was tried; its run was stopped while it compiled",
 }
