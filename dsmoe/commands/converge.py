@@ -91,7 +91,11 @@ def make_parser(prog: str) -> OneLineParser:
         metavar="X",
         help=f"AdaFactor's rate, relative to the size of a weight ({_both('learning_rate')}).",
     )
-    add("--precision", choices=("fp32", "bf16"), help=f"Weights have it ({_both('precision')}).")
+    add(
+        "--precision",
+        choices=("fp32", "bf16", "fp8"),
+        help=f"Weights have it ({_both('precision')}).",
+    )
     add(
         "--second-choice",
         dest="second_expert_policy",

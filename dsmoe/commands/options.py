@@ -140,7 +140,8 @@ def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[ar
         "--precision",
         how,
         choices=PRECISIONS,
-        help="Weights and activations have this precision.",
+        help="Weights and activations have this precision; fp8: bf16, and feed-forward layers and "
+        "experts multiply in FP8.",
     )
     add("--optimizer", how, choices=OPTIMIZERS, help="This optimizer makes the step.")
     add(

@@ -53,7 +53,7 @@ def open_model(folder: Path) -> Opened:
             tokenizer, words = folder / named if named else None, f"exported model in {folder}"
         else:
             config = MoELMConfig(**before.case.model_settings())
-            place, precision = folder / kept.tag_of(before.step), before.case.precision
+            place, precision = folder / kept.tag_of(before.step), before.case.weight_precision
             weights = checkpoint_weights(MoELM, place, config, precision)
             model = model_of(MoELM, weights, config, precision, place)
             tokenizer, words = before.tokenizer, f"iteration {before.step} of {folder}"
@@ -88,7 +88,7 @@ def export_model(source: Path, to: Path) -> int:
         to.mkdir(parents=True, exist_ok=True)
         if before.tokenizer:
             (to / kept.TOKENIZER).write_bytes(before.tokenizer.read_bytes())
-        return int(export(MoELM, place, to, config, before.case.precision, more))
+        return int(export(MoELM, place, to, config, before.case.weight_precision, more))
     except (ValueError, OSError) as error:
         raise ResultsError(f"{source}: cannot be exported to {to}: {error}") from error
     except ImportError as error:

@@ -14,7 +14,7 @@ from dsmoe.common.overlay import model_sizes
 
 # Fields of a model on which the number of its parameters does not depend.
 UNCOUNTED = ("name", "num_heads", "top_k")
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 MOE_IMPLEMENTATIONS = ("index", "einsum", "deepspeed")
 SECOND_EXPERT_POLICIES = ("all", "random", "sampling")
 OPTIMIZERS = ("adafactor", "adamw", "sgd")
@@ -256,6 +256,10 @@ class Case:
             "expected --moe-layer index, or --no-compiled",
         )
         _require(
+            self.precision != "fp8" or self.moe_implementation != "deepspeed",
+            f"{name}: precision fp8 with DeepSpeed's own MoE layer; expected --moe-layer index",
+        )
+        _require(
             not self.cuda_graph or (self.compiled and self.flat_gradients),
             f"{name}: cuda_graph without compiled and flat_gradients, which it needs; expected "
             "both, or --no-cuda-graph",
@@ -298,12 +302,18 @@ class Case:
     def tokens_per_step(self) -> int:
         return self.global_batch_size * self.model.sequence_length
 
+    @property
+    def weight_precision(self) -> str:
+        """Of weights and activations: fp32, fp16 or bf16 (with FP8 products too)."""
+        return "bf16" if self.precision == "fp8" else self.precision
+
     def model_settings(self) -> dict[str, Any]:
         """Keyword arguments of ``MoELMConfig``, whose names these fields have."""
         settings = {name: getattr(self, name) for name in MODEL_SETTINGS}
         sizes = asdict(self.model)
         del sizes["name"]
-        return {**sizes, **settings, "eval_capacity_factor": self.capacity_factor}
+        more = {"eval_capacity_factor": self.capacity_factor, "fp8": self.precision == "fp8"}
+        return {**sizes, **settings, **more}
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as ``case.json`` and result records keep them."""

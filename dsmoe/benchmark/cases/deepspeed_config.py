@@ -47,7 +47,7 @@ def deepspeed_config(
             )
     if case.precision == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": case.loss_scale}
-    elif case.precision == "bf16":
+    elif case.weight_precision == "bf16":
         config["bfloat16"] = {"enabled": True}
     if tensorboard:
         folder, name = tensorboard

@@ -86,7 +86,7 @@ def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     ledger = Ledger()
     with using(policy_of(case, device)), ledger:
         with ledger.kind(PARAMETERS), torch.device("meta"):
-            model = MoELM(model_config(case)).to(DTYPES[case.precision])
+            model = MoELM(model_config(case)).to(DTYPES[case.weight_precision])
         made = param_groups(model)
         zero = _engine(made, case, config, ledger, groups)
         size, length = case.micro_batch_size, case.model.sequence_length

@@ -55,7 +55,7 @@ def _stage(
     ledger = Ledger()
     with using(policy_of(case, device)), ledger:
         with ledger.kind(PARAMETERS), torch.device("meta"):
-            model = StageModel(model_config(case), stages, stage).to(DTYPES[case.precision])
+            model = StageModel(model_config(case), stages, stage).to(DTYPES[case.weight_precision])
         buffers = _Buffers(model, case, config, groups, ledger)
         shape = (case.micro_batch_size, case.model.sequence_length)
         made = min(count, stages + 2)  # the activations held do not grow with more
@@ -114,7 +114,7 @@ class _Buffers:
 
         self.ledger, self.width, self.model = ledger, groups.width, model
         self.partitioned = case.parallel.zero_stage == 1
-        self.dtype = DTYPES[case.precision]
+        self.dtype = DTYPES[case.weight_precision]
         # 16-bit messages inside a stage where they are asked for
         self.size = torch.empty((), dtype=self.dtype).element_size()
         self.element = self.size if case.reduce == "step" else 4

@@ -22,7 +22,7 @@ def peak_bytes(case: Case, in_flight: int = 1) -> int:
 
     ``in_flight``: micro-batches between their passes, as many as stages in the first of a pipeline.
     """
-    own, s, width = held(case), sizes_of(case), BYTES[case.precision]
+    own, s, width = held(case), sizes_of(case), BYTES[case.weight_precision]
     processes, copies = case.parallel.processes, case.parallel.copies
     part = own.dense / processes + own.experts / copies
     state = {"adafactor": 0.02, "adamw": 8.0, "sgd": 0.0}[case.optimizer]

@@ -36,6 +36,8 @@ class Prices:
             if known is not None:
                 return known
         rate = self.attention if work.part == "attention" else self.product
+        if work.fp8:
+            rate = self.cluster.rate("product_fp8") * 1e12
         share = self.cluster.rate("pass_share" if compiled else "eager_share")
         return (
             work.flop / rate * work.slower

@@ -127,7 +127,7 @@ class _Iteration:
     def _sums(self) -> Work:
         """The gradients of a micro-batch, added up: fp32 sums in one pass, or ZeRO's own hooks."""
         own = held(self.case)
-        width = BYTES[self.case.precision]
+        width = BYTES[self.case.weight_precision]
         if self.case.flat_gradients:
             return Work("optimizer", bytes=own.whole * (8.0 + width), launches=4)
         # into the bucket, divided, out of it, added: each reads and writes

@@ -123,7 +123,7 @@ def bucket_elements(case: Case) -> float:
 
 def reduction_kind(case: Case, device: str) -> tuple[int, int, str]:
     """How often an iteration reduces, bytes an element, and how: owner, scatter or all."""
-    width = BYTES[case.precision]
+    width = BYTES[case.weight_precision]
     stage = case.parallel.zero_stage
     if stage == 0:
         return 1, width, "all"
@@ -142,6 +142,6 @@ def gather(case: Case, per_host: int) -> Sent:
     """The new weights of an iteration."""
     if case.parallel.zero_stage == 0:
         return Sent()
-    own, width = held(case), BYTES[case.precision]
+    own, width = held(case), BYTES[case.weight_precision]
     dense, experts = groups_of(case, per_host)
     return dense.gathered(float(own.dense * width)) + experts.gathered(float(own.experts * width))

@@ -37,7 +37,8 @@ class Work:
     ``flop``: of matrix products (a multiplication and an addition are two); ``bytes``: read and
     written in the device's memory; ``launches``: operations that the host starts; ``kernel`` and
     ``elements``: an elementwise operation that dsmoe calibrate measures by that name; ``rows``:
-    steps of a running count, one after another; ``slower``: times the seconds at the full rate.
+    steps of a running count, one after another; ``slower``: times the seconds at the full rate;
+    ``fp8``: products in FP8.
     """
 
     part: str
@@ -48,6 +49,7 @@ class Work:
     elements: float = 0.0
     rows: float = 0.0
     slower: float = 1.0
+    fp8: bool = False
 
     def times(self, count: float) -> Work:
         """The same ``count`` times."""
@@ -78,6 +80,7 @@ class Sizes:
     R: int
     e: int
     dropout: bool
+    fp8: bool = False
 
     @property
     def hidden(self) -> float:
@@ -117,8 +120,9 @@ def sizes_of(case: Case) -> Sizes:
         E=model.num_experts,
         C=capacity,
         R=model.num_experts * capacity,
-        e=BYTES[case.precision],
+        e=BYTES[case.weight_precision],
         dropout=case.dropout > 0,
+        fp8=case.precision == "fp8",
     )
 
 

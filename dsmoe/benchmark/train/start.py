@@ -87,6 +87,8 @@ def start(folder: Path, stage: Stage) -> Run:
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
+    if case.precision == "fp8":
+        require_fp8()
     interface = gloo_interface(os.environ)
     if interface:
         os.environ[INTERFACE] = interface
@@ -146,6 +148,9 @@ def kernel_names(case: Case) -> dict[str, str]:
         exchange["exchange"] = "copy engines" if copy_engines.connected(name) else backend()
     if case.precision == "fp32":
         return {**dict.fromkeys(("products", "attention"), "torch"), **exchange}
+    if case.precision == "fp8":
+        library = kernels().libraries().fp8
+        exchange["fp8"] = library.VERSION if library else "torch"
     # with dropout attention is torch's (deepspeed/moe/lm/attention.py)
     attention = {"attention": "torch"} if case.dropout else {}
     return {**kernels().names(), **attention, **exchange}
@@ -161,6 +166,15 @@ def compile_training(model: MoELM) -> None:
     except ValueError as error:
         raise TrainingFailed(str(error)) from error
     model.compile_training()
+
+
+def require_fp8() -> None:
+    """Raises TrainingFailed for a GPU without FP8; a CPU multiplies the same values in fp32."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+        raise TrainingFailed(
+            f"{torch.cuda.get_device_name()} has no FP8 products (compute capability 8.9 has); "
+            "run with --precision bf16"
+        )
 
 
 def say_notes(run: Run) -> None:

@@ -56,6 +56,6 @@ def prediction_here(case: Any, devices: int, machine: Any) -> dict[str, Any]:
     from dsmoe.benchmark.predict.stages import predict_case
 
     cluster = known_here(machine.device, str(machine.hardware.get("device_name", "")))
-    if cluster is None:
+    if cluster is None or (case.precision == "fp8" and "product_fp8" not in cluster.rates):
         return {}
     return predict_case(case, cluster.with_hosts_of(devices)).to_dict(case)

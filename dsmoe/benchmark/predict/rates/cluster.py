@@ -29,6 +29,8 @@ RATES = {
     "between_share": "of the line rate",
     "between_latency": "us",
 }
+#: Rates that a cluster may lack.
+FURTHER = {"product_fp8": "TFLOP/s"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,15 @@ class Cluster:
     rows: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     def rate(self, name: str) -> float:
-        """The value of a rate, in the unit of RATES."""
+        """The value of a rate, in the unit of RATES or FURTHER.
+
+        Raises UsageError for one of FURTHER that this cluster lacks.
+        """
+        if name not in self.rates:
+            raise UsageError(
+                f"cluster {self.name} has no rate {name}: its device has none, or it was not "
+                "measured; expected --precision bf16, or another --cluster"
+            )
         return self.rates[name]
 
     def with_hosts_of(self, devices: int) -> Cluster:
@@ -93,7 +103,7 @@ def parse(values: Any) -> Cluster:
         raise ValueError(f"rates are missing: {', '.join(missing)}")
     for name, rate in rates.items():
         value = rate.get("value") if isinstance(rate, dict) else None
-        if name in RATES and not (
+        if name in (*RATES, *FURTHER) and not (
             isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
         ):
             raise ValueError(f"the rate {name} is {value!r}, expected a number above 0")
@@ -102,14 +112,15 @@ def parse(values: Any) -> Cluster:
             raise ValueError(f"{name} is {values.get(name)!r}, expected a count of at least 1")
     if values.get("device") not in ("cpu", "cuda"):
         raise ValueError(f"device is {values.get('device')!r}, expected cpu or cuda")
+    known = [*RATES, *(name for name in FURTHER if name in rates)]
     return Cluster(
         name=str(values.get("name", "")),
         device=values["device"],
         gpu=str(values.get("gpu", "")),
         gpus_per_host=values["gpus_per_host"],
         memory_bytes=values["memory_bytes"],
-        rates={name: float(rates[name]["value"]) for name in RATES},
-        sources={name: str(rates[name].get("source", "")) for name in RATES},
+        rates={name: float(rates[name]["value"]) for name in known},
+        sources={name: str(rates[name].get("source", "")) for name in known},
         duplex=values.get("duplex") is not False,
         rows=tuple(values.get("rows", ())),
     )

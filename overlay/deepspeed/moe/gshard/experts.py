@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from deepspeed.moe.expert_init import expert_seed
+from deepspeed.moe.fp8.feed_forward import feed_forward as fp8_feed_forward
 from deepspeed.moe.kernels.feed_forward import feed_forward
 from deepspeed.moe.kernels.policy import kernels
 from torch import Tensor, nn
@@ -31,7 +32,12 @@ class StackedExperts(nn.Module):
         init_std, output_std: standard deviations of W1 and W2 at the start.
 
     The weights have no values until :meth:`initialise`.
+
+    Attributes:
+        fp8: the products of a training pass are in FP8.
     """
+
+    fp8 = False
 
     def __init__(
         self,
@@ -89,6 +95,8 @@ class StackedExperts(nn.Module):
 
     def forward(self, x_DRM: Tensor) -> Tensor:
         """Each expert on its own rows; [D, rows, M] to [D, rows, M]."""
+        if self.fp8 and self.training:
+            return fp8_feed_forward(x_DRM, self.w1, self.b1, self.w2) + self.b2[:, None]
         if kernels().fuses_gelu(x_DRM):
             return feed_forward(x_DRM, self.w1, self.b1, self.w2) + self.b2[:, None]
         # biases are added outside of the products: the compiler does not fuse baddbmm with GELU

@@ -116,7 +116,7 @@ class GShardLayer(nn.Module):
             return self.experts(x_ERM)
         stacked = getattr(self.experts, "stacked", None)
         overlaps = kernels().overlaps_exchange(x_ERM, self.group_name)
-        if isinstance(stacked, StackedExperts) and overlaps:
+        if isinstance(stacked, StackedExperts) and overlaps and not stacked.fp8:
             weights = (stacked.w1, stacked.b1, stacked.w2, stacked.b2)
             return exchanged_experts(x_ERM, *weights, self.group_name)
         x_DRM = send_to_experts(x_ERM, self.num_local_experts, self.group_name)

@@ -4,11 +4,16 @@ On a GPU, in 16 bit, each is one kernel of a library: quack's on Hopper (hopper_
 cuBLASLt's (cublaslt.py). Elsewhere, and for shapes without such a kernel, each falls back to the
 same formula in torch's operations.
 
+The first product also keeps what the derivative needs, called k: GELU's input, as cuBLASLt's
+epilogues have it, or GELU's derivative itself where quack is used, which then multiplies by it.
+``kernels().keeps_slopes()`` says which, for all products of a process.
+
 Shape suffixes: E products in a batch, R rows, M model width, H hidden width.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,16 +30,25 @@ def matrix(weight: Tensor, transposed: bool) -> Tensor:
     return weight.transpose(1, 2) if transposed else weight
 
 
+def gelu_slope(h: Tensor) -> Tensor:
+    """GELU's derivative at ``h``, in its tanh form."""
+    return torch.ops.aten.gelu_backward(torch.ones_like(h), h, approximate="tanh")
+
+
 def _up_formula(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
     h_ERH = torch.bmm(x_ERM, matrix(w, transposed)) + b_EH[:, None]
-    return F.gelu(h_ERH, approximate="tanh"), h_ERH
+    k_ERH = gelu_slope(h_ERH) if kernels().keeps_slopes() else h_ERH
+    return F.gelu(h_ERH, approximate="tanh"), k_ERH
 
 
 def _down_formula(
-    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool
+    dy_ERM: Tensor, w: Tensor, k_ERH: Tensor, transposed: bool
 ) -> tuple[Tensor, Tensor]:
     da_ERH = torch.bmm(dy_ERM, matrix(w, transposed).transpose(1, 2))
-    dh_ERH = torch.ops.aten.gelu_backward(da_ERH, h_ERH, approximate="tanh")
+    if kernels().keeps_slopes():
+        dh_ERH = da_ERH * k_ERH
+    else:
+        dh_ERH = torch.ops.aten.gelu_backward(da_ERH, k_ERH, approximate="tanh")
     return dh_ERH, dh_ERH.sum(1)
 
 
@@ -71,7 +85,7 @@ def _up_without_hopper(
 ) -> cublaslt.Product | None:
     """Returns the kind of cuBLASLt's product; None where the formula computed it."""
     b_EH = b_EH.contiguous()
-    library = kernels().libraries().cublaslt
+    library = _cublaslt()
     if library and library.supports_operands(x_ERM, w, b_EH, *out):
         kind = _kind(cublaslt.GELU_AUX_BIAS, x_ERM, b_EH.shape[1], transposed)
         if library.product(kind, x_ERM, w, *out, b_EH):
@@ -83,23 +97,23 @@ def _up_without_hopper(
 
 
 def down(
-    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool, out: Tensor | None = None
+    dy_ERM: Tensor, w: Tensor, k_ERH: Tensor, transposed: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """:func:`product_gelu_derivative` outside of a graph, the first result into ``out`` if given.
 
     Rows may be a slice.
     """
     dh_ERH = (
-        torch.empty(h_ERH.shape, dtype=h_ERH.dtype, device=h_ERH.device) if out is None else out
+        torch.empty(k_ERH.shape, dtype=k_ERH.dtype, device=k_ERH.device) if out is None else out
     )
     hopper = kernels().libraries().hopper
-    if hopper and hopper.supports_operands(w, dy_ERM, h_ERH, dh_ERH):
+    if hopper and hopper.supports_operands(w, dy_ERM, k_ERH, dh_ERH):
         back = matrix(w, transposed).transpose(1, 2)
-        db_EH = hopper.gelu_derivative(dy_ERM, back, h_ERH, dh_ERH)
-        kind: Any = ("gelu'", *dy_ERM.shape, h_ERH.shape[2], transposed, dy_ERM.dtype)
+        db_EH = hopper.times_slope(dy_ERM, back, k_ERH, dh_ERH)
+        kind: Any = ("gelu'", *dy_ERM.shape, k_ERH.shape[2], transposed, dy_ERM.dtype)
     else:
         kind, db_EH = _down_without_hopper(
-            dy_ERM.contiguous(), w.contiguous(), h_ERH.contiguous(), transposed, dh_ERH
+            dy_ERM.contiguous(), w.contiguous(), k_ERH.contiguous(), transposed, dh_ERH
         )
     if kind is not None:
         kernels().first_results.check(
@@ -109,7 +123,7 @@ def down(
             # the sum is over all rows, so it is compared, as a mean, with the result's own
             lambda: (_few(dh_ERH), db_EH[-1].float() / dh_ERH.shape[1]),
             lambda: (
-                _down_formula(_few(dy_ERM).float(), _one(w), _few(h_ERH).float(), transposed)[0],
+                _down_formula(_few(dy_ERM).float(), _one(w), _few(k_ERH).float(), transposed)[0],
                 # rounded as a sum, so that what fp16 cannot hold is infinite in both
                 dh_ERH[-1].sum(0, dtype=torch.float32).to(dh_ERH.dtype).float() / dh_ERH.shape[1],
             ),
@@ -118,19 +132,24 @@ def down(
 
 
 def _down_without_hopper(
-    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool, dh_ERH: Tensor
+    dy_ERM: Tensor, w: Tensor, k_ERH: Tensor, transposed: bool, dh_ERH: Tensor
 ) -> tuple[cublaslt.Product | None, Tensor]:
     """As :func:`_up_without_hopper`, and the sum over rows."""
-    library = kernels().libraries().cublaslt
-    if library and library.supports_operands(dy_ERM, w, h_ERH, dh_ERH):
+    library = _cublaslt()
+    if library and library.supports_operands(dy_ERM, w, k_ERH, dh_ERH):
         # the weight of this product is the other one's, transposed
-        kind = _kind(cublaslt.DGELU, dy_ERM, h_ERH.shape[2], not transposed)
-        if library.product(kind, dy_ERM, w, dh_ERH, h_ERH, None):
+        kind = _kind(cublaslt.DGELU, dy_ERM, k_ERH.shape[2], not transposed)
+        if library.product(kind, dy_ERM, w, dh_ERH, k_ERH, None):
             return kind, dh_ERH.sum(1)
         _note_missing_kernel(kind)
-    result, db_EH = _down_formula(dy_ERM, w, h_ERH, transposed)
+    result, db_EH = _down_formula(dy_ERM, w, k_ERH, transposed)
     dh_ERH.copy_(result)
     return None, db_EH
+
+
+def _cublaslt() -> ModuleType | None:
+    """cuBLASLt, whose epilogues keep GELU's input; None in a process that keeps slopes."""
+    return None if kernels().keeps_slopes() else kernels().libraries().cublaslt
 
 
 def _kind(epilogue: int, x: Tensor, outer: int, transposed: bool) -> cublaslt.Product:
@@ -178,7 +197,7 @@ if HAS_OPERATORS:
 
 
 def product_gelu(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
-    """gelu(x W + b) [E, R, H], and the input of GELU.
+    """gelu(x W + b) [E, R, H], and k [E, R, H] (see the head of the file).
 
     Args:
         x_ERM: [E, R, M].
@@ -192,18 +211,18 @@ def product_gelu(x_ERM: Tensor, w: Tensor, b_EH: Tensor, transposed: bool) -> tu
 
 
 def product_gelu_derivative(
-    dy_ERM: Tensor, w: Tensor, h_ERH: Tensor, transposed: bool
+    dy_ERM: Tensor, w: Tensor, k_ERH: Tensor, transposed: bool
 ) -> tuple[Tensor, Tensor]:
     """(dy W^T) * gelu'(h) [E, R, H], and its sum over R [E, H].
 
-    These are the gradients of ``h`` and of its bias, from that of gelu(h) W.
+    These are the gradients of GELU's input h and of its bias, from that of gelu(h) W.
 
     Args:
         dy_ERM: [E, R, M].
         w: [E, H, M], or [E, M, H] if ``transposed``.
-        h_ERH: [E, R, H].
+        k_ERH: [E, R, H], of :func:`product_gelu`.
 
     Raises:
         RuntimeError: as :func:`product_gelu`.
     """
-    return _down_operator(dy_ERM, w, h_ERH, transposed)
+    return _down_operator(dy_ERM, w, k_ERH, transposed)

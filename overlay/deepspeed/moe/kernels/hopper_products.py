@@ -18,10 +18,9 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from quack.activation import dgelu_tanh_approx, gelu_tanh_approx
+from quack.activation import dgelu_tanh_approx
 from quack.epilogue.frontend import gemm_epilogue
 from quack.epilogue.ops import RowVecLoad, RowVecReduce
-from quack.gemm_sm90 import GemmSm90
 from torch import Tensor
 
 # deprecation warnings of the package and of cutlass, while a kernel compiles
@@ -32,22 +31,22 @@ VERSION = f"quack-kernels {version('quack-kernels')}"
 _TILES = {"tile_M": 128, "tile_N": 192, "cluster_M": 2, "cluster_N": 1}
 _TALL_TILES = {"tile_M": 192, "tile_N": 128, "cluster_M": 1, "cluster_N": 2}
 # Parts of a tile that an epilogue with an input (GELU's derivative) prefetches: all twelve, so that
-# it waits for memory once a tile; 2.81 ms, and 3.09 ms with quack's default of four (an H200).
-_PARTS_AHEAD = 12
+# it waits for memory once a tile; quack's default is four.
+_PARTS_AHEAD = (("epi_c_stage_base", 12),)
 _MULTIPLE = 8  # elements: copies are of 16 bytes
 
 
+# GELU and its derivative share one tanh, so the forward pass computes both: the product of the
+# backward pass, whose epilogue is the slower one, then only multiplies.
 @gemm_epilogue(outputs=("activated",), ops={"bias": RowVecLoad("bias")})
-def _gelu(acc: Any, bias: Any) -> Any:
-    value = acc + bias
-    return {"D": value, "activated": gelu_tanh_approx(value)}
+def _gelu_and_slope(acc: Any, bias: Any) -> Any:
+    slope, activated = dgelu_tanh_approx(acc + bias, 1.0)
+    return {"D": slope, "activated": activated}
 
 
-# The name is part of the key of quack's cache on disk, _PARTS_AHEAD is not: the name distinguishes
-# these kernels from older ones called _gelu_derivative.
 @gemm_epilogue(reduces={"total": RowVecReduce("total")})
-def _gelu_derivative_ahead(acc: Any, c: Any) -> Any:
-    value, _ = dgelu_tanh_approx(c, acc)
+def _times_slope(acc: Any, c: Any) -> Any:
+    value = acc * c
     return {"D": value, "total": value}
 
 
@@ -83,30 +82,26 @@ def supports_operands(weight: Tensor, *others: Tensor) -> bool:
 
 def _multiply(
     epilogue: Any, x: Tensor, w_EKN: Tensor, out: Tensor, aux: Tensor | None = None,
-    tall: bool = False, **arguments: Tensor,
+    tiles: dict[str, int] = _TILES, settings: tuple[tuple[str, int], ...] = (), **arguments: Tensor,
 ) -> None:  # fmt: skip
-    tiles = _TALL_TILES if tall else _TILES
-    epilogue.gemm(x, w_EKN, out, aux, epi_args=arguments, pingpong=True, b_kn=True, **tiles)
+    epilogue.gemm(
+        x, w_EKN, out, aux, epi_args=arguments, pingpong=True, b_kn=True,
+        post_init_attrs=settings, **tiles,
+    )  # fmt: skip
 
 
-def gelu(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor, a_ERN: Tensor, h_ERN: Tensor) -> None:
-    """Write gelu(x w + b) to ``a_ERN`` and the input of GELU to ``h_ERN``."""
-    _multiply(_gelu, x_ERK, w_EKN, h_ERN, activated=a_ERN, bias=b_EN)
+def gelu(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor, a_ERN: Tensor, slope_ERN: Tensor) -> None:
+    """Write gelu(x w + b) to ``a_ERN`` and GELU's derivative at that place to ``slope_ERN``."""
+    _multiply(_gelu_and_slope, x_ERK, w_EKN, slope_ERN, activated=a_ERN, bias=b_EN)
 
 
-def gelu_derivative(dy_ERK: Tensor, w_EKN: Tensor, h_ERN: Tensor, dh_ERN: Tensor) -> Tensor:
-    """Write (dy w) * gelu'(h) to ``dh_ERN``; returns its sum over R [E, N]."""
-    batch, rows, width = h_ERN.shape
+def times_slope(dy_ERK: Tensor, w_EKN: Tensor, slope_ERN: Tensor, dh_ERN: Tensor) -> Tensor:
+    """Write (dy w) * slope to ``dh_ERN``; returns its sum over R [E, N]."""
+    batch, rows, width = slope_ERN.shape
     tiles = -(-rows // _TALL_TILES["tile_M"])
-    sums = h_ERN.new_empty(batch, tiles, width, dtype=torch.float32)
-    # an attribute of quack's class, which it reads while a kernel compiles
-    others = GemmSm90.epi_c_stage_base
-    GemmSm90.epi_c_stage_base = _PARTS_AHEAD
-    try:
-        _multiply(_gelu_derivative_ahead, dy_ERK, w_EKN, dh_ERN, h_ERN, tall=True, total=sums)
-    finally:
-        GemmSm90.epi_c_stage_base = others
-    return sums.sum(1).to(h_ERN.dtype)
+    sums = slope_ERN.new_empty(batch, tiles, width, dtype=torch.float32)
+    _multiply(_times_slope, dy_ERK, w_EKN, dh_ERN, slope_ERN, _TALL_TILES, _PARTS_AHEAD, total=sums)
+    return sums.sum(1).to(slope_ERN.dtype)
 
 
 def product(x_ERK: Tensor, w_EKN: Tensor, b_EN: Tensor | None, y_ERN: Tensor) -> None:

@@ -37,6 +37,7 @@ class Libraries(NamedTuple):
         hopper: products with GELU inside and without, by quack.
         attention: attention's backward pass, by flash-attn.
         cublaslt: products with GELU inside, by cuBLASLt.
+        fp8: FP8 products, by quack (``deepspeed/moe/fp8/hopper.py``).
         copy_engines: whether tokens may be exchanged by copy engines (copy_engines.py).
         notes: one line for each library that a GPU of this kind could use and does not.
     """
@@ -46,6 +47,7 @@ class Libraries(NamedTuple):
     cublaslt: ModuleType | None = None
     copy_engines: bool = False
     notes: tuple[str, ...] = ()
+    fp8: ModuleType | None = None
 
 
 class KernelPolicy:
@@ -92,6 +94,10 @@ class KernelPolicy:
         return self.takes(x) and (
             self.libraries().cublaslt is not None or self.libraries().hopper is not None
         )
+
+    def keeps_slopes(self) -> bool:
+        """Whether the products of :mod:`.gelu_product` keep GELU's derivative, not its input."""
+        return self.libraries().hopper is not None
 
     def multiplies(self, x: Tensor) -> bool:
         """Whether :mod:`.linear` has products of its own for ``x``."""
@@ -195,9 +201,11 @@ def find_libraries() -> Libraries:
 
     problem = cublaslt.problem()
     notes = [f"GELU runs as a separate kernel after the products: {problem}"] if problem else []
-    hopper = attention = None
+    hopper = attention = fp8 = None
     if choice in ("all", "nccl") and not torch.version.hip and _is_hopper():
         try:
+            from deepspeed.moe.fp8 import hopper as fp8
+
             from . import hopper_products as hopper
         except Exception as error:  # any error of the library means that it cannot be used
             notes.append(f"products use cuBLAS: {_reason('quack-kernels', error)}")
@@ -206,7 +214,7 @@ def find_libraries() -> Libraries:
         except Exception as error:
             notes.append(f"attention's gradient uses cuDNN: {_reason('flash-attn-4', error)}")
     return Libraries(
-        hopper, attention, None if problem else cublaslt, choice == "all", tuple(notes)
+        hopper, attention, None if problem else cublaslt, choice == "all", tuple(notes), fp8
     )
 
 

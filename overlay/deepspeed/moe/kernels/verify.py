@@ -36,7 +36,7 @@ class FirstResults:
         self,
         library: str,
         kind: Hashable,
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
         found: Callable[[], tuple[Tensor, ...]],
         formula: Callable[[], tuple[Tensor, ...]],
     ) -> None:
@@ -45,7 +45,7 @@ class FirstResults:
         Args:
             library: its name, for the message.
             kind: see the class.
-            dtype: that of the results.
+            dtype: that of the results; None: each its own.
             found, formula: the part of its results, and the same by torch's operations in fp32.
 
         Raises:
@@ -57,10 +57,11 @@ class FirstResults:
         self._remaining[kind] = self._remaining.get(kind, _CHECKS) - 1
         for result, exact in zip(found(), formula()):
             # what the dtype cannot hold is infinite: the step is skipped, the kernel is not wrong
-            right = exact.to(dtype).float()
+            kept = result.dtype if dtype is None else dtype
+            right = exact.to(kept).float()
             error, size = (result.float() - right).norm().item(), right.norm().item()
             # gradients in fp16 may lie below its smallest number, and are rounded to it or to 0
-            info = torch.finfo(dtype)
+            info = torch.finfo(kept)
             smallest = info.tiny * info.eps * math.sqrt(right.numel())
             if math.isfinite(size) and not error <= _TOLERANCE * size + smallest:
                 raise RuntimeError(

@@ -5,11 +5,13 @@ Shape suffixes: B sequences, S positions, M model width, E experts (of all proce
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from deepspeed.moe.fp8.feed_forward import feed_forward as fp8_feed_forward
 from deepspeed.moe.gshard.activation import gelu
+from deepspeed.moe.gshard.experts import StackedExperts
 from deepspeed.moe.gshard.layer import GShardMoE
 from deepspeed.moe.kernels.feed_forward import feed_forward
 from deepspeed.moe.kernels.policy import kernels
@@ -38,7 +40,12 @@ class FeedForward(nn.Module):
         hidden_size: model width M.
         ffn_size: width between the two maps.
         init_std, output_std: standard deviations of the two weights at the start.
+
+    Attributes:
+        fp8: the products of a training pass are in FP8.
     """
+
+    fp8 = False
 
     def __init__(self, hidden_size: int, ffn_size: int, init_std: float, output_std: float) -> None:
         super().__init__()
@@ -56,12 +63,14 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., M] to [..., M]."""
+        if self.fp8 and self.training:
+            return self._fused(x, fp8_feed_forward)
         if kernels().fuses_gelu(x):
-            return self._fused(x)
+            return self._fused(x, feed_forward)
         return self.fc2(gelu(self.fc1(x)))
 
-    def _fused(self, x: Tensor) -> Tensor:
-        y_1RM = feed_forward(
+    def _fused(self, x: Tensor, products: Callable[..., Tensor]) -> Tensor:
+        y_1RM = products(
             x.reshape(1, -1, x.shape[-1]),
             self.fc1.weight[None],
             self.fc1.bias[None],
@@ -133,6 +142,9 @@ class Block(nn.Module):
             if has_experts
             else FeedForward(width, config.ffn_size, config.init_std, output_std)
         )
+        for module in self.ffn.modules():
+            if isinstance(module, (FeedForward, StackedExperts)):
+                module.fp8 = config.fp8
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, training=self.training) if self.dropout else x

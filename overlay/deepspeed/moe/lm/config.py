@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Iterable
 
+from deepspeed.moe.fp8.quantise import FORMAT
+
 from . import sizes
 
 _POLICIES = ("all", "random", "sampling")
@@ -77,6 +79,8 @@ class MoELMConfig:
     """"fused" (torch's scaled_dot_product_attention where there is one), "math" (written out, the
     softmax in fp32) or "megatron" (written out in the model's precision, as in the artifact)."""
     init_std: float = 0.02
+    fp8: bool = False
+    """Feed-forward layers and experts train with products in FP8 (``deepspeed/moe/fp8``)."""
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -115,7 +119,7 @@ class MoELMConfig:
                 _refuse(field, value, "a number, 0 or more")
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             _refuse("dropout", self.dropout, "a number from 0 to below 1")
-        for field in ("drop_tokens", "remat"):
+        for field in ("drop_tokens", "remat", "fp8"):
             if not isinstance(getattr(self, field), bool):
                 _refuse(field, getattr(self, field), "True or False")
 
@@ -125,6 +129,8 @@ class MoELMConfig:
         self._check_one_of("moe_implementation", _IMPLEMENTATIONS)
         self._check_one_of("attention", _ATTENTION)
         self._check_one_of("noisy_gate_policy", _NOISE)
+        if self.fp8 and FORMAT is None:
+            _refuse("fp8", True, "False with this torch, which has no FP8; use torch 2.1 or later")
         if self.noisy_gate_policy == "RSample" and self.top_k == 2:
             _refuse(
                 "noisy_gate_policy",
@@ -141,6 +147,8 @@ class MoELMConfig:
     def _check_deepspeed(self) -> None:
         """Refuse settings that DeepSpeed's own MoE layer would ignore."""
         why = "with moe_implementation 'deepspeed', which has no other setting; use 'index'"
+        if self.fp8:
+            _refuse("fp8", self.fp8, f"False {why}")
         if self.group_size is not None:
             _refuse("group_size", self.group_size, f"None {why}")
         if self.z_loss_coefficient:

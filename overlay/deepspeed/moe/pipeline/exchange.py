@@ -5,6 +5,11 @@ a send's buffer is kept until it is gone. The two directions have a group each: 
 communicator, whose operations run in order, two neighbours that both send would wait for each
 other. Not more than one receive is posted: a second NCCL kernel that waits in its stream for the
 first could keep one of the device's queues from the kernels that compute.
+
+A receive on a GPU is a kernel that runs until its message is there, and whatever waits for the
+whole device (a kernel that is compiled and timed, the allocator that gives memory back) waits for
+it. So a receive is posted only where its message needs nothing more from this process. The first
+gradient does: it follows from the hidden states that this stage is still to send.
 """
 
 from __future__ import annotations
@@ -60,6 +65,7 @@ class Messages:
         after = None if groups.last else groups.ranks[groups.stage + 1]
         self.before, self.after = before, after
         self.hidden = _Receiver(self.empty, before, groups.down, count)
+        self.hidden.post()
         self.gradients = _Receiver(self.empty, after, groups.up, count if backward else 0)
         self.sent: deque[tuple[Any, Tensor]] = deque()
 
@@ -98,9 +104,9 @@ class _Receiver:
         self.empty, self.source, self.group = empty, source, group
         self.left = count if source is not None else 0
         self.posted: deque[tuple[Any, Tensor]] = deque()
-        self._post()
 
-    def _post(self) -> None:
+    def post(self) -> None:
+        """Start receiving the next message, if there is one and none is being received."""
         while self.left and len(self.posted) < AHEAD:
             place = self.empty()
             work = dist.irecv(place, self.source, group=self.group)
@@ -108,7 +114,8 @@ class _Receiver:
             self.left -= 1
 
     def take(self) -> Tensor:
+        self.post()
         work, place = self.posted.popleft()
         work.wait()
-        self._post()
+        self.post()
         return place
