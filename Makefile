@@ -5,10 +5,15 @@ SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/t
 	tests/engine/test_flat_gradients.py
 # Two processes; tests/conftest.py says which tests stay in one of them.
 PARALLEL = -n 2
+LINT = "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
+	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then "$$python" -m mypy; \
+	else echo "mypy is not run: it needs Python 3.11 or newer"; fi
+# Hundreds of processes are started, each of which would compile every file that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: test test-unit test-all test-matrix test-ray bench bench-gpu fuzz kills docs lint coverage dist series
 
-test: lint
-	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) -m "not slow" && \
+test:
+	@python=$(PYTHON) && $(LINT) && "$$python" -m pytest $(PARALLEL) -m "not slow" && \
 	DSMOE_BASE=0.5.4 "$$python" -m pytest -q $(PARALLEL) -m "not slow" $(SHORT)
 
 test-all: lint
@@ -41,9 +46,7 @@ bench-gpu:
 	@python=$(PYTHON) && scripts/bench-gpu.sh "$$python"
 
 lint:
-	@python=$(PYTHON) && "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
-	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then "$$python" -m mypy; \
-	else echo "mypy is not run: it needs Python 3.11 or newer"; fi
+	@python=$(PYTHON) && $(LINT)
 
 # The tests that need neither a DeepSpeed checkout nor process groups: under a minute.
 test-unit:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Mapping
+from typing import Mapping, Sequence
 
 from dsmoe.patchset.git import Git
 from dsmoe.patchset.patch_file import FileDiff, Patch
@@ -28,6 +28,28 @@ class Progress:
     broken: dict[str, str] = field(default_factory=dict)
     #: For each patch applied: its files, with their entries after it.
     after: list[dict[str, Entry | None]] = field(default_factory=list)
+
+
+def apply_together(git: Git, patches: Sequence[Patch], progress: Progress) -> bool:
+    """Apply ``patches`` by one git for as many in a row as are made for the very blobs there.
+
+    A git for each patch takes a second a series. False where anything does not fit: the index and
+    ``progress`` are then of no use, and :func:`apply_patch` says what it is.
+    """
+    waiting: list[str] = []
+    for patch in patches:
+        if patch.files and all(_is_made_for(item, progress) for item in patch.files):
+            waiting.append(str(patch.path))
+            _follow(git, patch, progress, exact=True)
+        elif not _apply_files(git, waiting) or apply_patch(git, patch, progress):
+            return False
+        else:
+            waiting = []
+    return _apply_files(git, waiting)
+
+
+def _apply_files(git: Git, files: Sequence[str]) -> bool:
+    return not files or git.run(*_APPLY, *files, ok=(0, 1, 128)).status == 0
 
 
 def apply_patch(git: Git, patch: Patch, progress: Progress) -> list[str]:

@@ -18,7 +18,7 @@ from dsmoe.defects import listing
 from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.series import load_series
 
-FAST = ("experts/copies", "experts/profiler")
+FAST = ("experts/copies",)
 PROOFS = {proof.name: proof for proof in listing.proofs()}
 ALL = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PROOFS]
 

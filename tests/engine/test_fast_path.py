@@ -74,7 +74,8 @@ def test_fast_equals_reference(precision: str, fused: bool, optimizer: str) -> N
     compare({**EAGER_KERNELS, "fused": fused}, precision, optimizers=[optimizer])
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", pytest.param("Adafactor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_shared_out_experts_are_trained_too(optimizer: str) -> None:
     """Two processes: the compiler of torch 2.11 lost the gradient behind the exchange."""
     fast = {**EAGER_KERNELS, "fused": True}

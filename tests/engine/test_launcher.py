@@ -25,22 +25,44 @@ def launch_lean(script: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_processes_without_gpus(checkout: Path, tmp_path: Path, gpus: int) -> None:
+# One write a process: print would mix two processes' pieces.
+SAY = r"""
+import os
+from pathlib import Path
+command = Path(f"/proc/{os.getppid()}/cmdline").read_text()
+loaded = "libtorch" in Path(f"/proc/{os.getppid()}/maps").read_text()
+rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+started = f"started by {'lean.py' in command} torch {loaded}"
+os.write(1, f"I am {rank} {size}\n{started}\n".encode())
+"""
+
+
+@pytest.fixture(scope="module")
+def say(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    script = tmp_path_factory.mktemp("say") / "say.py"
+    script.write_text(SAY)
+    return script
+
+
+@pytest.fixture(scope="module")
+def two(checkout: Path, say: Path) -> subprocess.CompletedProcess:
+    """Two processes that say who they are, and what started them."""
+    done = launch(checkout, say, "--num_gpus", "2")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_processes_without_gpus(
+    checkout: Path, say: Path, two: subprocess.CompletedProcess, gpus: int
+) -> None:
     """As many processes as --num_gpus says, each with its rank; without it, one."""
     if gpus:
         pytest.skip("this machine has GPUs; the patch is for machines without")
-    script = tmp_path / "say.py"
-    script.write_text(  # one write a process: print would mix two processes' pieces
-        "import os; e = os.environ\n"
-        "os.write(1, f\"I am {e['RANK']} {e['WORLD_SIZE']}\\n\".encode())\n"
-    )
-    two = launch(checkout, script, "--num_gpus", "2")
-    assert two.returncode == 0, two.stderr
     assert sorted(line for line in two.stdout.splitlines() if "I am" in line) == [
         "I am 0 2",
         "I am 1 2",
     ]
-    one = launch(checkout, script)
+    one = launch(checkout, say)
     assert [line for line in one.stdout.splitlines() if "I am" in line] == ["I am 0 1"]
 
 
@@ -59,17 +81,9 @@ def test_failed_process_is_a_failure(tmp_path: Path) -> None:
     assert launch_lean(script).returncode != 0
 
 
-def test_the_process_that_starts_the_others_is_light(checkout: Path, tmp_path: Path) -> None:
+def test_the_process_that_starts_the_others_is_light(two: subprocess.CompletedProcess) -> None:
     """It waits for the training processes, for which torch (seconds to import) is not needed."""
-    script = tmp_path / "look.py"
-    script.write_text(
-        "import os; from pathlib import Path\n"
-        "command = Path(f'/proc/{os.getppid()}/cmdline').read_text()\n"
-        "loaded = 'libtorch' in Path(f'/proc/{os.getppid()}/maps').read_text()\n"
-        "print('started by', 'lean.py' in command, 'torch', loaded)\n"
-    )
-    done = launch(checkout, script, "--num_gpus", "1")
-    assert "started by True torch False" in done.stdout, done.stdout + done.stderr
+    assert two.stdout.count("started by True torch False") == 2, two.stdout + two.stderr
 
 
 def on_two_hosts(folder: Path, script: str) -> subprocess.CompletedProcess:

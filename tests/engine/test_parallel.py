@@ -103,8 +103,8 @@ IN_FP32 = {**STEP, "dtype": "fp32"}
 
 
 def test_gradients_reduced_once_a_step_on_two_processes(references: References) -> None:
-    """ZeRO 1, 2 x expert parallel 1, 2 x accumulation 1, 2, 8; a sample of the rest."""
-    grid = itertools.product((1, 2), (1, 2), (1, 2, 8))
+    """ZeRO 1, 2 x expert parallel 1, 2 x accumulation 1, 2; a sample of the rest."""
+    grid = [*itertools.product((1, 2), (1, 2), (1, 2)), (1, 2, 8), (2, 1, 8)]
     two: list[dict[str, Any]] = [
         {"stage": z, "expert_parallel": e, "accumulation": a, "flat": STEP} for z, e, a in grid
     ]

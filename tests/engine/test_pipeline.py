@@ -44,9 +44,15 @@ def test_two_stages(references: References) -> None:
         {"stage": 1, "accumulation": 1},
         {"stage": 1, "accumulation": 3, "optimizer": "Adafactor"},
         {"stage": 0, "accumulation": 2, "optimizer": "AdamW"},
+        {"stage": 1, "accumulation": 2, "model": {"z_loss_coefficient": 0.1, "remat": True}},
+    ]
+    compare(two, 2, references)
+
+
+def test_two_stages_in_16_bit(references: References) -> None:
+    two: list[dict[str, Any]] = [
         {"stage": 0, "accumulation": 3, "precision": "bf16"},
         {"stage": 1, "accumulation": 3, "precision": "fp16", "optimizer": "Adafactor"},
-        {"stage": 1, "accumulation": 2, "model": {"z_loss_coefficient": 0.1, "remat": True}},
     ]
     compare(two, 2, references)
 
@@ -57,10 +63,14 @@ def test_four_processes(references: References) -> None:
         {"stage": 1, "expert_parallel": 2, "accumulation": 3},
         {"stage": 0, "expert_parallel": 1, "accumulation": 2, "optimizer": "Adafactor"},
         {"stage": 1, "expert_parallel": 1, "accumulation": 2, "optimizer": "Adafactor"},
-        {"stage": 1, "expert_parallel": 2, "accumulation": 2, "precision": "bf16"},
         {"stages": 4, "accumulation": 5, "model": {"num_layers": 5}},
     ]
     compare(four, 4, references)
+
+
+def test_four_processes_in_16_bit(references: References) -> None:
+    bf16 = {"stage": 1, "expert_parallel": 2, "accumulation": 2, "precision": "bf16"}
+    compare([bf16], 4, references)
 
 
 def test_all_stages_skip_the_same_steps() -> None:

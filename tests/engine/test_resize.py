@@ -77,8 +77,15 @@ def test_to_another_expert_parallel_size(which: tuple[int, ...], tmp_path: Path)
     _check([SCENARIOS[i] for i in which], tmp_path, (4, 2), [(4, 4), (3, 1)])
 
 
-@pytest.mark.parametrize("model", [ODD, OWN], ids=["stacked", "deepspeed"])
-@pytest.mark.parametrize("scenario", [SCENARIOS[3], SCENARIOS[5]], ids=["AdamW", "Adafactor"])
+@pytest.mark.parametrize(
+    ("scenario", "model"),
+    [
+        pytest.param(SCENARIOS[3], OWN, id="AdamW-deepspeed"),
+        pytest.param(SCENARIOS[5], ODD, id="Adafactor-stacked"),
+        pytest.param(SCENARIOS[3], ODD, id="AdamW-stacked", marks=pytest.mark.slow),
+        pytest.param(SCENARIOS[5], OWN, id="Adafactor-deepspeed", marks=pytest.mark.slow),
+    ],
+)
 def test_each_part_finds_its_parameter(scenario: dict, model: dict, tmp_path: Path) -> None:
     """State that was set to a function of the weights is that of the weights that are loaded."""
     scenario = {**scenario, "model": model}

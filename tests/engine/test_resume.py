@@ -89,6 +89,9 @@ def first_difference(expected: dict[str, Any], found: dict[str, Any]) -> str:
 def test_every_schedule_goes_on(stage: int, tmp_path: Path) -> None:
     """Defects 29 to 31: under ZeRO the first resumed steps had the rate of the configuration."""
     here = [name for name in TORCHS if hasattr(torch.optim.lr_scheduler, name)]
+    if not hasattr(torch.optim.lr_scheduler, "PolynomialLR"):
+        # the state of these held a method then, which is refused
+        here = [name for name in here if name not in ("CyclicLR", "OneCycleLR")]
     check([case(stage, schedule=name) for name in [*DEEPSPEEDS, *here]], tmp_path)
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Sequence
 
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.rows import read_rows
@@ -13,7 +14,9 @@ from dsmoe.benchmark.results.store import RECORDS, ROWS, check_agreement, read_r
 from dsmoe.hosts.spaces.cluster import Cluster
 from support import ROOT
 
-SCRIPT = str(ROOT / "run_deepspeed_benchmark.sh")
+# As a user starts it; the script's own set-up imports torch once more, so one test has it.
+SCRIPT = [str(ROOT / "run_deepspeed_benchmark.sh")]
+COMMAND = [sys.executable, "-m", "dsmoe", "run"]
 MARK = "train/process.py"
 # A machine under load takes its time to start; how long the end takes is what is measured.
 START_SECONDS = 300
@@ -49,15 +52,22 @@ def failure(output: Path) -> str:
 
 
 def words(processes: int, *more: str) -> list[str]:
-    """The command line of a short run."""
+    """A short run, but for the command that these words are for."""
     short = ["--suite", "smoke", "--steps", "2", "--data", "text.txt"]
     # as on one host: by itself a run keeps the experts' tokens inside each host
-    return [SCRIPT, str(processes), *short, "--expert-parallel", str(processes), *more]
+    return [str(processes), *short, "--expert-parallel", str(processes), *more]
 
 
-def trained(hosts: Cluster, folder: Path, processes: int, used: int, *more: str) -> list[float]:
+def trained(
+    hosts: Cluster,
+    folder: Path,
+    processes: int,
+    used: int,
+    *more: str,
+    command: Sequence[str] = COMMAND,
+) -> list[float]:
     """Losses of a run that must end well, on ``used`` hosts; ``more`` begins with --output."""
-    done = clean(hosts, *words(processes, *more), folder=folder)
+    done = clean(hosts, *command, *words(processes, *more), folder=folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     record = last_record(folder / more[1])
     assert (record.num_hosts, record.num_devices_per_host) == (used, processes // used)

@@ -15,7 +15,6 @@ from deepspeed.moe.pipeline import StageEngine, StageModel, make_stage_groups
 from deepspeed.utils import groups
 
 from dsmoe.benchmark.cases.case import Case
-from dsmoe.benchmark.plan.ledger import Ledger
 from dsmoe.benchmark.train.start import model_config
 from support.scenarios import (
     MICRO_BATCH,
@@ -156,6 +155,9 @@ def config_error(scenario: dict[str, Any]) -> str:
 
 def measured_stage(values: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Bytes of tensors at the peak of the second of two real steps, and what went to experts."""
+    # the plan's alone: torch 1.10, on which every other scenario runs, has no TorchDispatchMode
+    from dsmoe.benchmark.plan.ledger import Ledger
+
     forget_groups()
     case, ledger = Case.from_dict(values), Ledger()
     made = make_stage_groups(

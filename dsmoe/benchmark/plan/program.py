@@ -6,6 +6,7 @@ parallelism, whose groups are made once in a fake process group.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -16,6 +17,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.plan.simulation import simulate
 from dsmoe.benchmark.plan.stages import simulate_stages
+
+with contextlib.suppress(ImportError):
+    # torch 2.8 has the collectives of meta tensors in this module alone; 2.11 has them at once
+    from torch.distributed._tools import fake_collectives  # noqa: F401
 
 
 def main() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import platform
 import shlex
 import sys
 from pathlib import Path
 from typing import Any, Sequence
 
 from dsmoe.benchmark.preflight import probe
-from dsmoe.benchmark.preflight.asking import Reply, Way, of_program, script_for
+from dsmoe.benchmark.preflight.asking import Reply, Way, script_for
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
-from dsmoe.common.errors import EnvironmentProblem
+from dsmoe.common.errors import DsmoeError, EnvironmentProblem
 from dsmoe.hosts.host import Host
+from dsmoe.patchset.checkout.state import describe
 
 CLOCK_SECONDS = 2.0
 FREE_GPUS, CLOCK = "free GPUs", "clock"
@@ -26,11 +28,25 @@ def check_hosts(hosts: Sequence[Host], way: Way, project: Path, checkout: Path) 
     """
     script = script_for(project, checkout)
     answers = [_Answer(reply) for reply in way.ask(hosts, script)]
-    here = _Answer(of_program([sys.executable, "-"], script))
+    here = _here(checkout)
     checks: list[Check] = []
     for host, answer in zip(hosts, answers):
         checks += _host_checks(host, answer, here, way)
     return checks
+
+
+def _here(checkout: Path) -> dict[str, Any]:
+    """What this machine says, which hosts are compared with.
+
+    This process has torch already, so it need not ask another one, which would import it again.
+    """
+    facts: dict[str, Any] = {"python": platform.python_version()}
+    facts["torch"] = probe.torch_facts()["torch"]
+    try:
+        facts["trees"] = dict(describe(checkout).result)
+    except DsmoeError:  # which this machine's own check of the checkout tells
+        facts["trees"] = None
+    return facts
 
 
 def head_facts(host: Host, way: Way, project: Path, checkout: Path) -> dict[str, Any]:
@@ -82,7 +98,7 @@ class _Answer:
                 self.ahead, self.doubt = (least + most) / 2, abs(most - least) / 2
 
 
-def _host_checks(host: Host, answer: _Answer, here: _Answer, way: Way) -> list[Check]:
+def _host_checks(host: Host, answer: _Answer, own: dict[str, Any], way: Way) -> list[Check]:
     name = host.name
     if answer.facts is None:
         if not answer.reached:
@@ -91,7 +107,7 @@ def _host_checks(host: Host, answer: _Answer, here: _Answer, way: Way) -> list[C
         fix = f"the launcher needs the same Python there: make {python} work on {name}"
         reached = Check(way.check, OK, "reached", host=name)
         return [reached, Check("Python", FAIL, answer.error, fix, name)]
-    facts, own = answer.facts, here.facts or {}
+    facts = answer.facts
     return [
         Check(way.check, OK, "reached", host=name),
         _same("Python", facts.get("python"), own.get("python"), "install the same one", name),

@@ -21,6 +21,7 @@ PIPED = ("2", "--pipeline", "2", "--micro-batches", "4")
 pytestmark = pytest.mark.usefixtures("checkout")
 
 
+@pytest.mark.slow
 def test_a_dead_stage_ends_all(tmp_path: Path) -> None:
     run = StartedRun(tmp_path / "out", *PIPED, changes={"iterations": 10**6})
     run.wait_for_iterations()

@@ -13,6 +13,7 @@ from typing import Iterator
 
 import pytest
 from support.cluster_runs import (
+    COMMAND,
     END_SECONDS,
     MARK,
     START_SECONDS,
@@ -50,7 +51,7 @@ class Allocated:
         self, slurm: Slurm, folder: Path, output: str, *more: str, job: list[str] | None = None
     ) -> None:
         self.slurm, self.output = slurm, folder / output
-        command = [*words(2, "--output", output, *more)]
+        command = [*COMMAND, *words(2, "--output", output, *more)]
         self.process = slurm.cluster.start(
             "n1",
             ["salloc", *(job or NODES), *command],
@@ -89,7 +90,7 @@ def test_a_printed_batch_script_trains_as_one_host_does(
     hosts: Cluster, slurm: Slurm, folder: Path, on_one_host: list[float]
 ) -> None:
     """2 x 1 processes: the script of --print-sbatch, given to sbatch; the losses of one host."""
-    asked = words(2, "--output", "slurm", "--print-sbatch", "--per-host", "1")
+    asked = [*COMMAND, *words(2, "--output", "slurm", "--print-sbatch", "--per-host", "1")]
     script = hosts.run("n1", asked, cwd=folder, env=environment())
     assert script.returncode == 0 and "#SBATCH --nodes=2\n" in script.stdout, script.stderr
     (folder / "job.sh").write_text(script.stdout)
@@ -129,7 +130,7 @@ def test_four_processes_on_two_nodes(
     hosts: Cluster, slurm: Slurm, folder: Path, on_one_host: list[float]
 ) -> None:
     """2 x 2, in a job that counts GPUs."""
-    command = words(4, "--output", "four")
+    command = [*COMMAND, *words(4, "--output", "four")]
     job = ["salloc", "--nodes=2", "--gpus-per-node=2"]
     variables = {**environment(), **slurm.own}
     done = hosts.run("n1", [*job, *command], cwd=folder, env=variables, timeout=START_SECONDS)
@@ -167,7 +168,7 @@ def test_scancel_leaves_a_row(hosts: Cluster, slurm: Slurm, folder: Path) -> Non
 @pytest.mark.slow
 def test_the_time_limit_of_a_batch_job(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
     """The signal of the printed script comes before the limit; the run ends with its row."""
-    asked = words(2, "--output", "limit", *LONG, "--print-sbatch", "--per-host", "1")
+    asked = [*COMMAND, *words(2, "--output", "limit", *LONG, "--print-sbatch", "--per-host", "1")]
     script = hosts.run("n1", asked, cwd=folder, env=environment()).stdout
     (folder / "limit.sh").write_text(script)
     job = slurm.run(["sbatch", "--parsable", "--time=10", "limit.sh"], cwd=folder).strip()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.cluster_runs import (
+    COMMAND,
     END_SECONDS,
     MARK,
     START_SECONDS,
@@ -27,7 +28,6 @@ from dsmoe.hosts.spaces import guardian
 from dsmoe.hosts.spaces.cluster import Cluster
 
 LONG = ["--steps", "100000"]
-MODULE = [sys.executable, "-m", "dsmoe", "run"]
 # n1, where rank 0 is
 HEAD = "10.77.0.1"
 
@@ -44,7 +44,7 @@ class Torchrun:
         self.agents = {
             host: hosts.start(
                 host,
-                [*torchrun, "--node-rank", str(rank), "-m", "dsmoe", "run", *options[1:]],
+                [*torchrun, "--node-rank", str(rank), *COMMAND[1:], *options],
                 cwd=folder,
                 env=environment(),
                 stdout=subprocess.PIPE,
@@ -170,7 +170,7 @@ def test_mpirun_trains_as_one_host_does(
     mpirun = ["mpirun", "--allow-run-as-root", "-np", "2", "--host", "n1:1,n2:1"]
     mpirun += ["--map-by", "ppr:1:node", "-x", f"MASTER_ADDR={HEAD}", "-x", "MASTER_PORT=29512"]
     mpirun += ["-x", "PATH", "-x", "PYTHONPATH", "--mca", "btl_tcp_if_include", "eth0"]
-    command = [*mpirun, *MODULE, *words(2, "--output", "mpirun")[1:]]
+    command = [*mpirun, *COMMAND, *words(2, "--output", "mpirun")]
     done = hosts.run("n1", command, cwd=folder, env=environment(), timeout=START_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "== launcher torchrun: 2 processes by Open MPI" in done.stdout

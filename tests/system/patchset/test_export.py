@@ -262,7 +262,7 @@ LINES = st.lists(
 
 # The examples build on each other: each exports into the series that the one before left.
 @settings(
-    max_examples=8,
+    max_examples=6,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],

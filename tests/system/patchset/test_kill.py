@@ -96,7 +96,7 @@ def test_killed_between_any_two_lines(
     total = run_until(action, 0)
     assert total > 100
     names = set()
-    lines = random.Random(direction).sample(range(1, total + 1), 7)
+    lines = random.Random(direction).sample(range(1, total + 1), 4)
     for number, line in enumerate(lines + [total]):
         shutil.rmtree(checkout)
         shutil.copytree(start, checkout, symlinks=True)

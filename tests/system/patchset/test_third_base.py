@@ -72,6 +72,7 @@ def run(project: Path, *words: object, **variables: str) -> subprocess.Completed
     return done
 
 
+@pytest.mark.slow
 def test_a_folder_is_all_that_a_base_needs(
     project: Path, real_archive: Path, tmp_path: Path
 ) -> None:

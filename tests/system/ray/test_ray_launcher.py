@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Iterator
 
 import pytest
 from support.cluster_runs import (
+    COMMAND,
     END_SECONDS,
     MARK,
     START_SECONDS,
@@ -28,7 +30,7 @@ from support.cluster_runs import (
 )
 
 from dsmoe.common.errors import EnvironmentProblem
-from dsmoe.hosts.sources import ray
+from dsmoe.hosts.sources import ray, ray_client
 from dsmoe.hosts.spaces import guardian
 from dsmoe.hosts.spaces.cluster import Cluster, unavailable
 
@@ -79,6 +81,12 @@ class RayOnHosts:
         except subprocess.TimeoutExpired:
             return ""
 
+    def free(self) -> list[float]:
+        """CPUs that are free on each live node, as the project's client says."""
+        lines = [text for text in self.answer().splitlines() if text.startswith(ray_client.MARK)]
+        rows = json.loads(lines[-1][len(ray_client.MARK) :])["nodes"] if lines else []
+        return [row["free"]["cpus"] for row in rows if row["alive"]]
+
     @property
     def program(self) -> str:
         return str(Path(sys.executable).with_name("ray"))
@@ -126,10 +134,9 @@ class Started:
 
     def __init__(self, running: RayOnHosts, processes: int, output: str, *more: str) -> None:
         self.cluster, self.output = running.cluster, running.folder / output
-        options = words(processes, "--output", output, *more)[1:]
         self.process = self.cluster.start(
             "n1",
-            [sys.executable, "-m", "dsmoe", "run", *options],
+            [*COMMAND, *words(processes, "--output", output, *more)],
             cwd=running.folder,
             env={**environment(), "RAY_ADDRESS": ADDRESS},
             stdout=subprocess.PIPE,
@@ -163,8 +170,7 @@ class Started:
 @pytest.fixture(scope="module")
 def on_one_host(cluster: Cluster, folder: Path) -> list[float]:
     """Losses of two processes on one host, by DeepSpeed's launcher."""
-    options = words(2, "--output", "one", "--launcher", "local")[1:]
-    command = [sys.executable, "-m", "dsmoe", "run", *options]
+    command = [*COMMAND, *words(2, "--output", "one", "--launcher", "local")]
     done = cluster.run("n1", command, cwd=folder, env=environment(), timeout=START_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     return last_record(folder / "one").losses
@@ -187,6 +193,11 @@ def hold(running: RayOnHosts, cpus: int) -> subprocess.Popen[str]:
         stderr=subprocess.DEVNULL,
     )
     assert started.stdout is not None and started.stdout.readline() == "held\n"
+    # the control store learns it from each node, some time later
+    deadline = time.monotonic() + START_SECONDS
+    while running.free() != [2.0 - cpus] * 2:
+        assert time.monotonic() < deadline, running.answer()
+        time.sleep(0.5)
     return started
 
 
