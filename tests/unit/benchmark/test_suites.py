@@ -113,7 +113,7 @@ def test_micro_batches_make_the_global_batch() -> None:
         ({"model": lambda: ModelCase("heads", 760, 8, 8)}, "num_heads 16 does not divide"),
         ({"model": lambda: ModelCase("one", 768, 8, 1)}, "expected at least 2 experts"),
         ({"model": lambda: ModelCase("none", 768, 8, 8, vocab_size=0)}, "vocab_size is 0"),
-        ({"precision": "fp8"}, "'fp8', expected one of fp32, fp16, bf16"),
+        ({"precision": "fp4"}, "'fp4', expected one of fp32, fp16, bf16"),
         ({"second_expert_policy": "none"}, "expected one of all, random, sampling"),
         ({"iterations": 0}, "no iteration"),
         ({"seed": -1}, "seed -1 is negative"),
