@@ -60,6 +60,13 @@ def _not_regular(found: os.stat_result, path: Path) -> OSError:
     return OSError(errno.EINVAL, f"it is not a regular file, but {kind}", str(path))
 
 
+def refuse_irregular(path: Path) -> None:
+    """Raises OSError unless ``path`` is a regular file, or a link to one."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise _not_regular(found, path)
+
+
 def refuse_output(path: Path) -> None:
     """Raises OSError where :func:`write_output` could not write ``path``; changes nothing."""
     target = Path(os.path.realpath(path))
