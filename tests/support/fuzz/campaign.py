@@ -84,6 +84,7 @@ def run_cases(number: int, first_seed: int = 0, seconds: float = float("inf")) -
         batch = first_seed
         while campaign.cases < number and time.monotonic() < end:
             _batch(campaign, place, batch, number, end)
+            print(f"  {campaign.summary()}", flush=True)
             batch += 1
         after = _watched()
         campaign.changed = sorted(k for k in before.keys() | after if before.get(k) != after.get(k))
