@@ -14,6 +14,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+from dsmoe.common.errors import UsageError
+
 #: More than any series, patch or description has.
 MAX_BYTES = 16 << 20
 #: More than any result file, curve or tokenizer has.
@@ -26,6 +28,17 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+
+
+def expanded(name: str | Path) -> Path:
+    """``name`` with the home folder that ``~`` or ``~user`` stands for; UsageError without one."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"{str(name)[:200]}: found no such user, or none with a home folder; expected a name "
+            "whose ~ means one: write the folder out, or ./~ for a name that begins so"
+        ) from None
 
 
 def read_input(path: Path, limit: int = MAX_BYTES) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from dsmoe.common.errors import EnvironmentProblem
+from dsmoe.common.files import expanded
 from dsmoe.defects.listing import THERE, Proof
 
 #: Beside a proof's own limit: the start of that Python, and its import of DeepSpeed.
@@ -24,7 +25,7 @@ def find_python(named: str) -> Path:
 
     Raises EnvironmentProblem where there is none.
     """
-    path = Path(named).expanduser()
+    path = expanded(named)
     inside = path / "bin" / "python"
     found = str(inside) if inside.exists() else shutil.which(named if path.parts else "")
     if found is None:

@@ -18,6 +18,7 @@ def main() -> int:
     for name, default in (("patch", 500), ("append", 400), ("save", 60), ("runs", 40)):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
     parser.add_argument("--interrupts", type=int, default=200, metavar="N")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for each kind")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
     from support import patched
@@ -44,8 +45,13 @@ def main() -> int:
             (options.interrupts, "Ctrl-Cs", kills.interrupts(folder, options.interrupts, dice)),
         ):
             found: list[str] = []
+            until = time.monotonic() + options.seconds
             for end in ends if asked else ():
                 found.append(end)
+                if len(found) % 20 == 0:
+                    print(f"  {len(found)} of {asked} {words}", flush=True)
+                if time.monotonic() > until:
+                    break
                 if end not in ("", kills.BEFORE):  # told at once: a campaign may be stopped
                     print(f"-- {end}", flush=True)
             before = found.count(kills.BEFORE)
