@@ -50,10 +50,10 @@ def main() -> int:
                 found.append(end)
                 if len(found) % 20 == 0:
                     print(f"  {len(found)} of {asked} {words}", flush=True)
-                if time.monotonic() > until:
-                    break
                 if end not in ("", kills.BEFORE):  # told at once: a campaign may be stopped
                     print(f"-- {end}", flush=True)
+                if time.monotonic() > until:
+                    break
             before = found.count(kills.BEFORE)
             wrong = len([end for end in found if end and end != kills.BEFORE])
             early = f", {before} {kills.BEFORE}" if before else ""
