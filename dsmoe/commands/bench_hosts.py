@@ -13,6 +13,7 @@ from dsmoe.benchmark.cases.suites import SUITES
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, count, whole
 from dsmoe.common.errors import EnvironmentProblem, UsageError
+from dsmoe.common.files import expanded
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.places import checkout_folder
 
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
             how = "ssh and pdsh" if cluster.with_ssh else "a launcher in each namespace, no ssh"
             say(f"== {options.hosts} hosts x {per_host}, link: {link.words} ({how})")
             output = options.output or Path(OUTPUT)
-            place = measure.Place(cluster, per_host, machine.device, output.expanduser(), words)
+            place = measure.Place(cluster, per_host, machine.device, expanded(output), words)
             for number, setting in enumerate(settings, 1):
                 say(f"== {number} of {len(settings)}: {setting.name}")
                 found.append(measure.measure(setting, place, stop, say))

@@ -9,7 +9,7 @@ import json
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, count, file_name
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, exit_code_lines
-from dsmoe.common.files import refuse_output, write_output
+from dsmoe.common.files import expanded, refuse_output, write_output
 
 NEEDS = ("torch", "numpy", "psutil")
 
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.preflight.probe import cores
 
-    output = (options.output or calibrated_file()).expanduser()
+    output = expanded(options.output or calibrated_file())
     if options.output is None:
         output.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from dsmoe.benchmark.cases.case import SECOND_EXPERT_POLICIES
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, count, positive, seed
 from dsmoe.common.errors import UsageError, exit_code_lines
+from dsmoe.common.files import expanded
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.convergence.arms import ARMS, Setting
 from dsmoe.convergence.defaults import DEFAULTS, RATE_WARMUP
@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> int:
         seeds=tuple(dict.fromkeys(options.seeds)),
         setting=setting_of(options, machine.device),
         machine=machine,
-        data=tuple(str(Path(p).expanduser().absolute()) for p in options.data),
+        data=tuple(str(expanded(p).absolute()) for p in options.data),
         text_bytes=options.text_bytes,
         output=options.output,
         time_out=options.time_out,

@@ -10,6 +10,7 @@ from pathlib import Path
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, count
 from dsmoe.common.errors import exit_code_lines
+from dsmoe.common.files import expanded
 from dsmoe.common.output import end_process
 
 NEEDS = ("torch", "filelock", "git", "numpy", "rich")
@@ -64,8 +65,8 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.model.measured import measure
     from dsmoe.model.opened import open_model
 
-    opened = open_model(options.folder.expanduser())
-    paths = [str(Path(path).expanduser().absolute()) for path in options.data]
+    opened = open_model(expanded(options.folder))
+    paths = [str(expanded(path).absolute()) for path in options.data]
     found = measure(opened, paths, work_folder() / "text", options.windows, options.text_field)
     if options.json:
         print(json.dumps(dataclasses.asdict(found)))

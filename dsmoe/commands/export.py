@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsmoe.common.arguments import OneLineParser, file_name
 from dsmoe.common.errors import exit_code_lines
+from dsmoe.common.files import expanded
 from dsmoe.common.output import end_process
 
 NEEDS = ("torch", "numpy", "git", "safetensors")
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     """Export, and say what was written."""
     from dsmoe.model.opened import export_model
 
-    to = options.to.expanduser()
-    count = export_model(options.folder.expanduser(), to)
+    to = expanded(options.to)
+    count = export_model(expanded(options.folder), to)
     print(f'{to}: {count:,} parameters; try: dsmoe generate {to} "def "')
     end_process(0)

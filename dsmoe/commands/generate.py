@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dsmoe.common.arguments import OneLineParser, count, positive, seed
 from dsmoe.common.errors import exit_code_lines
+from dsmoe.common.files import expanded
 from dsmoe.common.output import end_process
 
 NEEDS = ("torch", "numpy", "git")
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.model.opened import open_model
     from dsmoe.model.written import Choice, write
 
-    opened = open_model(options.folder.expanduser())
+    opened = open_model(expanded(options.folder))
     temperature = 0.0 if options.greedy else options.temperature
     how = Choice(temperature, options.top_k, options.top_p, options.seed, not options.no_cache)
     print(f"== {opened.words}", file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from dsmoe.commands import launching
 from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, count, file_name, plain_name, positive
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError, exit_code_lines
+from dsmoe.common.files import expanded
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import chosen_checkout, work_folder
@@ -194,12 +195,12 @@ def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> 
         checkout_reason=reason,
         text=Text.of(shared.text_paths(options), options.tokenizer, options.text_field),
         cache=work_folder() / "text",
-        output=options.output.expanduser(),
+        output=expanded(options.output),
         limits=limits(options.time_out),
         launcher=launcher,
         launcher_reason=reason,
         port=options.port,
-        tensorboard=options.tensorboard.expanduser() if options.tensorboard else None,
+        tensorboard=expanded(options.tensorboard) if options.tensorboard else None,
         master=options.master_addr,
         resume=options.resume,
         link=options.link,
@@ -237,8 +238,8 @@ def check_text(options: argparse.Namespace) -> None:
     from dsmoe.benchmark.data.tokenizer import load_tokenizer
     from dsmoe.benchmark.preflight.local import refuse_output
 
-    refuse_output(options.output.expanduser())
-    load_tokenizer(options.tokenizer and str(Path(options.tokenizer).expanduser()))
+    refuse_output(expanded(options.output))
+    load_tokenizer(options.tokenizer and str(expanded(options.tokenizer)))
     paths = shared.text_paths(options)
     if paths and not is_pair(paths):
         find_sources(paths)

@@ -13,6 +13,7 @@ from dsmoe.commands import options as shared
 from dsmoe.commands import run as run_command
 from dsmoe.common.arguments import OneLineParser, count, file_name, positive
 from dsmoe.common.errors import UsageError, exit_code_lines
+from dsmoe.common.files import expanded
 from dsmoe.common.kernel_choice import check_kernels
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def run(options: argparse.Namespace) -> int:
 
     tokenizer = options.tokenizer
     if load:
-        tokenizer = tokenizer_to_go_on(load.expanduser(), tokenizer)
-    board = options.tensorboard
+        tokenizer = tokenizer_to_go_on(expanded(load), tokenizer)
+    board = _whole(options.tensorboard)
     if board:
         run_command.check_tensorboard()
         run_command.make_folder(board)
@@ -121,9 +122,7 @@ def run(options: argparse.Namespace) -> int:
         [(case, layout)] = request.cases
         if options.learning_rate:
             case = dataclasses.replace(case, learning_rate=options.learning_rate)
-        plan = Plan(
-            save.expanduser(), options.every, _whole(load), _whole(board), options.rate_warmup
-        )
+        plan = Plan(expanded(save), options.every, _whole(load), board, options.rate_warmup)
         request = dataclasses.replace(request, cases=((case, layout),))
         return train_and_keep(request, plan, stop)
 
@@ -132,4 +131,4 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _whole(path: Path | None) -> Path | None:
-    return path.expanduser() if path else None
+    return expanded(path) if path else None

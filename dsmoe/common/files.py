@@ -14,6 +14,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+from dsmoe.common.errors import UsageError
+
 #: More than any series, patch or description has.
 MAX_BYTES = 16 << 20
 #: More than any result file, curve or tokenizer has.
@@ -26,6 +28,17 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+
+
+def expanded(name: str | Path) -> Path:
+    """``name`` with the home folder that ``~`` or ``~user`` stands for; UsageError without one."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"{str(name)[:200]}: found no such user, or none with a home folder; expected a name "
+            "whose ~ means one: write the folder out, or ./~ for a name that begins so"
+        ) from None
 
 
 def read_input(path: Path, limit: int = MAX_BYTES) -> bytes:
@@ -58,6 +71,13 @@ def read_large(path: Path) -> bytes:
 def _not_regular(found: os.stat_result, path: Path) -> OSError:
     kind = next((name for test, name in _KINDS if test(found.st_mode)), "something else")
     return OSError(errno.EINVAL, f"it is not a regular file, but {kind}", str(path))
+
+
+def refuse_irregular(path: Path) -> None:
+    """Raises OSError unless ``path`` is a regular file, or a link to one."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise _not_regular(found, path)
 
 
 def refuse_output(path: Path) -> None:

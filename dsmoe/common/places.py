@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dsmoe.common.files import expanded
+
 #: The base of a run where $DSMOE_BASE names no other.
 DEFAULT_BASE = "bd3ebd"
 BASE_VARIABLE = "DSMOE_BASE"
@@ -45,7 +47,7 @@ def work_folder() -> Path:
     """
     named = os.environ.get("DSMOE_HOME")
     if named:
-        return Path(named).expanduser().absolute()
+        return expanded(named).absolute()
     if not installed():
         return project_root() / "build"
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -70,14 +72,14 @@ def chosen_checkout(named: Path | None = None) -> tuple[Path, str]:
     ``$DSMOE_BASE``).
     """
     if named is not None:
-        return named.expanduser().absolute(), "--deepspeed names it"
+        return expanded(named).absolute(), "--deepspeed names it"
     variables = [CHECKOUT_VARIABLE]
     if not os.environ.get(BASE_VARIABLE):
         variables.append(ARTIFACT_VARIABLE)
     for variable in variables:
         value = os.environ.get(variable)
         if value:
-            return Path(value).expanduser().absolute(), f"{variable} names it"
+            return expanded(value).absolute(), f"{variable} names it"
     name = base_name()
     folder = work_folder() / ("DeepSpeed" if name == DEFAULT_BASE else f"DeepSpeed-{name}")
     return folder, f"the project's own; --deepspeed or {CHECKOUT_VARIABLE} names another"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from typing import Sequence
+from typing import Any, Sequence
 
 
 class TimedOut(Exception):
@@ -46,13 +46,21 @@ def ask(
         total = seconds + (first_word[1] if first_word else 0.0)
         raise TimedOut(f"{command[0]} did not end within {total:g} s") from None
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        end(process)
+
+
+def end(process: Any) -> None:
+    """End a process if it still runs; what it started, and that has its output, is not waited for.
+
+    ``process`` is a Popen or behaves like one.
+    """
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 def _done(

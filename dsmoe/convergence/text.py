@@ -23,7 +23,7 @@ from dsmoe.benchmark.data.indexed_dataset import PairWriter, smallest_dtype
 from dsmoe.benchmark.data.sources import Source, find_sources, read_pieces
 from dsmoe.benchmark.data.tokenizer import ByteTokenizer
 from dsmoe.common.errors import DataError
-from dsmoe.common.files import read_input, write_output
+from dsmoe.common.files import expanded, read_input, write_output
 
 FORMAT = 1
 SUFFIXES = (".py", ".md", ".rst", ".txt")
@@ -123,7 +123,7 @@ def _find(paths: Sequence[str]) -> list[Document]:
     else:
         documents = []
         for path in paths:
-            folder = Path(path).expanduser().is_dir()
+            folder = expanded(path).is_dir()
             for source in find_sources([path]):
                 if not folder:  # named by itself: text, and an entry of its own
                     documents.append(Document(source, source.name))

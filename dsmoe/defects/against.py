@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from dsmoe.common.errors import EnvironmentProblem
+from dsmoe.common.files import expanded
 from dsmoe.defects.listing import THERE, Proof
 
+#: Beside a proof's own limit: the start of that Python, and its import of DeepSpeed.
+START_SECONDS = 120.0
 #: What a verdict can be.
 LIVES, FIXED, NONE, FAILED = "lives", "fixed", "not applicable", "could not run"
 STATES = (LIVES, FIXED, NONE, FAILED)
@@ -21,7 +25,7 @@ def find_python(named: str) -> Path:
 
     Raises EnvironmentProblem where there is none.
     """
-    path = Path(named).expanduser()
+    path = expanded(named)
     inside = path / "bin" / "python"
     found = str(inside) if inside.exists() else shutil.which(named if path.parts else "")
     if found is None:
@@ -49,8 +53,10 @@ def run_proofs(
     verdicts: dict[str, dict[str, Any]] = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
+        watch = _Watch(process, limit + START_SECONDS)
         try:
             for line in process.stdout:
+                watch.begin()
                 record = _record(line)
                 if record and "error" in record:
                     raise EnvironmentProblem(
@@ -65,14 +71,46 @@ def run_proofs(
                 elif record and "deepspeed" in record:
                     versions = record
         finally:
+            watch.end()
             if process.poll() is None:
                 process.terminate()
+    if watch.late:
+        raise EnvironmentProblem(
+            f"{python} gave no answer for {watch.seconds:g} s and was ended; see whether "
+            f"`{python} -c 'import deepspeed'` ends there, or allow more with --limit"
+        )
     if not versions:
         raise EnvironmentProblem(f"{python} ended with {process.returncode} before the first proof")
     for proof in chosen:
         if proof.name not in verdicts:
             verdicts[proof.name] = {"state": FAILED, "reason": "the program ended", "seconds": 0.0}
     return versions, verdicts
+
+
+class _Watch:
+    """Ends ``process`` where it says nothing for ``seconds``; ``late`` is set then."""
+
+    def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+        self.seconds, self.late = seconds, False
+        self._process = process
+        self._timer: threading.Timer | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Wait from now on."""
+        self.end()
+        self._timer = threading.Timer(self.seconds, self._kill)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        """Wait no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _kill(self) -> None:
+        self.late = True
+        self._process.kill()
 
 
 def command_of(proof: Proof) -> str:

@@ -8,6 +8,7 @@ one, and ``runs/`` with the logs.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.data.tokenizer import json_file
 from dsmoe.common.errors import ResultsError, UsageError
-from dsmoe.common.files import write_atomically
+from dsmoe.common.files import read_input, read_large, write_atomically
 
 DESCRIPTION = "dsmoe.json"
 TOKENIZER = "tokenizer.json"
 LATEST = "latest"
 FORMAT = 1
 _TAG = "step"
+_TAG_FORM = re.compile(_TAG + "[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,24 @@ def tag_of(step: int) -> str:
 
 
 def step_of(folder: Path) -> int | None:
-    """The iterations that the last whole checkpoint in ``folder`` has; None where there is none."""
+    """The iterations that the last whole checkpoint in ``folder`` has; None where there is none.
+
+    Raises ResultsError where the file that names it is not as dsmoe train writes it.
+    """
+    place = folder / LATEST
     try:
-        tag = (folder / LATEST).read_text(encoding="utf-8").strip()
-    except OSError:
+        tag = read_input(place).decode("utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    number = tag[len(_TAG) :]
-    return int(number) if tag.startswith(_TAG) and number.isdigit() else None
+    except (OSError, ValueError) as error:
+        words = error.strerror if isinstance(error, OSError) else error
+        raise ResultsError(f"{place}: cannot be read ({words}); expected {_TAG}N") from error
+    if not _TAG_FORM.fullmatch(tag):
+        raise ResultsError(
+            f"{place}: found {tag[:80]!r}, expected {_TAG}N as dsmoe train writes it; name a "
+            "folder of dsmoe train, or a new one"
+        )
+    return int(tag[len(_TAG) :])
 
 
 def describe(folder: Path, case: Case, content: str, tokenizer: str | None) -> None:
@@ -78,10 +91,10 @@ def read_kept(folder: Path) -> Kept:
             f"{folder}: found no {DESCRIPTION}; expected a folder that dsmoe train --save wrote"
         )
     try:
-        values: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(read_input(place))
         case, content = Case.from_dict(values["case"]), str(values["content"])
         tokenizer = folder / values["tokenizer"] if values["tokenizer"] else None
-    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
         raise ResultsError(
             f"{place}: cannot be read ({error}); expected what dsmoe train writes"
         ) from error
@@ -102,9 +115,16 @@ def tokenizer_to_go_on(folder: Path, named: str | None) -> str | None:
     if named is None:
         return str(own) if own else None
     place = json_file(named)
-    if own is None or (place.is_file() and place.read_bytes() != own.read_bytes()):
+    if own is None or (place.is_file() and _content(place) != _content(own)):
         raise UsageError(
             f"--tokenizer {named}: found another tokenizer than that of {folder} "
             f"({own or 'bytes'}); leave it out, the checkpoint's is taken"
         )
     return named
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_large(path)
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read ({error.strerror})") from error

@@ -10,11 +10,11 @@ from typing import Any
 
 from dsmoe.benchmark.data.tokenizer import load_tokenizer
 from dsmoe.benchmark.run import patched_deepspeed
-from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError
+from dsmoe.common.errors import UsageError
+from dsmoe.common.files import read_large, write_output
 from dsmoe.common.places import chosen_checkout
 from dsmoe.model import folder as kept
-
-EXPORTED = "config.json"
+from dsmoe.model.checked import EXPORTED, check_size, read_exported, reading
 
 
 @dataclass(frozen=True)
@@ -39,57 +39,64 @@ def let_import_deepspeed() -> None:
 
 def open_model(folder: Path) -> Opened:
     """The model in ``folder``. Raises DsmoeError for another folder and for a broken one."""
-    exported = (folder / EXPORTED).is_file()
-    before = None if exported else kept.read_kept(folder)
+    before = values = None
+    if (folder / EXPORTED).is_file():
+        values = read_exported(folder)
+    else:
+        before = _whole(folder)
     let_import_deepspeed()
     import torch
-    from deepspeed.moe.lm import MoELM, MoELMConfig, checkpoint_weights, model_of, read_config
+    from deepspeed.moe.lm import MoELM, MoELMConfig, checkpoint_weights, model_of
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        if before is None:
-            named = read_config(folder).get("tokenizer")
+    with reading(str(folder)):
+        if values is not None:
             model = MoELM.from_exported(folder)
-            tokenizer, words = folder / named if named else None, f"exported model in {folder}"
+            tokenizer = folder / values["tokenizer"] if values["tokenizer"] else None
+            words = f"exported model in {folder}"
         else:
+            assert before is not None
             config = MoELMConfig(**before.case.model_settings())
             place, precision = folder / kept.tag_of(before.step), before.case.weight_precision
             weights = checkpoint_weights(MoELM, place, config, precision)
             model = model_of(MoELM, weights, config, precision, place)
             tokenizer, words = before.tokenizer, f"iteration {before.step} of {folder}"
-    except (ValueError, OSError, TypeError) as error:
-        raise ResultsError(f"{folder}: {error}") from error
-    except ImportError as error:
-        raise EnvironmentProblem(f"{folder}: {error}") from error
     if device == "cpu" and model.embedding.weight.dtype == torch.float16:
         model, words = model.float(), f"{words}, in fp32 (a CPU)"
     name = str(tokenizer) if tokenizer else None
     return Opened(model.to(device), load_tokenizer(name), name, device, words)
 
 
+def _whole(folder: Path) -> kept.Kept:
+    """What ``folder`` of dsmoe train says, whose last checkpoint can be as large as that."""
+    before = kept.read_kept(folder)
+    check_size(before.case.model_settings(), folder / kept.tag_of(before.step))
+    return before
+
+
 def export_model(source: Path, to: Path) -> int:
     """Write the last checkpoint of ``source`` to ``to``; its parameters. Raises DsmoeError."""
-    before = kept.read_kept(source)
-    if to.exists() and any(to.iterdir()) and not (to / EXPORTED).is_file():
+    before = _whole(source)
+    try:
+        others = to.exists() and any(to.iterdir()) and not (to / EXPORTED).is_file()
+    except OSError as error:
+        raise UsageError(f"--to {to}: {error.strerror}; expected a folder, or a new name") from None
+    if others:
         raise UsageError(
             f"{to}: found other files there; expected a new folder, or an exported one"
         )
     let_import_deepspeed()
-    from deepspeed.moe.lm import MoELM, MoELMConfig, export
+    with reading(f"{source}: cannot be exported to {to}"):
+        from deepspeed.moe.lm import MoELM, MoELMConfig, export
 
-    more = {
-        "tokenizer": kept.TOKENIZER if before.tokenizer else None,
-        "iterations": before.step,
-        "content": before.content,
-    }
-    config = MoELMConfig(**before.case.model_settings())
-    place = source / kept.tag_of(before.step)
-    try:
+        more = {
+            "tokenizer": kept.TOKENIZER if before.tokenizer else None,
+            "iterations": before.step,
+            "content": before.content,
+        }
+        config = MoELMConfig(**before.case.model_settings())
+        place = source / kept.tag_of(before.step)
         to.mkdir(parents=True, exist_ok=True)
         if before.tokenizer:
-            (to / kept.TOKENIZER).write_bytes(before.tokenizer.read_bytes())
+            write_output(to / kept.TOKENIZER, read_large(before.tokenizer))
         return int(export(MoELM, place, to, config, before.case.weight_precision, more))
-    except (ValueError, OSError) as error:
-        raise ResultsError(f"{source}: cannot be exported to {to}: {error}") from error
-    except ImportError as error:
-        raise EnvironmentProblem(str(error)) from error

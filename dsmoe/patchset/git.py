@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -219,28 +220,25 @@ class Git:
             command += ["-c", "safe.directory=*"]
         command += args
         seconds = QUICK_SECONDS if args[0] in _QUICK else LONG_SECONDS
-        extra: dict[str, Any] = {"kill_after_timeout": seconds}
-        if self.lock_fd is not None:
-            extra["pass_fds"] = (self.lock_fd,)
+        extra = {} if self.lock_fd is None else {"pass_fds": (self.lock_fd,)}
         with tempfile.TemporaryFile() as source:
             source.write(stdin)
             source.seek(0)
-            status, out, err = python_git().execute(
-                command,
-                istream=source,
-                env=settings,
-                with_extended_output=True,
-                with_exceptions=False,
-                stdout_as_string=False,
-                strip_newline_in_stdout=False,
-                **extra,
+            started = python_git().execute(
+                command, istream=source, env=settings, as_process=True, **extra
             )
-        if status == -signal.SIGKILL and err.startswith("Timeout: the command"):
-            raise EnvironmentProblem(
-                f"git {args[0]} did not end within {seconds:g} s in {self.path} and was ended; "
-                f"check the file system, and the program {shutil.which('git')}"
-            )
-        return GitOutput(status, out, err)
+            process = started.proc
+            # Not GitPython's own limit, which waits for programs that git started.
+            try:
+                out, err = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                raise EnvironmentProblem(
+                    f"git {args[0]} did not end within {seconds:g} s in {self.path} and was ended; "
+                    f"check the file system, and the program {shutil.which('git')}"
+                ) from None
+            finally:
+                programs.end(process)
+        return GitOutput(process.returncode, out, err.decode("utf-8", "replace").rstrip("\n"))
 
 
 def _without_filters(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:

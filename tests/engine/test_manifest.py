@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import re
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.forked import run_forked
-from support.ranks import Pool, run_ranks
+from support.fuzz.kept_kills import save_kills
+from support.ranks import run_ranks
 
 SCENARIO = {"model": {"num_experts": 4}, "stage": 2, "expert_parallel": 2, "optimizer": "AdamW"}
 #: Saves that are killed; DSMOE_TEST_KILLS sets another number.
@@ -138,32 +135,5 @@ def test_the_users_own_files_stay_in_a_tag_that_is_saved_again(tmp_path: Path) -
 
 
 def test_a_kill_leaves_the_new_checkpoint_or_the_one_before(tmp_path: Path) -> None:
-    draw = random.Random(int(os.environ.get("DSMOE_TEST_SEED", "2")))
-    for number in range(KILLS):
-        place = tmp_path / str(number)
-        place.mkdir()
-        last = _killed_save(place, draw.uniform(0.0, 1.0), draw.randrange(2))
-        results = run_ranks(2, "loads_whole_or_before", SCENARIO, str(place / "folder"))
-        assert results[0] == results[1] and results[0][1], (number, results)
-        # ``latest`` can name the tag "again", whose newer save has already taken its place
-        assert last <= results[0][0] <= last + 1, (number, last, results)
-        shutil.rmtree(place)
-
-
-def _killed_save(place: Path, delay: float, rank: int) -> int:
-    """SIGKILL ``rank`` first, then all, after ``delay`` s of saving; the last step saved."""
-    pool = Pool(2)
-    try:
-        pool.start("save_for_ever", (SCENARIO, str(place / "folder")))
-        deadline = time.monotonic() + 120
-        while not (place / "saved").exists():
-            assert time.monotonic() < deadline, pool.said()
-            time.sleep(0.05)
-        time.sleep(delay)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int((place / f"pid{rank}").read_text()), signal.SIGKILL)
-        time.sleep(0.2)
-    finally:
-        pool.close()
-    assert re.fullmatch(r"\d+", (place / "saved").read_text())
-    return int((place / "saved").read_text())
+    dice = random.Random(int(os.environ.get("DSMOE_TEST_SEED", "2")))
+    assert list(save_kills(tmp_path, KILLS, dice)) == [""] * KILLS

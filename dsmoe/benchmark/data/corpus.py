@@ -30,7 +30,7 @@ from dsmoe.benchmark.data.indexed_dataset import PairWriter, TokenPair, is_pair,
 from dsmoe.benchmark.data.progress import Tokenizing
 from dsmoe.benchmark.data.sources import TEXT_FIELD, Source, in_words, is_lines, survey
 from dsmoe.common.errors import DataError
-from dsmoe.common.files import read_input, write_output
+from dsmoe.common.files import expanded, read_input, write_output
 
 FORMAT = 1
 LOCK_SECONDS = 600
@@ -108,7 +108,7 @@ def prepare(
         return _from_pair(str(paths[0]), held_out)
     encoder = tokenizers.load_tokenizer(tokenizer, end_name)
     sources, left_out = survey(paths, cap)
-    request = [str(Path(path).expanduser().absolute()) for path in paths]
+    request = [str(expanded(path).absolute()) for path in paths]
     settings = [FORMAT, encoder.identity, held_out] + ([field] if field != TEXT_FIELD else [])
     files = [[s.name, str(s.path), s.size, s.changed] for s in sources]
     fingerprint = _digest(settings + files + ([left_out] if left_out else []))

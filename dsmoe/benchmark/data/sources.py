@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Counter, Iterator, Mapping, NamedTuple, Sequence
 
 from dsmoe.common.errors import DataError
+from dsmoe.common.files import expanded
 
 STDLIB_CAP = 8_000_000
 PIECE_BYTES = 1 << 20
@@ -103,13 +104,13 @@ def survey(paths: Sequence[str] = (), cap: int | None = None) -> Survey:
 
 
 def _named(path: str, left_out: Counter[str]) -> list[Source]:
-    expanded = Path(path).expanduser()
-    if expanded.is_dir():
-        return _folder(expanded, set(), left_out)
-    if expanded.exists():
-        return [_file(expanded, expanded.name)]
+    place = expanded(path)
+    if place.is_dir():
+        return _folder(place, set(), left_out)
+    if place.exists():
+        return [_file(place, place.name)]
     # Path.glob takes no absolute pattern, so the function it is.
-    pattern = str(expanded) if glob.has_magic(path) else ""
+    pattern = str(place) if glob.has_magic(path) else ""
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
     if not matches:
         raise DataError(f"{path}: no such file or folder; expected text to train on")

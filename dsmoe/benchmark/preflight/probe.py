@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -53,15 +54,19 @@ def free_gpus() -> dict[str, Any]:
     """
     query = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(
-            query, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True
-        )
+        # Not a pipe, which would be waited for as long as a child of the program has it.
+        with tempfile.TemporaryFile() as out:
+            subprocess.run(
+                query, stdout=out, stderr=subprocess.DEVNULL, timeout=NVIDIA_SMI_SECONDS, check=True
+            )
+            out.seek(0)
+            said = out.read().decode("ascii", "replace")
     except subprocess.TimeoutExpired:
         error = f"nvidia-smi gave no answer within {NVIDIA_SMI_SECONDS} s"
         return {"free_gpus": None, "gpu_error": error}
     except (OSError, subprocess.SubprocessError):
         return {"free_gpus": None}
-    pairs = [line.split(",") for line in done.stdout.splitlines() if line.strip()]
+    pairs = [line.split(",") for line in said.splitlines() if line.strip()]
     try:
         free = sum(float(used) <= BUSY_SHARE * float(total) for used, total in pairs)
     except ValueError:

@@ -13,6 +13,7 @@ from dsmoe.benchmark.launchers.interface import Launcher
 from dsmoe.benchmark.preflight.machine import Machine
 from dsmoe.benchmark.run.launch import Limits
 from dsmoe.benchmark.run.layout import Layout
+from dsmoe.common.files import expanded
 
 DEFAULT_TEXT_CAP = 8_000_000  # bytes of the standard library; a user's text is taken whole
 # The first iteration comes after the imports, the model and, on GPUs, the kernels' first use.
@@ -35,8 +36,8 @@ class Text:
     def of(paths: list[str], tokenizer: str | None, field: str = TEXT_FIELD) -> Text:
         """The text of two options, with absolute paths."""
         return Text(
-            tuple(str(Path(p).expanduser().absolute()) for p in paths),
-            str(Path(tokenizer).expanduser().absolute()) if tokenizer else None,
+            tuple(str(expanded(p).absolute()) for p in paths),
+            str(expanded(tokenizer).absolute()) if tokenizer else None,
             None if paths else DEFAULT_TEXT_CAP,
             field,
         )

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +22,9 @@ PREFIX = "dsmoe"
 RUN_NETNS = Path("/run/netns")
 ETC_NETNS = Path("/etc/netns")
 KILL_SECONDS = 10
+# ip, tc and ssh-keygen answer at once.
+TOOL_SECONDS = 20.0
+TIMED_OUT = 124
 
 
 def tool(name: str) -> str | None:
@@ -28,9 +32,30 @@ def tool(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
+def run_tool(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of :func:`tool`. One that takes too long is ended, with status TIMED_OUT."""
+    command = [tool(name) or name, *words]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        # Files, because a pipe would be waited for as long as a child of the program has it.
+        try:
+            code = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=TOOL_SECONDS
+            ).returncode
+        except subprocess.TimeoutExpired:
+            said = f"{command[0]} did not end within {TOOL_SECONDS:g} s, and was ended"
+            return subprocess.CompletedProcess(command, TIMED_OUT, "", said)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode("utf-8", "replace"))
+    return subprocess.CompletedProcess(command, code, *texts)
+
+
 def ip(*words: str) -> str:
     """What ``ip WORDS`` prints. Raises CalledProcessError."""
-    done = subprocess.run([str(tool("ip")), *words], capture_output=True, text=True, check=True)
+    done = run_tool("ip", *words)
+    if done.returncode:
+        raise subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
     return done.stdout
 
 
@@ -74,7 +99,7 @@ def sweep(owner: str) -> None:
                         continue
                 time.sleep(0.05)
             # its veth pairs go with it
-            subprocess.run([str(tool("ip")), "netns", "del", space], capture_output=True)
+            run_tool("ip", "netns", "del", space)
         shutil.rmtree(ETC_NETNS / space, ignore_errors=True)
     if ETC_NETNS.is_dir() and not any(ETC_NETNS.iterdir()):
         ETC_NETNS.rmdir()

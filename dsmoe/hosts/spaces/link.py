@@ -8,11 +8,10 @@ hosts takes it twice.
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import dataclass
 
 from dsmoe.common.errors import EnvironmentProblem, UsageError
-from dsmoe.hosts.spaces.guardian import tool
+from dsmoe.hosts.spaces.guardian import TIMED_OUT, run_tool, tool
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(k|m|g)bit")
 _DELAY = re.compile(r"(\d+(?:\.\d+)?)(us|ms)")
@@ -67,11 +66,11 @@ class Link:
 
 
 def _tc(space: str, device: str, words: list[str], option: str) -> None:
-    program = tool("tc")
-    if program is None:
+    if tool("tc") is None:
         raise EnvironmentProblem(f"{option} needs tc, which is not installed (Debian: iproute2)")
-    command = [program, "-n", space, "qdisc", "add", "dev", device, *words]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_tool("tc", "-n", space, "qdisc", "add", "dev", device, *words)
+    if done.returncode == TIMED_OUT:
+        raise EnvironmentProblem(f"{option}: {done.stderr}; see what it waits for, or repeat")
     if done.returncode:
         said = " ".join(done.stderr.split())[:200]
         kind = "netem" if option == "--delay" else "tbf"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Mapping
 
-from dsmoe.hosts.spaces.guardian import tool
+from dsmoe.common.errors import EnvironmentProblem
+from dsmoe.hosts.spaces.guardian import run_tool, tool
 
 PORT = 2222
 TOOLS = ("sshd", "ssh", "ssh-keygen", "pdsh", "mount")
@@ -41,8 +41,13 @@ def make_keys(folder: Path) -> dict[str, str]:
     """The text of a host key and a client key, and of their public halves."""
     files = {}
     for name in ("host_key", "client_key"):
-        command = [str(tool("ssh-keygen")), "-q", "-t", "ed25519", "-N", "", "-f"]
-        subprocess.run([*command, str(folder / name)], check=True)
+        options = ("-q", "-t", "ed25519", "-N", "", "-f")
+        done = run_tool("ssh-keygen", *options, str(folder / name))
+        if done.returncode:
+            raise EnvironmentProblem(
+                f"ssh-keygen made no key ({' '.join(done.stderr.split())[:200]}); see whether "
+                "`ssh-keygen -t ed25519` works here"
+            )
         files[name] = (folder / name).read_text()
         files[f"{name}.pub"] = (folder / f"{name}.pub").read_text()
     return files

@@ -23,7 +23,7 @@ from dsmoe.patchset.checkout.actions import ActionResult, found_line
 from dsmoe.patchset.checkout.build import Built, build
 from dsmoe.patchset.checkout.lock import locked
 from dsmoe.patchset.checkout.open import Checkout, need_base, open_checkout, workspace
-from dsmoe.patchset.checkout.records import Record, Records
+from dsmoe.patchset.checkout.renewal import announce, finish_export, renew
 from dsmoe.patchset.checkout.situation import (
     APPLIED,
     APPLIED_EDITED,
@@ -53,7 +53,6 @@ from dsmoe.patchset.tree import (
     Change,
     Entry,
     hash_files,
-    index_info,
     local_entries,
     make_tree,
     read_index,
@@ -101,6 +100,8 @@ def export(
     with locked(checkout, say) as handle, workspace(checkout, dry=False) as scratch:
         git = scratch.using(lock_fd=handle)
         built = build(git, checkout, series)
+        if finish_export(checkout, built, handle):
+            say("an earlier export was stopped half-way: completed")
         at = look(checkout, built)
         _require_applied(at, classify(at), path)
         changes = _changes(checkout, read_tree(git, built.tree), say)
@@ -114,8 +115,10 @@ def export(
                 )
             items = _items(series, new_series, new)
             _refuse_shared(items, path)
+            edits = {path: change[1] for path, change in changes.items()}
+            announce(checkout, new, edits)
             written = publish(series.base.series.parent, items)
-        _renew_index(checkout.git.using(lock_fd=handle), checkout, new, changes)
+        renew(checkout.git.using(lock_fd=handle), checkout, new, edits)
         state = describe_checkout(checkout, new)
     lines = [("removed " if i.content is None else "wrote ") + str(i.target) for i in written]
     for line in lines:
@@ -296,18 +299,3 @@ def _series_text(path: Path, kept: list[str]) -> bytes:
     text = [line for line, name in named if not name or name in kept]
     present = {name for _, name in named}
     return ("\n".join(text + [name for name in kept if name not in present]) + "\n").encode()
-
-
-def _renew_index(git: Git, checkout: Checkout, new: Built, changes: dict[str, Change]) -> None:
-    """The edits are the series now: the index and the record must say so."""
-    if changes:
-        entries = {path: change[1] for path, change in changes.items()}
-        git.run("update-index", "-z", "--index-info", stdin=index_info(entries))
-        git.run("update-index", "-q", "--refresh", ok=(0, 1))
-    records = Records(checkout.private)
-    if not new.changes:
-        records.clear(records.applied)
-        return
-    after = {path: change[1] for path, change in new.changes.items()}
-    before = {path: change[0] for path, change in new.changes.items()}
-    records.write(records.applied, Record("applied", new.digest, before, after))

@@ -13,6 +13,7 @@ from dsmoe.patchset.checkout.build import Built, build
 from dsmoe.patchset.checkout.lock import locked
 from dsmoe.patchset.checkout.move import move, plan_steps
 from dsmoe.patchset.checkout.open import Checkout, need_base, open_checkout, workspace
+from dsmoe.patchset.checkout.renewal import finish_export
 from dsmoe.patchset.checkout.situation import PARTLY, look
 from dsmoe.patchset.checkout.state import State, describe_checkout, describe_committed
 from dsmoe.patchset.locked_result import check_result, result_content
@@ -57,6 +58,7 @@ def apply(path: Path, bases: Sequence[Base], say: Say = print) -> ActionResult:
             built = build(git.using(lock_fd=handle), checkout, series)
         check_result(checkout.base, built.digest, built.tops, path)
         say(f"{_counts(series)} fit; the result is the locked one")
+        finish_export(checkout, built, handle)
         at = look(checkout, built)
         before = describe_checkout(checkout, built, at)
         if before.name == PARTLY:
@@ -104,6 +106,7 @@ def revert(path: Path, bases: Sequence[Base], say: Say = print) -> ActionResult:
     finish_exports(checkout.base)
     with locked(checkout, say) as handle:
         built = _build_or_base(checkout, handle)
+        finish_export(checkout, built, handle)
         at = look(checkout, built)
         changed = move(checkout, built, at, "pristine", handle)
         after = describe_checkout(checkout, built)

@@ -74,21 +74,23 @@ def _acquire(handle: int, path: Path, say: Callable[[str], None], wait: float) -
 def clear_stale_index_lock(checkout: Checkout) -> None:
     """Remove an ``index.lock`` that our own killed git left; call with the lock held.
 
-    It counts as ours only when a journal is there that is not younger than it.
+    It counts as ours only when a journal, or the note of an export, is there that is not younger
+    than it.
 
     Raises:
         Busy: the ``index.lock`` is somebody else's.
     """
     stale = checkout.git_dir / "index.lock"
-    journal = Records(checkout.private).journal
+    records = Records(checkout.private)
     try:
         age = stale.lstat().st_mtime_ns
     except FileNotFoundError:
         return
-    with contextlib.suppress(FileNotFoundError):
-        if age >= journal.stat().st_mtime_ns:
-            stale.unlink()
-            return
+    for record in (records.journal, records.exported):
+        with contextlib.suppress(FileNotFoundError):
+            if age >= record.stat().st_mtime_ns:
+                stale.unlink()
+                return
     raise Busy(
         f"{stale} exists: another git command is at work there, or one was killed; "
         f"when none runs: rm {stale}"

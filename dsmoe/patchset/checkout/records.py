@@ -1,7 +1,7 @@
-"""Two records in the git folder of the work tree (``.git/dsmoe``).
+"""Three records in the git folder of the work tree (``.git/dsmoe``).
 
-The journal tells of a move under way, the other record of the series that is applied. A record
-that cannot be understood counts as none: content decides, not memory.
+The journal tells of a move under way, another record of the series that is applied, and a note of
+an export under way. A record that cannot be understood counts as none: content decides, not memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _MODES = ("100644", "100755", "120000")
 class Record:
     """Entries before and after a move, by path (None: no such file).
 
-    ``target`` is "applied" or "pristine"; ``series`` is the digest of the series it belongs to.
+    ``target`` is "applied", "pristine" or "exported"; ``series`` is the digest of the series it
+    belongs to.
     """
 
     target: str
@@ -66,7 +67,7 @@ def _entry(item: Any) -> Entry:
 
 @dataclass(frozen=True)
 class Records:
-    """The two records of one checkout; ``folder`` is its ``.git/dsmoe``."""
+    """The three records of one checkout; ``folder`` is its ``.git/dsmoe``."""
 
     folder: Path
 
@@ -77,6 +78,10 @@ class Records:
     @property
     def applied(self) -> Path:
         return self.folder / "applied.json"
+
+    @property
+    def exported(self) -> Path:
+        return self.folder / "exported.json"
 
     def write(self, path: Path, record: Record) -> None:
         write_atomically(path, record.dump())

@@ -17,6 +17,7 @@ from typing import Iterable, Mapping, Sequence
 
 from dsmoe.common.errors import LocalChanges, NotACheckout, OtherBase, SeriesBroken, UsageError
 from dsmoe.common.files import remove_file, write_atomically
+from dsmoe.common.typed import program
 from dsmoe.patchset.base import Base
 from dsmoe.patchset.checkout.build import Built, build
 from dsmoe.patchset.checkout.open import Checkout, workspace
@@ -59,9 +60,15 @@ def find(bases: Sequence[Base]) -> Installed:
 
     Raises:
         NotACheckout: none is installed.
+        UsageError: no base has a list of files.
         OtherBase: its version is that of no base with a list of files.
     """
     known = [base for base in bases if base.files is not None]
+    if not known:
+        raise UsageError(
+            f"--installed: {', '.join(base.name for base in bases)} has no list of files, by which "
+            "an installed package is known; expected a base that has one, or a checkout's path"
+        )
     names = " or ".join(f"{PACKAGE}=={base.version}" for base in known)
     try:
         found = metadata.distribution(PACKAGE)
@@ -74,7 +81,7 @@ def find(bases: Sequence[Base]) -> Installed:
     if not (site / PACKAGE / "__init__.py").is_file():
         raise NotACheckout(
             f"{PACKAGE} {found.version} is registered in {site} but its files are not there "
-            "(an editable install?); give {program('apply')} the checkout's path instead"
+            f"(an editable install?); give {program('apply')} the checkout's path instead"
         )
     for base in known:
         if base.version == found.version:

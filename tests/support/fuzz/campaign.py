@@ -9,6 +9,7 @@ import importlib
 import os
 import pkgutil
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -28,7 +29,16 @@ from support.patch_fixtures import make_template
 #: What no case may change: the project's own files and these devices.
 WATCHED = ("patch", "overlay", "bases", "dsmoe", "docs", "scripts", "tests")
 #: Imported before a child is nobody, which may not read this Python's library.
-PRELOADED = ("rich.console", "torch", "tokenizers", "tensorboard", "pip", "ray", "rich.table")
+PRELOADED = (
+    "rich.console",
+    "torch",
+    "safetensors.torch",
+    "tokenizers",
+    "tensorboard",
+    "pip",
+    "ray",
+    "rich.table",
+)
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
 #: A sandbox serves so many cases; what commands wrote in it stays for the next ones.
 EACH = 200
@@ -36,13 +46,17 @@ EACH = 200
 
 @dataclass
 class Campaign:
-    """``cases`` were run; ``found`` are those that ended badly, with what is wrong."""
+    """``cases`` were run, all different; ``found`` are those that ended badly, with what is wrong.
+
+    ``seen`` are the cases that were run: the same one again is neither run nor counted.
+    """
 
     cases: int = 0
     as_nobody: int = 0
     codes: dict[int, int] = field(default_factory=dict)
     found: list[tuple[Case, End, str]] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
 
     def summary(self) -> str:
         kinds = [what for *_, what in self.found]
@@ -50,8 +64,8 @@ class Campaign:
         traced = sum(what == "a traceback" for what in kinds)
         codes = ", ".join(f"{code}: {count}" for code, count in sorted(self.codes.items()))
         return (
-            f"{self.cases} cases ({self.as_nobody} as nobody): {traced} tracebacks, {late} over "
-            f"{child.SECONDS:.0f} s, {len(kinds) - traced - late} other wrong ends, "
+            f"{self.cases} different cases ({self.as_nobody} as nobody): {traced} tracebacks, "
+            f"{late} over {child.SECONDS:.0f} s, {len(kinds) - traced - late} other wrong ends, "
             f"{len(self.changed)} files changed outside; exit codes {codes}"
         )
 
@@ -69,14 +83,15 @@ def run_cases(number: int, first_seed: int = 0, seconds: float = float("inf")) -
         before = _watched()
         batch = first_seed
         while campaign.cases < number and time.monotonic() < end:
-            _batch(campaign, place, batch, min(EACH, number - campaign.cases), end)
+            _batch(campaign, place, batch, number, end)
+            print(f"  {campaign.summary()}", flush=True)
             batch += 1
         after = _watched()
         campaign.changed = sorted(k for k in before.keys() | after if before.get(k) != after.get(k))
     return campaign
 
 
-def _batch(campaign: Campaign, place: Path, batch: int, size: int, end: float) -> None:
+def _batch(campaign: Campaign, place: Path, batch: int, number: int, end: float) -> None:
     root = place / f"s{batch}"
     for user in (0, NOBODY):
         made = root / str(user)
@@ -87,21 +102,25 @@ def _batch(campaign: Campaign, place: Path, batch: int, size: int, end: float) -
 
     @seed(batch)
     @settings(
-        max_examples=size,
+        max_examples=EACH,
         database=None,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
     @given(cases, st.integers(0, 2**32))
-    def one(case: Case, number: int) -> None:
-        if time.monotonic() > end:
+    def one(case: Case, mutation: int) -> None:
+        if time.monotonic() > end or campaign.cases >= number:
             return
         if os.geteuid() != 0:
             case.user = 0
+        known = f"{case}" + (f"{mutation}" if "mutant" in f"{case.words}" else "")
+        if known in campaign.seen:
+            return
+        campaign.seen.add(known)
         home = root / str(case.user)
         with contextlib.suppress(OSError):
-            sandbox.mutate(home, number)
+            sandbox.mutate(home, mutation)
         ended = child.run(case, home)
         campaign.cases += 1
         campaign.as_nobody += case.user != 0
@@ -112,6 +131,12 @@ def _batch(campaign: Campaign, place: Path, batch: int, size: int, end: float) -
 
     one()
     shutil.rmtree(root, ignore_errors=True)
+
+
+def preload_engine() -> None:
+    """Import the patched DeepSpeed, so that a case gets as far as reading a model's weights."""
+    sys.path.insert(0, str(ROOT / "build/DeepSpeed"))
+    importlib.import_module("deepspeed.moe.lm")
 
 
 @contextlib.contextmanager

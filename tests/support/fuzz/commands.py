@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dsmoe.cli import COMMANDS
 from dsmoe.common.arguments import count, file_name, positive, seed, whole
+from support.fuzz import models
 from support.fuzz.sandbox import NAMES
 
 PATH_WORDS = {"PATH", "FILE", "DIR", "CHECKOUT", "RESULTS"}
@@ -77,8 +78,10 @@ words = st.sampled_from(WORDS + HOSTS + SERIES)
 
 def values_of(action: argparse.Action) -> st.SearchStrategy[str]:
     """What is drawn for an option: mostly of its own kind, sometimes of another."""
-    if action.choices:
-        own: Any = st.sampled_from([str(choice) for choice in action.choices])
+    if action.dest in ("folder", "load", "save"):
+        own: Any = st.one_of(paths, st.sampled_from(models.NAMES))
+    elif action.choices:
+        own = st.sampled_from([str(choice) for choice in action.choices])
     elif action.type is file_name or action.metavar in PATH_WORDS:
         own = paths
     elif action.type in (count, whole, seed, positive, int, float) or action.metavar in (

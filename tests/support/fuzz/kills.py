@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 from dsmoe.benchmark.results.store import RECORDS, append, check_agreement, read_records
-from dsmoe.common.errors import NotApplied
 from support import ROOT
 from support.patch_project import BASE_FILES, Project, git, read_files, result_files
 from support.records import record
@@ -31,6 +30,13 @@ COMMANDS = (
     "converge --plot-only --output none",
     "profile 1 --write none/x",
     "apply none --status",
+    "train 1 --save none --steps 1 --print-sbatch",
+    "evaluate none",
+    "generate none text",
+    "export none --to none/x",
+    "calibrate --output none/x",
+    "defects",
+    "defects --against none",
     "--version",
 )
 SCRIPTS = ("apply_patch.py none", "get_hostfiles.py --hosts 127.0.0.1:2 --dry-run")
@@ -66,42 +72,51 @@ def kill_at(work: Callable[[], object], delay: float) -> bool:
 
 def patch_kills(template: Project, folder: Path, count: int, dice: random.Random) -> Iterator[str]:
     """``count`` kills over apply, revert and export; yields what is wrong, and "" for each kill."""
-    longest = {"apply": 0.0, "--revert": 0.0, "--export": 0.0}
-    done = 0
-    while done < count:
-        what = dice.choice(list(longest))
-        place, root = folder / "checkout", folder / "project"
-        for path in (place, root):
-            shutil.rmtree(path, ignore_errors=True)
+    place, root = folder / "checkout", folder / "project"
+    project = Project(root, template.upstream)
+    longest: dict[str, float] = {}
+    for what in ("apply", "--revert", "--export"):
         shutil.copytree(template.root, root, symlinks=True)
-        project = Project(root, template.upstream)
         project.clone(place)
         if what != "apply":
             project.main(place)
         if what == "--export":
             (place / "lib/a.py").write_bytes((place / "lib/a.py").read_bytes() + b"an edit\n")
-        words = [str(place), *([] if what == "apply" else [what])]
-        if not longest[what]:  # how long it takes, for the moments to be drawn from
-            begin = time.monotonic()
-            os.waitpid(forked(lambda p=project, w=words: p.main(*w)), 0)  # type: ignore[misc]
-            longest[what] = time.monotonic() - begin
-            continue
+            (place / "lib/new/more.py").write_bytes(b"more = 1\n")
+        for path in (place, root):
+            shutil.copytree(path, folder / f"{what}-{path.name}", symlinks=True)
+        begin = time.monotonic()  # how long it takes, for the moments to be drawn from
+        os.waitpid(forked(lambda w=what: project.main(*_words(place, w))), 0)  # type: ignore[misc]
+        longest[what] = time.monotonic() - begin
+        for path in (place, root):
+            shutil.rmtree(path)
+    done = 0
+    while done < count:
+        what = dice.choice(list(longest))
+        for path in (place, root):
+            shutil.copytree(folder / f"{what}-{path.name}", path, symlinks=True)
         delay = dice.uniform(0, 1.2 * longest[what])
-        if not kill_at(lambda p=project, w=words: p.main(*w), delay):  # type: ignore[misc]
-            continue
-        done += 1
-        yield _patch_end(project, place, what)
+        if kill_at(lambda w=what: project.main(*_words(place, w)), delay):  # type: ignore[misc]
+            done += 1
+            yield _patch_end(project, place, what)
+        for path in (place, root):
+            shutil.rmtree(path)
+
+
+def _words(place: Path, what: str) -> list[str]:
+    return [str(place), *([] if what == "apply" else [what])]
 
 
 def _patch_end(project: Project, place: Path, what: str) -> str:
     """ "" if the next commands reach exactly the applied and then exactly the pristine tree."""
     if what == "--export":
         code, said = project.main(place, "--export")
-        if code == NotApplied.exit_code:  # the series was written, the checkout's record was not
-            code, said = project.main(place)
+        if not code and project.main(place, "--status")[0]:
+            return f"{what}, killed, then again: {project.main(place, '--status')}"
         wanted = dict(result_files())
         assert isinstance(wanted["lib/a.py"], bytes)
         wanted["lib/a.py"] += b"an edit\n"
+        wanted["lib/new/more.py"] = b"more = 1\n"
     else:
         code, said = project.main(place)
         wanted = result_files()

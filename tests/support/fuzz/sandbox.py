@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.results.store import append
+from support.fuzz import models
 from support.records import failure, record
 
 #: Names in a sandbox, and a few of the system that nothing may change.
@@ -93,6 +94,7 @@ NAMES = [
     "\udcff",
     "x" * 300,
     "x/" * 2100,
+    *models.NAMES,
 ]
 DEEP: Any = []
 for _ in range(900):
@@ -131,6 +133,7 @@ def make(root: Path, project: Path, checkout: Path) -> None:
     (root / "pair.bin").write_bytes(bytes(100))
     (root / "pair.idx").write_bytes(b"MMIDIDX\0\0" + bytes(50))
     _convergence(root / "conv")
+    models.make(root)
     for name in ("ssh", "pdsh", "nvidia-smi", "scontrol", "ray"):
         (root / "bin" / name).write_text("#!/bin/sh\necho no >&2\nexit 1\n")
         (root / "bin" / name).chmod(0o755)

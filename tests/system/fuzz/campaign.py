@@ -22,6 +22,7 @@ def main() -> int:
     options = parser.parse_args()
     from support.fuzz import campaign
 
+    campaign.preload_engine()
     print(f"seed {options.seed}", flush=True)
     done = campaign.run_cases(options.cases, options.seed, options.seconds)
     for case, end, what in done.found[:SHOWN]:

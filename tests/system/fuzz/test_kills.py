@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from support.fuzz import kills
+from support.fuzz import kept_kills, kills
 from support.patch_fixtures import make_template
 
 
@@ -18,6 +18,11 @@ def test_no_kill_of_the_applier_ends_badly(tmp_path: Path) -> None:
 
 def test_no_kill_of_append_ends_badly(tmp_path: Path) -> None:
     assert set(kills.append_kills(tmp_path, 8, random.Random(2))) == {""}
+
+
+@pytest.mark.slow
+def test_no_kill_of_a_run_ends_badly(checkout: Path, tmp_path: Path) -> None:
+    assert list(kept_kills.run_kills(tmp_path, 3, random.Random(4))) == ["", "", ""]
 
 
 def test_no_ctrl_c_ends_badly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

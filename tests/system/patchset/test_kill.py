@@ -7,12 +7,12 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Callable
 
 import pytest
+from support.killed import run_until
 from support.patch_project import BASE_FILES, Project, git, read_files, result_files
 
 from dsmoe.common import files
@@ -21,41 +21,6 @@ from dsmoe.patchset.checkout import actions, lock, move, records
 from dsmoe.patchset.checkout.state import describe
 
 TRACED = {module.__file__ for module in (move, lock, records, files)}
-
-
-def run_until(action: Callable[[], object], line: int) -> int:
-    """Run ``action`` in a forked child that kills itself at the ``line``-th line it executes.
-
-    Counts lines of move.py, lock.py, records.py and files.py; returns how many were executed when
-    the child came to its end, else 0.
-    """
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def trace(frame, event, arg):
-            nonlocal count
-            if frame.f_code.co_filename not in TRACED:
-                return None
-            if event == "line":
-                count += 1
-                if count == line:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        try:
-            sys.settrace(trace)
-            action()
-            sys.settrace(None)
-            os.write(writer, str(count).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as stream:
-        text = stream.read()
-    os.waitpid(child, 0)
-    return int(text or 0)
 
 
 def finish(project: Project, checkout: Path, forwards: bool, quiet) -> None:
@@ -93,14 +58,14 @@ def test_killed_between_any_two_lines(
 
     shutil.copytree(start, checkout, symlinks=True)
     git(checkout, "update-index", "-q", "--refresh")
-    total = run_until(action, 0)
+    total = run_until(action, 0, TRACED)
     assert total > 100
     names = set()
     lines = random.Random(direction).sample(range(1, total + 1), 4)
     for number, line in enumerate(lines + [total]):
         shutil.rmtree(checkout)
         shutil.copytree(start, checkout, symlinks=True)
-        assert run_until(action, line) == 0
+        assert run_until(action, line, TRACED) == 0
         names.add(describe(checkout, template.bases).name)
         finish(template, checkout, number % 2 == 0, quiet)
     # git's part is one step for these kills; a mixed start stays partly applied until the end.

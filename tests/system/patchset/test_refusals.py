@@ -193,3 +193,9 @@ def test_a_lock_that_is_held_too_long(template: Project, checkout: Path, monkeyp
         refused(template, checkout, 14, "another applier")
         assert time.monotonic() - start < 10
     assert read_files(checkout) == BASE_FILES
+
+
+def test_bases_that_know_no_installed_package(template: Project) -> None:
+    for args in (["--status"], ["--check"], ["--revert"], []):
+        code, text = template.main("--installed", *args)
+        assert code == 2 and len(text.splitlines()) == 1 and "syn has no list of files" in text

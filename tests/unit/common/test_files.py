@@ -7,6 +7,8 @@ import socket
 from pathlib import Path
 
 import pytest
+from support import ROOT
+from support.commands import dsmoe
 
 from dsmoe.common.files import read_input, refuse_output, write_atomically, write_output
 
@@ -74,3 +76,42 @@ def test_an_output_below_a_file_is_refused_before_it_is_written(tmp_path: Path) 
             refuse_output(path)
     refuse_output(tmp_path / "new/file")
     assert not (tmp_path / "new").exists()
+
+
+NOBODYS = "~no-such-user/x"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"export none --to {NOBODYS}",
+        f"export {NOBODYS} --to x",
+        f"evaluate {NOBODYS}",
+        f"generate {NOBODYS} text",
+        f"train 1 --save {NOBODYS}",
+        f"train 1 --load {NOBODYS}",
+        f"train 1 --save x --tensorboard {NOBODYS}",
+        f"run 1 --dry-run --output {NOBODYS}",
+        f"run 1 --dry-run --data {NOBODYS}",
+        f"run 1 --dry-run --tokenizer {NOBODYS}",
+        f"run 1 --dry-run --deepspeed {NOBODYS}",
+        f"calibrate --output {NOBODYS}",
+        f"plan 1 --cluster {NOBODYS}",
+        f"defects --against {NOBODYS}",
+        f"converge --data {NOBODYS}",
+    ],
+)
+def test_the_home_of_nobody(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dsmoe(*words.split()) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{NOBODYS}: found no such user" in said, said
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_function_knows_home() -> None:
+    for path in (ROOT / "dsmoe").rglob("*.py"):
+        if path.name != "files.py" and "proofs" not in path.parts:
+            assert ".expanduser()" not in path.read_text(encoding="utf-8"), path

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from support.commands import dsmoe
 
 from dsmoe.benchmark.cases.choice import Wanted, chosen_cases
 from dsmoe.benchmark.plan import estimate
 from dsmoe.benchmark.preflight import asking, hosts, local, probe
 from dsmoe.common import programs
-from dsmoe.common.errors import ArchiveProblem, EnvironmentProblem
+from dsmoe.common.errors import ArchiveProblem, EnvironmentProblem, SourceProblem
+from dsmoe.defects import against
 from dsmoe.hosts.host import Host
+from dsmoe.hosts.sources import local as local_source
+from dsmoe.hosts.sources import slurm
+from dsmoe.hosts.spaces import guardian, ssh
+from dsmoe.hosts.spaces.link import Link
+from dsmoe.patchset import git
 from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.sources import archive
 
@@ -67,10 +76,12 @@ def test_ssh_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_nvidia_smi_that_hangs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _stand_in(tmp_path, "nvidia-smi", "exec sleep 60", monkeypatch)
+    _stand_in(tmp_path, "nvidia-smi", "sleep 60; exit 1", monkeypatch)
     monkeypatch.setattr(probe, "NVIDIA_SMI_SECONDS", 0.5)
+    begin = time.monotonic()
     facts = probe.free_gpus()
     assert facts == {"free_gpus": None, "gpu_error": "nvidia-smi gave no answer within 0.5 s"}
+    assert time.monotonic() - begin < 30  # its child, which has the output, is not waited for
 
 
 def _hanging(folder: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,3 +115,58 @@ def test_an_import_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     check = local.import_check(tmp_path)
     assert check.state == local.FAIL
     assert check.found == "importing it did not end within 0.5 s"
+
+
+@pytest.mark.parametrize("name", ["ip", "tc", "ssh-keygen"])
+def test_a_tool_of_namespaces_that_hangs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stand_in(tmp_path, name, "sleep 60; exit 1", monkeypatch)
+    monkeypatch.setattr(guardian, "TOOL_SECONDS", 0.5)
+    late = rf"{name} did not end within 0\.5 s"
+    begin = time.monotonic()
+    if name == "ip":
+        with pytest.raises(subprocess.CalledProcessError) as said:
+            guardian.ip("netns")
+        assert re.search(late, said.value.stderr)
+    elif name == "tc":
+        with pytest.raises(EnvironmentProblem, match=late):
+            Link("1gbit").apply("none", "eth0", leaves_host=True)
+    else:
+        with pytest.raises(EnvironmentProblem, match=late):
+            ssh.make_keys(tmp_path)
+    assert time.monotonic() - begin < 30
+
+
+def test_a_python_to_judge_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(tmp_path, "python-there", "exec sleep 60", monkeypatch)
+    monkeypatch.setattr(against, "START_SECONDS", 0.5)
+    with pytest.raises(EnvironmentProblem, match=r"python-there gave no answer for 1\.5 s"):
+        against.run_proofs(tmp_path / "python-there", [], 1.0, lambda *_: None)
+
+
+def test_programs_that_hang_on_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line: one line that names the program, or another way that needs it not."""
+    for name in ("nvidia-smi", "scontrol", "git"):
+        _stand_in(tmp_path, name, "sleep 60; exit 1", monkeypatch)
+    monkeypatch.setattr(local_source, "NVIDIA_SMI_SECONDS", 0.5)
+    monkeypatch.setattr(local_source, "_count_by_torch", lambda: (0, "this torch sees none"))
+    monkeypatch.setattr(slurm, "SCONTROL_SECONDS", 0.5)
+    monkeypatch.setattr(git, "QUICK_SECONDS", 0.5)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    begin = time.monotonic()
+    assert dsmoe("hosts", "--from", "local", "--output", tmp_path) == SourceProblem.exit_code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "nvidia-smi did not end within 0.5 s" in said
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "127.0.0.[1-2]")
+    assert dsmoe("hosts", "--from", "slurm", "--slots", 1, "--no-resolve", "--dry-run") in (0, 4)
+    assert "scontrol did not end within 0.5 s" in capsys.readouterr().err
+    assert dsmoe("apply", tmp_path, "--status") == EnvironmentProblem.exit_code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and re.search(
+        r"git\S* (rev-parse )?did not end within 0.5 s", said
+    )
+    assert time.monotonic() - begin < 50

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,19 @@ def test_gitpythons_import_has_one_too(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(EnvironmentProblem, match=r"git did not end within 0.5 s") as said:
         ours.require_git()
     assert program in str(said.value)
+
+
+def test_what_git_started_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrapper of git whose child has its output, on a machine without ps (a slim container)."""
+    ours.require_git()
+    for name in ("sh", "env", "sleep"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    program = _hung_git(tmp_path, monkeypatch)
+    Path(program).write_text("#!/bin/sh\nsleep 40\nexit 1\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    begin = time.monotonic()
+    with pytest.raises(EnvironmentProblem, match=r"git rev-parse did not end within 0\.5 s"):
+        ours.Git(tmp_path).run("rev-parse", "HEAD")
+    assert time.monotonic() - begin < 30

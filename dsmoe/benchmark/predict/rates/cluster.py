@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from dsmoe.common.errors import UsageError
-from dsmoe.common.files import read_large
+from dsmoe.common.files import expanded, read_large
 
 FOLDER = Path(__file__).parent / "clusters"
 SCHEMA = 1
@@ -77,7 +77,7 @@ def load_cluster(name: str) -> Cluster:
     """A cluster that comes with this project, or a file. Raises UsageError."""
     path = FOLDER / f"{name}.json"
     if name not in names():
-        path = Path(name).expanduser()
+        path = expanded(name)
         if not path.is_file():
             raise UsageError(
                 f"--cluster {name}: no such cluster and no such file; expected one of "

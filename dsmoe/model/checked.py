@@ -1,0 +1,93 @@
+"""What is checked of a model's folder before anything is built from its files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+from dsmoe.common.errors import DsmoeError, EnvironmentProblem, ResultsError
+from dsmoe.common.files import read_input, refuse_irregular
+from dsmoe.common.overlay import model_sizes
+
+#: The description in a folder that dsmoe export wrote.
+EXPORTED = "config.json"
+_SIZES = ("hidden_size", "num_layers", "num_experts", "vocab_size", "sequence_length")
+_MORE = ("ffn_multiplier", "moe_every")
+_LEAST_BYTES = 2  # of a weight, in bf16 and fp16
+
+
+def read_exported(folder: Path) -> dict[str, Any]:
+    """``config.json`` of an exported model: "model", "precision" and "tokenizer" are of the right
+    kinds, and the weights beside it are large enough. Raises ResultsError."""
+    place = folder / EXPORTED
+    try:
+        values = json.loads(read_input(place))
+        model, tokenizer = values["model"], values.get("tokenizer")
+        for kind, value in ((dict, model), (str, values["precision"]), (str, tokenizer or "")):
+            if not isinstance(value, kind):
+                raise TypeError(f"found {str(value)[:40]!r}, expected {kind.__name__}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ResultsError(
+            f"{place}: cannot be read ({_words(error)}); expected what dsmoe export writes"
+        ) from error
+    check_size(model, folder)
+    return {**values, "tokenizer": tokenizer}
+
+
+def check_size(model: Mapping[str, Any], files: Path) -> None:
+    """Raises ResultsError where the folder ``files`` cannot hold the weights of ``model``.
+
+    ``model`` has the fields of MoELMConfig. An absurd size would use up all memory before its
+    weights are found to be missing. Names that are no regular files are refused too.
+    """
+    sizes = {name: model[name] for name in (*_SIZES, *_MORE) if name in model}
+    odd = [f"{name} {str(value)[:40]}" for name, value in sizes.items() if not _is_size(value)]
+    missing = [name for name in _SIZES[:3] if name not in sizes]
+    if odd or missing:
+        words = ", ".join(odd + [f"no {name}" for name in missing])
+        raise ResultsError(
+            f"{files}: found a model with {words}; expected whole numbers, 1 or more"
+        )
+    try:
+        places = [place for place in files.iterdir() if not place.is_dir()]
+        for place in places:
+            refuse_irregular(place)
+        there = sum(place.stat().st_size for place in places)
+    except OSError as error:
+        raise ResultsError(
+            f"{error.filename or files}: cannot be read ({error.strerror}); expected the files of "
+            "a trained model"
+        ) from error
+    wanted = int(model_sizes().count_parameters(**sizes))
+    if there < _LEAST_BYTES * wanted:
+        raise ResultsError(
+            f"{files}: found {there:,} bytes; expected at least {_LEAST_BYTES * wanted:.4g} for "
+            f"the {wanted:.4g} parameters of its model: files are missing or cut short"
+        )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 10**12
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Whatever else the files ``what`` make torch, pickle or safetensors raise, in one line."""
+    try:
+        yield
+    except (DsmoeError, MemoryError):
+        raise
+    except ImportError as error:
+        raise EnvironmentProblem(f"{what}: {error}") from error
+    except Exception as error:
+        raise ResultsError(f"{what}: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    """What ``error`` says; with its kind, where the text alone may say nothing."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = " ".join(str(error).split())[:300]
+    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"

@@ -1,0 +1,111 @@
+"""A folder of a model that somebody changed is refused in one line, before it is built."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.commands import dsmoe
+
+from dsmoe.benchmark.cases.suites import SUITES
+from dsmoe.common.errors import ResultsError
+from dsmoe.model.checked import check_size, read_exported, reading
+from dsmoe.model.folder import describe, read_kept, step_of, tokenizer_to_go_on
+
+CASE = SUITES["smoke"][0]
+SIZES = CASE.model_settings()
+
+
+def exported(folder: Path, size: int = 4 << 20, **changes: Any) -> Path:
+    values = {"architecture": "MoELM", "precision": "fp32", "model": SIZES, "tokenizer": None}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**values, **changes}))
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(size)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "latest", [b"step\xc2\xb2", b"step" + b"9" * 5000, b"\xff", b"global_step5", b"step-1", b""]
+)
+def test_a_latest_of_another_kind(latest: bytes, tmp_path: Path) -> None:
+    describe(tmp_path, CASE, "hash", None)
+    (tmp_path / "latest").write_bytes(latest)
+    for reader in (step_of, read_kept):
+        with pytest.raises(ResultsError, match=r"latest: .*expected stepN"):
+            reader(tmp_path)
+    # nor is a training begun over what somebody keeps there
+    assert dsmoe("generate", tmp_path, "x") == ResultsError.exit_code
+
+
+@pytest.mark.parametrize("name", ["latest", "dsmoe.json"])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    describe(tmp_path, CASE, "hash", None)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    assert dsmoe("evaluate", tmp_path) in (2, ResultsError.exit_code)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "null", "[1]", "{}", '{"case": 3}'])
+def test_a_description_of_another_kind(text: str, tmp_path: Path) -> None:
+    (tmp_path / "dsmoe.json").write_text(text)
+    with pytest.raises(ResultsError, match="expected what dsmoe train writes"):
+        read_kept(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ResultsError, match="expected what dsmoe export writes"):
+        read_exported(tmp_path)
+
+
+def test_a_tokenizer_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "given.json").write_text("{}")
+    describe(tmp_path, CASE, "hash", str(tmp_path / "given.json"))
+    (tmp_path / "latest").write_text("step1")
+    (tmp_path / "tokenizer.json").unlink()
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(ResultsError, match=r"tokenizer\.json: cannot be read"):
+        tokenizer_to_go_on(tmp_path, str(tmp_path / "given.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"tokenizer": 7}, "found '7', expected str"),
+        ({"precision": []}, "expected str"),
+        ({"model": [1]}, "expected dict"),
+        ({"model": {**SIZES, "num_layers": 10**18}}, "num_layers 1000"),
+        ({"model": {**SIZES, "num_layers": 10**9}}, "expected at least"),
+        ({"model": {**SIZES, "vocab_size": "a"}}, "vocab_size a"),
+        ({"model": {"hidden_size": 8}}, "no num_layers"),
+    ],
+)
+def test_an_exported_model_of_another_kind(
+    changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    """10^9 layers would be built, one by one, until no memory is left."""
+    with pytest.raises(ResultsError) as said:
+        read_exported(exported(tmp_path, **changes))
+    assert expected in str(said.value) and "\n" not in str(said.value)
+
+
+def test_files_that_cannot_hold_the_weights(tmp_path: Path) -> None:
+    assert read_exported(exported(tmp_path))["precision"] == "fp32"
+    with pytest.raises(ResultsError, match=r"found 100 bytes; expected at least 1\.516e"):
+        exported(tmp_path, size=100)
+        (tmp_path / "config.json").unlink()
+        check_size(SIZES, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(ResultsError, match=r"a pipe \(FIFO\)"):
+        check_size(SIZES, tmp_path)
+    with pytest.raises(ResultsError, match="cannot be read"):
+        check_size(SIZES, tmp_path / "none")
+
+
+def test_what_a_library_raises_is_one_line() -> None:
+    with pytest.raises(ResultsError, match=r"^folder: KeyError: 'x'$"), reading("folder"):
+        {}["x"]
+    with pytest.raises(MemoryError), reading("folder"):
+        raise MemoryError
