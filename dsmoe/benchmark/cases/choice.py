@@ -52,6 +52,7 @@ class Changes:
     flat_gradients: bool | None = None
     reduce: str | None = None
     reduce_dtype: str | None = None
+    hierarchical: bool | None = None
     cuda_graph: bool | None = None
     iterations: int | None = None
     warmup: int | None = None
