@@ -27,6 +27,12 @@ SWITCHES = (
     ("remat", "Each layer's activations are computed again in the backward pass."),
     ("compiled", "The training pass goes through torch.compile."),
     ("flat-gradients", "ZeRO takes the gradients of a micro-batch together."),
+    (
+        "hierarchical",
+        "With --reduce step, where hosts have several processes each, gradients are added up "
+        "inside a host first and then between hosts, so that a host sends each once (the default on "
+        "CPUs; not measured on GPUs).",
+    ),
     ("cuda-graph", "The kernels of a micro-batch are started by one call."),
     ("deterministic", "Two runs on one card give the same bits; an iteration takes longer."),
 )
@@ -269,6 +275,7 @@ def changes_of(options: argparse.Namespace) -> Changes:
         flat_gradients=options.flat_gradients,
         reduce=options.reduce,
         reduce_dtype=options.reduce_dtype,
+        hierarchical=options.hierarchical,
         cuda_graph=options.cuda_graph,
         iterations=options.steps,
         warmup=options.warmup,

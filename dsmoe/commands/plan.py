@@ -125,14 +125,14 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
     on_cpu = machine.device == "cpu" and options.model is None
     on_cpu = on_cpu and options.suite in (None, "smoke")
     device = "cpu" if on_cpu else "cuda"
+    memory = device_memory(options.device_memory, machine.hardware, "cuda", 1)
     if options.model is not None:
         for name in ("suite", "method", "all"):
             if getattr(options, name):
                 raise UsageError(f"--{name} does not go with --model; leave one of them out")
         changes = shared.changes_of(options)
-        cases = [case_of_model(options.model, options.gpus, changes, on_hosts)]
+        cases = [case_of_model(options.model, options.gpus, changes, on_hosts, memory)]
     else:
-        memory = device_memory(options.device_memory, machine.hardware, "cuda", 1)
         wanted = shared.wanted_of(options)
         cases = chosen_cases(wanted, machine.device, memory, on_hosts)
     if options.explain and not options.search:

@@ -171,7 +171,7 @@ def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> 
 
     if getattr(options, "model", None):
         changes = shared.changes_of(options)
-        cases = [case_of_model(options.model, options.gpus, changes, on_hosts)]
+        cases = [case_of_model(options.model, options.gpus, changes, on_hosts, memory)]
     else:
         cases = chosen_cases(shared.wanted_of(options), machine.device, memory, on_hosts)
     try:

@@ -203,6 +203,7 @@ NOT_READ = {
     "zero_optimization.flat_gradients.reduce",
     "zero_optimization.flat_gradients.dtype",
     "zero_optimization.flat_gradients.bucket_size",
+    "zero_optimization.flat_gradients.hierarchical",
     "zero_optimization.cpu_offload_use_pin_memory",
     "checkpoint.verify",  # checkpoint/loading.py; tests/engine/test_manifest.py has its effect
     "allgather_size",  # read where zero_optimization is true

@@ -124,6 +124,7 @@ def test_two_passes_before_a_step_are_added() -> None:
         ({"flat_gradients": {"reduce": "step", "dtype": "fp8"}}, "expected same, fp32, int8"),
         ({"flat_gradients": {"reduce": "micro_batch", "dtype": "int8"}}, "expected reduce step"),
         ({"flat_gradients": {"reduce": "step", "bucket_size": 0}}, "bucket_size is 0; expected"),
+        ({"flat_gradients": {**STEP, "hierarchical": "no"}}, "hierarchical is 'no'; expected true"),
         ({"cpu_offload": True}, "cpu_offload is set; expected one of the two"),
         ({"stage": 3}, "flat_gradients is true with stage 3; expected stage 1 or 2"),
         ({"stage": 0}, "flat_gradients is true with stage 0; expected stage 1 or 2"),

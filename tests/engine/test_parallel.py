@@ -10,27 +10,14 @@ import itertools
 from typing import Any
 
 import pytest
-from support.one_process import References, check, key
+from support.one_process import References, compare
 from support.ranks import run_ranks
 from support.scenarios import full
-
-STEPS = {"fp32": 8, "bf16": 4, "fp16": 4}
 
 
 @pytest.fixture(scope="module")
 def references() -> References:
     return References()
-
-
-def compare(scenarios: list[dict[str, Any]], processes: int, references: References) -> None:
-    scenarios = [{"steps": STEPS[full(s)["precision"]], **s} for s in scenarios]
-    counts = [full(s)["accumulation"] * processes for s in scenarios]
-    references.prepare(scenarios, counts)
-    for rank, results in enumerate(run_ranks(processes, "train_all", scenarios)):
-        for scenario, result in zip(scenarios, results):
-            whole = full(scenario)
-            expected = references.known[key(scenario, whole["accumulation"] * processes)]
-            check(result, expected, whole, f"rank {rank} of {processes}: {scenario}")
 
 
 def test_the_reference_learns_and_clips() -> None:

@@ -180,3 +180,27 @@ def two_passes_before_a_step(scenario: dict[str, Any]) -> list[torch.Tensor]:
     weights = list(whole_weights(engine.module).values())
     end(engine)
     return weights
+
+
+def levels(scenario: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """For each group of parameters how it lies on hosts; groups as the ranks of their members."""
+    engine = start_engine(full(scenario))
+    found = []
+    for group in engine.optimizer._gradients:
+        at = group.levels
+        known = at and {
+            "inside": at.inside and _ranks(at.inside),
+            "between": _ranks(at.between),
+            "host": at.host,
+            "place": at.place,
+        }
+        found.append(known)
+    end(engine)
+    return found
+
+
+def _ranks(group: Any) -> list[int]:
+    mine = torch.tensor([dist.get_rank()])
+    every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, mine, group=group)
+    return [int(rank) for rank in every]

@@ -19,6 +19,7 @@ from support.scenarios import full
 # third logits lay 8e-4 apart and rounding moved them by 2e-3. That token's loss changed by 0.10,
 # the mean of 48 tokens by 0.10 / 48 / 3.7 = 6e-4 of it, and by 1.3e-3 two steps later.
 TOLERANCES = {"fp32": (1e-5, 1e-4, 5e-5), "bf16": (5e-3, 2e-2, 0.2), "fp16": (2e-3, 1e-2, 0.05)}
+STEPS = {"fp32": 8, "bf16": 4, "fp16": 4}
 
 
 def key(scenario: dict[str, Any], micro_batches: int) -> tuple[Any, ...]:
@@ -54,6 +55,18 @@ class References:
                 for s, m in engine.values()
             ]
             self.known.update(zip(engine, run_ranks(1, "train_all", alone)[0]))
+
+
+def compare(scenarios: list[dict[str, Any]], processes: int, references: References) -> None:
+    """Train ``scenarios`` in so many processes; each must equal one process."""
+    scenarios = [{"steps": STEPS[full(s)["precision"]], **s} for s in scenarios]
+    counts = [full(s)["accumulation"] * processes for s in scenarios]
+    references.prepare(scenarios, counts)
+    for rank, results in enumerate(run_ranks(processes, "train_all", scenarios)):
+        for scenario, result in zip(scenarios, results):
+            whole = full(scenario)
+            expected = references.known[key(scenario, whole["accumulation"] * processes)]
+            check(result, expected, whole, f"rank {rank} of {processes}: {scenario}")
 
 
 def check(result: dict, expected: dict, scenario: dict[str, Any], where: str) -> None:

@@ -7,8 +7,10 @@ same global batch.
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from typing import Any
+import os
+from typing import Any, Iterator
 
 import deepspeed
 import torch
@@ -31,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "steps": 8,
     "bucket": 3000,  # several buckets a step
     "flip_groups": False,
+    "hosts": 1,  # that the engine takes the processes to be on, as many on each
     "flat": False,  # zero_optimization.flat_gradients
     "compile": None,  # torch.compile's options, or no compiling
     "fused": False,  # GELU in products, loss with the output layer, also where no GPU is
@@ -138,10 +141,23 @@ def start_engine(scenario: dict[str, Any], model: torch.nn.Module | None = None)
     parameters = param_groups(model)
     if scenario["flip_groups"]:
         parameters.reverse()
-    engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=parameters, config=engine_config(scenario)
-    )
+    with on_hosts(scenario["hosts"]):
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=parameters, config=engine_config(scenario)
+        )
     return engine
+
+
+@contextlib.contextmanager
+def on_hosts(count: int) -> Iterator[None]:
+    """Give neighbouring processes names of hosts as NCCL takes them; 1: this machine's own."""
+    if count > 1:
+        os.environ["NCCL_HOSTID"] = f"h{dist.get_rank() * count // dist.get_world_size()}"
+    try:
+        yield
+    finally:
+        if count > 1:
+            del os.environ["NCCL_HOSTID"]
 
 
 def train_steps(engine: Any, scenario: dict[str, Any], first: int, last: int) -> dict[str, Any]:

@@ -159,7 +159,8 @@ class Case:
     through torch.compile; ``flat_gradients``: ZeRO takes the gradients of a micro-batch together;
     ``reduce``: and reduces them once a step or in every micro-batch (None: stage 1 once a step in
     fp32, stage 2 in every micro-batch); ``reduce_dtype``: in messages of this data type (None: the
-    model's; int8 is for weights too);
+    model's; int8 is for weights too); ``hierarchical``: once a step, inside each host first (None:
+    with gloo alone); ``reduce_reason``: why, where it was chosen (reduction.py);
     ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``deterministic``: two runs on
     one card give the same bits, at a cost in time. ``warmup`` steps are run before ``iterations``
     steps are measured. ``artifact_ids``: every token becomes 0 or 1, as
@@ -192,6 +193,8 @@ class Case:
     flat_gradients: bool = False
     reduce: str | None = None
     reduce_dtype: str | None = None
+    hierarchical: bool | None = None
+    reduce_reason: str = ""
     cuda_graph: bool = False
     aux_loss_coefficient: float = 0.0
     warmup: int = 1
@@ -249,6 +252,11 @@ class Case:
             or (self.reduce == "micro_batch" and self.reduce_dtype != "int8"),
             f"{name}: reduce_dtype {self.reduce_dtype} with reduce {self.reduce}; expected "
             f"--reduce step{'' if self.reduce_dtype == 'int8' else ' or micro_batch'}",
+        )
+        _require(
+            self.hierarchical is None or self.reduce == "step",
+            f"{name}: hierarchical {self.hierarchical} with reduce {self.reduce}; expected "
+            "--reduce step, or neither --hierarchical nor --no-hierarchical",
         )
         _require(
             not self.compiled or self.moe_implementation != "deepspeed",

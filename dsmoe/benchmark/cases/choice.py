@@ -9,6 +9,7 @@ from typing import Any, Callable
 from dsmoe.benchmark.cases.case import PAPER_SUITES, Case, ModelCase, Parallel
 from dsmoe.benchmark.cases.placement import AUTO, auto_size, devices_of_a_host, stage_width
 from dsmoe.benchmark.cases.published import published, refuse_changes
+from dsmoe.benchmark.cases.reduction import with_reduce
 from dsmoe.benchmark.cases.suites import MODELS, SUITES, find_case, for_memory
 from dsmoe.common.errors import UsageError
 
@@ -24,6 +25,8 @@ _OTHER_MEMORY = (
     "moe_implementation",
     "zero_stage",
 )
+# Changes that a case can have only with a value of reduce.
+_OF_A_REDUCTION = ("reduce_dtype", "hierarchical")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Changes:
     flat_gradients: bool | None = None
     reduce: str | None = None
     reduce_dtype: str | None = None
+    hierarchical: bool | None = None
     cuda_graph: bool | None = None
     iterations: int | None = None
     warmup: int | None = None
@@ -83,7 +87,8 @@ def chosen_cases(
 ) -> list[Case]:
     """The cases that are wanted, with the changes made.
 
-    ``device`` is cpu or cuda, ``memory`` the bytes of a GPU where known (suites.for_memory).
+    ``device`` is cpu or cuda, ``memory`` the bytes of a GPU where known (suites.for_memory, and
+    when gradients are reduced: reduction.py).
     ``devices_of(processes)``: how many of a run's processes are on each host.
     Raises UsageError for a case that the suite lacks, or that cannot be.
     """
@@ -95,12 +100,14 @@ def chosen_cases(
         cases = cases or [find_case(suite, wanted.gpus)]  # which says what the suite has
     else:
         cases = [find_case(suite, wanted.gpus)]
-        if any(getattr(wanted.changes, name) is not None for name in _OTHER_MEMORY):
-            memory = None
-    cases = [for_memory(case, memory) for case in cases]
+    other = any(getattr(wanted.changes, name) is not None for name in _OTHER_MEMORY)
+    measured = None if other and not wanted.every else memory
+    cases = [for_memory(case, measured) for case in cases]
     if wanted.method == "published" and suite != "published":
         cases = [published(case) for case in cases]
-    return [changed(case, wanted.changes, devices_of(case.parallel.processes)) for case in cases]
+    return [
+        changed(case, wanted.changes, devices_of(case.parallel.processes), memory) for case in cases
+    ]
 
 
 def _check_smoke(processes: int, every: bool) -> None:
@@ -133,9 +140,9 @@ def check_device(cases: list[Case], device: str, available: int | None) -> None:
             )
 
 
-def changed(case: Case, changes: Changes, devices: int) -> Case:
-    """``case`` with ``changes``, on hosts of ``devices`` processes. Raises UsageError where they do
-    not fit."""
+def changed(case: Case, changes: Changes, devices: int, memory: int | None = None) -> Case:
+    """``case`` with ``changes``, on hosts of ``devices`` processes with ``memory`` bytes each
+    (None: not known). Raises UsageError where they do not fit."""
     if case.method == "published":
         refuse_changes(changes)
     if changes.adafactor_mode and (changes.optimizer or case.optimizer) != "adafactor":
@@ -168,6 +175,10 @@ def changed(case: Case, changes: Changes, devices: int) -> Case:
     fast = [replaced.get(name, getattr(case, name)) for name in ("compiled", "flat_gradients")]
     if changes.tensorboard or not all(fast):
         replaced.setdefault("cuda_graph", False)
+    if changes.reduce is None and case.reduce is None:
+        # what goes with "step" alone comes after the choice
+        late = {name: replaced.pop(name) for name in _OF_A_REDUCTION if name in replaced}
+        case, replaced = with_reduce(dataclasses.replace(case, **replaced), devices, memory), late
     return dataclasses.replace(case, **replaced)
 
 
@@ -230,6 +241,7 @@ def case_of_model(
     gpus: int,
     changes: Changes,
     devices_of: Callable[[int], int] = devices_of_a_host,
+    memory: int | None = None,
 ) -> Case:
     """A case of a named model on any number of GPUs, for a plan. Raises UsageError."""
     if name not in MODELS:
@@ -255,7 +267,7 @@ def case_of_model(
         micro_batches=max(1, each // size),
         source="chosen for a plan",
     )
-    return changed(case, changes, devices_of(gpus))
+    return changed(case, changes, devices_of(gpus), memory)
 
 
 def in_words(case: Case, unit: str = "process") -> str:
@@ -277,4 +289,5 @@ def _reduced(case: Case) -> str:
     if case.reduce is None:
         return ""
     dtype = f" in {case.reduce_dtype}" if case.reduce_dtype not in (None, "same") else ""
-    return f", gradients reduced each {case.reduce.replace('_', '-')}{dtype}"
+    why = f" ({case.reduce_reason})" if case.reduce_reason else ""
+    return f", gradients reduced each {case.reduce.replace('_', '-')}{dtype}{why}"

@@ -55,11 +55,15 @@ def deepspeed_config(
     return config
 
 
-def _flat(case: Case) -> bool | dict[str, str]:
+def _flat(case: Case) -> bool | dict[str, str | bool]:
     if case.reduce is None:
         return case.flat_gradients
-    dtype = {} if case.reduce_dtype is None else {"dtype": case.reduce_dtype}
-    return {"reduce": case.reduce, **dtype}
+    flat: dict[str, str | bool] = {"reduce": case.reduce}
+    if case.reduce_dtype is not None:
+        flat["dtype"] = case.reduce_dtype
+    if case.hierarchical is not None:
+        flat["hierarchical"] = case.hierarchical
+    return flat
 
 
 def _optimizer(case: Case, device: str) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def _settings(case: Case, stages: int) -> Iterator[Case]:
     for batch in (n for n in (1, 2, 4, 8, 16, 32, 64, 128) if share % n == 0):
         if share // batch < stages:
             continue
-        plain = dataclasses.replace(case, parallel=Parallel(parallel.processes), reduce=None)
+        alone = Parallel(parallel.processes)
+        plain = dataclasses.replace(case, parallel=alone, reduce=None, reduce_reason="")
         stage = stage_case(plain, stages, share // batch)
         for size in sizes:
             for zero, reduce in reductions:

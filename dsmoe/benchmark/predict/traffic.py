@@ -106,8 +106,10 @@ def reduction(case: Case, per_host: int, device: str) -> Sent:
     sent = Sent()
     for group, count in ((dense, own.dense), (experts, own.experts)):
         size = float(count * width)
-        if kind == "owner":
-            buckets = max(1.0, count / bucket_elements(case))
+        buckets = max(1.0, count / bucket_elements(case))
+        if kind == "exchange" and group.hosts > 1:  # in both directions at a time
+            sent += group.gathered(size, 2 * buckets).times(times)
+        elif kind in ("owner", "exchange"):
             sent += group.owned(size, buckets * min(group.members, 8)).times(times)
         elif kind == "all":
             sent += group.gathered(size).times(2 * times)
@@ -122,7 +124,8 @@ def bucket_elements(case: Case) -> float:
 
 
 def reduction_kind(case: Case, device: str) -> tuple[int, int, str]:
-    """How often an iteration reduces, bytes an element, and how: owner, scatter or all."""
+    """How often an iteration reduces, bytes an element, and how: owner, scatter, all, or by an
+    exchange (to the owners, where a group is on one host)."""
     width = BYTES[case.weight_precision]
     stage = case.parallel.zero_stage
     if stage == 0:
@@ -131,7 +134,8 @@ def reduction_kind(case: Case, device: str) -> tuple[int, int, str]:
     if not case.flat_gradients:
         return (each if stage == 2 else 1), width, "owner"
     if case.reduce == "step":
-        return 1, width, "owner"
+        by_hosts = device == "cpu" if case.hierarchical is None else case.hierarchical
+        return 1, width, "exchange" if by_hosts else "owner"
     scatter = "scatter" if device == "cuda" else "all"
     if case.reduce == "micro_batch" or stage == 2:
         return each, width, scatter

@@ -102,6 +102,12 @@ _ZERO: list[Row] = [
         "flat",
     ),
     ("flat_gradients.bucket_size", 8388608, "elements that step reduces together", "flat step"),
+    (
+        "flat_gradients.hierarchical",
+        None,
+        "add up inside each host first; None: not with NCCL",
+        "flat step",
+    ),
     ("allgather_bucket_size", 500000000, "elements of a gather of new weights", "buckets"),
     ("reduce_bucket_size", 500000000, "elements of a reduction of gradients", "any buckets"),
     ("reduce_scatter", True, "send gradients to their owner alone", "any buckets"),

@@ -5,6 +5,7 @@ Bytes are compared with arithmetic over the collectives of a step, never with an
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -59,19 +60,45 @@ def bench(text: Path, output: Path, *words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+# Two hosts, one reduction and one gather in fp32: each sends half of the sums, and half of the
+# weights, where that is all that it need send; gloo's all-reduce sends the sums whole.
+ONE_EXCHANGE = PARAMETERS * 4 * (0.5 + 0.5)
 ONE_REDUCTION = PARAMETERS * 4 * (1 + 0.5)
-# Two hosts of a process each, one reduction of fp32 gradients and one gather of half the weights.
 PLAIN = ["--expert-parallel", "1", "--rate", "1gbit", "--global-batch", "8"]
 PLAIN += ["--micro-batches", "4", "--setting", "zero-stage=1"]
 
 
 def test_bytes_of_two_hosts_are_those_of_the_collectives(text: Path, tmp_path: Path) -> None:
-    """One reduction and one gather, whatever the micro-batches, at ZeRO-1."""
+    """One reduction and one gather, whatever the micro-batches; on two hosts that is the choice."""
     [once] = bench(text, tmp_path, *PLAIN)
+    assert (once["case"]["reduce"], once["case"]["reduce_reason"]) == ("step", "2 hosts")
     assert once["micro_batches"] == 4 and once["rate"] == "1gbit"
     for direction in ("bytes_sent", "bytes_received"):
-        assert once[direction] == pytest.approx([ONE_REDUCTION] * 2, rel=OVERHEAD)
+        assert once[direction] == pytest.approx([ONE_EXCHANGE] * 2, rel=OVERHEAD)
     assert once["n"] == 2 and once["seconds"] > 0 and len(once["losses"]) == 3
+
+
+def test_two_hosts_of_two_send_every_gradient_once(text: Path, tmp_path: Path) -> None:
+    """Half of the sums and half of the weights, as with one process a host, for 8 micro-batches."""
+    words = ["--per-host", "2", "--precision", "bf16", "--micro-batches", "8"]
+    [found] = bench(text, tmp_path, *words)
+    for direction in ("bytes_sent", "bytes_received"):
+        assert found[direction] == pytest.approx([ONE_EXCHANGE / 2] * 2, rel=OVERHEAD)
+    assert found["expert_parallel"] == 2 and found["case"]["reduce"] == "step"
+
+
+@pytest.mark.slow
+def test_what_two_hosts_of_two_send_by_each_way(text: Path, tmp_path: Path) -> None:
+    """Not by hosts, gloo sends 0.75 to 1 of the sums for 0.5; int8 is about half of 16 bit."""
+    words = ["--per-host", "2", "--precision", "bf16", "--micro-batches", "1,8"]
+    settings = ("", "reduce=step no-hierarchical", "reduce=step reduce-dtype=int8")
+    found = bench(text, tmp_path, *words, *itertools.chain(*(("--setting", s) for s in settings)))
+    for one, eight in zip(found[::2], found[1::2]):
+        assert min(one["bytes_sent"]) > 0
+        assert max(eight["bytes_sent"]) <= 1.05 * min(one["bytes_sent"])
+    by_hosts, by_owner, int8 = (sum(f["bytes_sent"]) for f in found[::2])
+    assert 1.3 < by_owner / by_hosts < 1.6
+    assert int8 < 0.6 * by_hosts
 
 
 @pytest.mark.slow

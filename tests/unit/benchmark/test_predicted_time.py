@@ -46,6 +46,8 @@ def case_of(row: dict[str, Any]) -> tuple[Case, Cluster]:
     """The case that a row measured, and the cluster that it is predicted for."""
     changes = Changes(**row["changes"])
     case = changed(find_case(row["suite"], row["gpus"]), changes, row["per_host"])
+    # measured before the choice for several hosts was made
+    case = dataclasses.replace(case, reduce=changes.reduce, reduce_reason="")
     cluster = load_cluster(row["cluster"]).with_hosts_of(row["per_host"])
     rates = {**cluster.rates, **row.get("rates", {})}
     return case, dataclasses.replace(cluster, rates=rates, duplex=row.get("duplex", True))

@@ -11,7 +11,7 @@ from deepspeed.ops.adafactor.optimizer import Adafactor
 from deepspeed.ops.adafactor.tags import TAG_ATTRIBUTE
 from deepspeed.runtime.zero.flat_gradients import FlatGradientsOptimizer
 from deepspeed.runtime.zero.flat_settings import FlatSettings
-from deepspeed.runtime.zero.step_gradients import StepGradients
+from deepspeed.runtime.zero.step_gradients import step_gradients
 from deepspeed.runtime.zero.step_reduction import StepReduction
 from torch import Tensor
 
@@ -47,7 +47,7 @@ class StageOptimizer(FlatGradientsOptimizer):
             experts = getattr(self, "is_moe_param_group", [False] * count)
             copies = [self.groups.expert_data if e else self.groups.data for e in experts]
             return [WholeGradients(self, i, share, copies[i]) for i in range(count)], None
-        made = [StepGradients(self, i, share, flat.dtype, flat.bucket_size) for i in range(count)]
+        made = step_gradients(self, share, flat)
         return list(made), StepReduction(made, self.groups.data)
 
     def backward_from(self, outputs: list[Tensor], gradients: list[Tensor | None]) -> None:

@@ -19,8 +19,9 @@ sums over micro-batches are in fp32), and checkpoints are interchangeable.
 element of the partition (stage 1: of the group). Instead of ``true`` a mapping says when to reduce
 (flat_settings.py). ``"reduce": "step"``, for both stages, sums all micro-batches locally, in 4
 bytes for each element of the group, and reduces the sums once, in the model's dtype unless
-``dtype`` is given, bucket by bucket beside the last backward pass (step_reduction.py). Then what a
-process sends does not grow with the number of micro-batches. ``"reduce": "micro_batch"`` is for
+``dtype`` is given, bucket by bucket beside the last backward pass (step_reduction.py); where hosts
+have several processes, inside each host first (exchanged_sums.py). Then what a process sends does
+not grow with the number of micro-batches. ``"reduce": "micro_batch"`` is for
 both stages what ``true`` is for stage 2.
 """
 
@@ -37,7 +38,7 @@ from torch import Tensor
 
 from .flat_group import GroupGradients
 from .flat_settings import KEY, PLAIN, FlatSettings, flat_settings
-from .step_gradients import StepGradients
+from .step_gradients import step_gradients
 from .step_reduction import StepReduction
 
 _NORM_ELEMENTS = 2**24
@@ -96,9 +97,7 @@ class FlatGradientsOptimizer(FP16_DeepSpeedZeroOptimizer):
         shared = dist.get_world_size(group=self.dp_process_group)
         groups = range(len(self.single_partition_of_fp32_groups))
         if flat.reduce == "step":
-            made = [
-                StepGradients(self, i, 1.0 / shared, flat.dtype, flat.bucket_size) for i in groups
-            ]
+            made = step_gradients(self, 1.0 / shared, flat)
             return list(made), StepReduction(made, self.dp_process_group)
         each = self.partition_gradients if flat.reduce is None else True
         wide = flat.dtype == "fp32"

@@ -77,11 +77,15 @@ class GroupGradients:
         own.copy_(partition)
         if self.processes == 1:
             return
+        self.gather(weights)
+
+    def gather(self, whole: Tensor) -> None:
+        """Fill ``whole``, one piece a process, from each process's own piece of it."""
+        parts = list(whole.split(whole.numel() // self.processes))
         if dist.get_backend(self.process_group) == "nccl":
-            _all_gather(weights, own, group=self.process_group)
+            _all_gather(whole, parts[self.rank], group=self.process_group)
         else:
-            parts = list(weights.split(self.size))
-            dist.all_gather(parts, own, group=self.process_group)
+            dist.all_gather(parts, parts[self.rank], group=self.process_group)
 
     def rescale(self, factor: float, overflow: bool) -> None:
         """The loss scale changed by ``factor`` after a step, which ``overflow`` skipped."""

@@ -8,6 +8,7 @@ from typing import Any
 KEY = "flat_gradients"
 REDUCE = ("step", "micro_batch")
 DTYPES = ("same", "fp32", "int8")
+_KEYS = ("reduce", "dtype", "bucket_size", "hierarchical")
 BUCKET_SIZE = 2**23  # elements: 16 MiB of 16 bit
 
 
@@ -18,12 +19,15 @@ class FlatSettings:
 
     ``dtype`` of the messages: the model's ("same"), "fp32" (gradients alone), or "int8"
     (blockwise, gradients with error feedback, weights as changes; for "step" alone).
-    ``bucket_size``: elements that "step" reduces together.
+    ``bucket_size``: elements that "step" reduces together. ``hierarchical``: where processes share
+    hosts, "step" adds up inside each host first, and lets each host send every sum once (None: not
+    with NCCL, where it has not been measured).
     """
 
     reduce: str | None = None
     dtype: str = "same"
     bucket_size: int = BUCKET_SIZE
+    hierarchical: bool | None = None
 
 
 #: What ``true`` asks for.
@@ -44,8 +48,8 @@ def flat_settings(config: dict[str, Any]) -> FlatSettings | None:
     if not isinstance(wanted, dict):
         raise ValueError(f"{name} is {wanted!r}; expected true or false, or a mapping of reduce")
     for key in wanted:
-        if key not in ("reduce", "dtype", "bucket_size"):
-            raise ValueError(f"{name}.{key} is unknown; expected reduce, dtype or bucket_size")
+        if key not in _KEYS:
+            raise ValueError(f"{name}.{key} is unknown; expected one of {', '.join(_KEYS)}")
     reduce = wanted.get("reduce")
     if reduce not in REDUCE:
         raise ValueError(f"{name}.reduce is {reduce!r}; expected {' or '.join(REDUCE)}")
@@ -57,4 +61,7 @@ def flat_settings(config: dict[str, Any]) -> FlatSettings | None:
     size = wanted.get("bucket_size", BUCKET_SIZE)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"{name}.bucket_size is {size!r}; expected a whole number of at least 1")
-    return FlatSettings(reduce, dtype, size)
+    hierarchical = wanted.get("hierarchical")
+    if not (hierarchical is None or isinstance(hierarchical, bool)):
+        raise ValueError(f"{name}.hierarchical is {hierarchical!r}; expected true or false")
+    return FlatSettings(reduce, dtype, size, hierarchical)

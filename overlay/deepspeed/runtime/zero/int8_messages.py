@@ -1,17 +1,15 @@
 """Gradients between processes as blocks of 8-bit integers, with error feedback.
 
 A block of 256 elements travels as 256 signed bytes and one fp32 scale, its largest magnitude over
-127: 1.016 bytes an element. Every owner gets the piece of each process and adds them up in fp32;
-its own is added exactly. What rounding takes from a message is added to the next step's (error
-feedback; Seide et al. 2014, Karimireddy et al. 2019), so no part of a gradient is lost for good.
+127: 1.016 bytes an element. Every owner gets the piece of each process and adds them up in fp32
+(exchanged_sums.py); its own is added exactly. What rounding takes from a message is added to the
+next step's (error feedback; Seide et al. 2014, Karimireddy et al. 2019), so no part of a gradient
+is lost for good.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 BLOCK = 256
@@ -87,50 +85,3 @@ class Residual:
         """The loss scale changed by ``factor``; what an overflow left is dropped."""
         kept = torch.where(torch.isfinite(self.values), self.values, torch.zeros_like(self.values))
         self.values.copy_(kept * factor)
-
-
-class Int8Exchange:
-    """Sends each owner its piece of ``whole`` [n]; :meth:`wait` adds up this process's own piece.
-
-    ``pieces``: (owner, first, last), by rank in ``group``.
-    """
-
-    def __init__(
-        self,
-        whole: Tensor,
-        pieces: list[tuple[int, int, int]],
-        residual: Residual,
-        rank: int,
-        group: Any,
-    ) -> None:
-        _, first, last = pieces[rank]
-        self.own = whole[first:last]
-        messages = []
-        for owner, first, last in pieces:
-            if owner == rank or first == last:
-                messages.append(torch.empty(0, dtype=torch.uint8, device=whole.device))
-                continue
-            lost = residual.values[first:last]
-            wanted = whole[first:last] + lost
-            message = pack(wanted)
-            torch.sub(wanted, unpack(message, last - first), out=lost)
-            messages.append(message)
-        size = packed_bytes(self.own.numel())
-        sizes = [0 if other == rank else size for other in range(len(pieces))]
-        self.sent = torch.cat(messages)
-        self.received = self.sent.new_empty(sum(sizes))
-        self.sizes = sizes
-        self.work = dist.all_to_all_single(
-            self.received,
-            self.sent,
-            sizes,
-            [m.numel() for m in messages],
-            group=group,
-            async_op=True,
-        )
-
-    def wait(self) -> None:
-        self.work.wait()
-        for message in self.received.split(self.sizes):
-            if message.numel():
-                self.own.add_(unpack(message, self.own.numel()))

@@ -9,24 +9,27 @@ master than one change's rounding (1/254 of the block's largest change) and the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Callable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .int8_messages import pack, unpack
 
 
 @torch.no_grad()
-def share_changes(weights: Tensor, partition: Tensor, rank: int, group: Any) -> None:
+def share_changes(
+    weights: Tensor, partition: Tensor, rank: int, gather: Callable[[Tensor], None]
+) -> None:
     """Bring ``weights`` [n] of all processes to the new masters.
 
     ``partition`` [n / processes] in fp32: the masters of this process's piece of ``weights``.
+    ``gather`` fills a tensor of messages, one after the other by rank, from each process's own.
     """
     pieces = list(weights.split(partition.numel()))
     message = pack(partition - pieces[rank].float())
-    messages = [torch.empty_like(message) for _ in pieces]
-    dist.all_gather(messages, message, group=group)
+    messages = message.new_empty(len(pieces), message.numel())
+    messages[rank].copy_(message)
+    gather(messages.view(-1))
     for piece, change in zip(pieces, messages):
         piece.copy_(piece.float() + unpack(change, piece.numel()))

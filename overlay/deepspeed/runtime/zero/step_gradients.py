@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .exchanged_sums import Exchange, Int8Messages, SumsByHosts, WideMessages
 from .flat_group import GroupGradients, put
-from .int8_messages import Int8Exchange, Residual
+from .flat_settings import FlatSettings
+from .host_levels import Levels, global_rank, levels_of
+from .int8_messages import Residual
 from .int8_weights import share_changes
 
 
@@ -29,22 +33,34 @@ class Bucket:
 class StepGradients(GroupGradients):
     """Sums every gradient in fp32 on this process; :meth:`launch` reduces one bucket of the sum.
 
-    ``dtype``: "same" as the weights, "fp32" or "int8", which is also for the new weights. A
+    ``flat.dtype``: "same" as the weights, "fp32" or "int8", which is also for the new weights and,
+    where ``levels`` has several processes of each host, for what goes between hosts alone. A
     bucket's piece in each partition goes to that partition's owner alone, so a process sends about
-    one copy of the gradients.
+    one copy of the gradients; with ``levels`` a host sends each of them once (exchanged_sums.py).
     """
 
     def __init__(
-        self, zero: Any, i: int, share_of_each: float, dtype: str, bucket_size: int
+        self,
+        zero: Any,
+        i: int,
+        share_of_each: float,
+        flat: FlatSettings,
+        levels: Levels | None = None,
     ) -> None:
         super().__init__(zero, i, False, share_of_each)
-        self.dtype = torch.float32 if dtype == "fp32" else self.weights.dtype
-        self.buckets = self._cut(bucket_size) if self.processes > 1 else []
+        self.dtype = torch.float32 if flat.dtype == "fp32" else self.weights.dtype
+        self.levels = levels
+        self.buckets = self._cut(flat.bucket_size) if self.processes > 1 else []
         self.residual = None
-        if dtype == "int8" and self.processes > 1:
+        self.messages: Any = WideMessages(self.dtype)
+        if flat.dtype == "int8" and self.processes > 1:
             self.residual = Residual(self.sum)
+            self.messages = Int8Messages(self.residual)
         # (handle, message, where its result goes on the owner)
         self.started: list[tuple[Any, Tensor | None, Tensor | None]] = []
+        self.stream = None
+        if self.sum.is_cuda and levels is not None:
+            self.stream = torch.cuda.Stream(self.sum.device)
 
     def _cut(self, bucket_size: int) -> list[Bucket]:
         """Buckets of about ``bucket_size`` elements, in the order of the flat buffer."""
@@ -70,8 +86,12 @@ class StepGradients(GroupGradients):
         params = [self.params[m] for m in bucket.members]
         put(places, params, self.share_of_each, add=True)
         pieces = self._pieces(bucket)
-        if self.residual is not None:
-            work = Int8Exchange(self.sum, pieces, self.residual, self.rank, self.process_group)
+        if self.levels is not None and self.levels.inside is not None:
+            self._launch_by_hosts(pieces, self.levels)
+            return
+        if self.levels is not None or self.residual is not None:
+            parts = [(first, self.sum[first:last]) for _, first, last in pieces]
+            work = Exchange(parts, self.rank, self.messages, self.process_group)
             self.started.append((work, None, None))
             return
         for owner, first, last in pieces:
@@ -79,9 +99,33 @@ class StepGradients(GroupGradients):
                 continue
             part = self.sum[first:last]
             message = part.to(self.dtype)  # the sum itself where the dtype is fp32
-            to = _global_rank(self.process_group, owner)
+            to = global_rank(self.process_group, owner)
             work = dist.reduce(message, dst=to, group=self.process_group, async_op=True)
             self.started.append((work, message, part if owner == self.rank else None))
+
+    def _launch_by_hosts(self, pieces: list[tuple[int, int, int]], levels: Levels) -> None:
+        """Start the sums inside this host, and those between hosts of the bucket before.
+
+        On a GPU a stream of its own waits for the first and starts the second at once.
+        """
+        with self._beside():
+            if self.started:
+                self.started[-1][0].advance()
+            near = WideMessages(self.dtype)
+            sums = SumsByHosts(self.sum, pieces, levels, near, self.messages)
+            self.started.append((sums, None, None))
+            if self.stream is not None:
+                sums.advance()
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """On a GPU, on the stream of the exchange, after what was started so far."""
+        if self.stream is None:
+            yield
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.sum.device))
+        with torch.cuda.stream(self.stream):
+            yield
 
     def _pieces(self, bucket: Bucket) -> list[tuple[int, int, int]]:
         """(owner, first, last) for each process: its part of ``bucket``, perhaps empty."""
@@ -94,10 +138,14 @@ class StepGradients(GroupGradients):
 
     def receive(self) -> None:
         """Wait for the reductions that were started; this process's partition has their results."""
-        for work, message, part in self.started:
-            work.wait()
-            if part is not None and message is not None and message.data_ptr() != part.data_ptr():
+        with self._beside():
+            for work, message, part in self.started:
+                work.wait()
+                if part is None or message is None or message.data_ptr() == part.data_ptr():
+                    continue
                 part.copy_(message)
+        if self.stream is not None:
+            torch.cuda.current_stream(self.sum.device).wait_stream(self.stream)
         self.started.clear()
 
     def fold(self) -> None:
@@ -116,8 +164,15 @@ class StepGradients(GroupGradients):
         """As the base class, or with int8 by what changed."""
         if self.residual is None:
             super().share(partition)
+            return
+        share_changes(self.weights.detach(), partition, self.rank, self.gather)
+
+    def gather(self, whole: Tensor) -> None:
+        """As the base class, or between hosts first and then inside each."""
+        if self.levels is None:
+            super().gather(whole)
         else:
-            share_changes(self.weights.detach(), partition, self.rank, self.process_group)
+            self.levels.gather(whole)
 
     def finish(self) -> Tensor:
         """The reduced sum of this process's partition; every bucket was launched before."""
@@ -126,7 +181,11 @@ class StepGradients(GroupGradients):
         return self.sum[self.rank * self.size :][: self.size]
 
 
-def _global_rank(group: Any, rank: int) -> int:
-    known = getattr(dist, "get_global_rank", None)  # since torch 1.13
-    found: int = (known or dist.distributed_c10d._get_global_rank)(group, rank)
-    return found
+def step_gradients(zero: Any, share_of_each: float, flat: FlatSettings) -> list[StepGradients]:
+    """The gradients of every group of ``zero``; all processes of the run call it together."""
+    groups = zero.real_dp_process_group
+    wanted = flat.hierarchical
+    if wanted is None:
+        wanted = dist.get_backend() != "nccl"
+    levels = levels_of(list(groups)) if wanted else [None] * len(groups)
+    return [StepGradients(zero, i, share_of_each, flat, at) for i, at in enumerate(levels)]
