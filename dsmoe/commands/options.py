@@ -131,10 +131,11 @@ def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[ar
     add(
         "--pipeline",
         how,
-        type=count,
-        metavar="P",
+        type=_count_or_auto,
+        metavar="{P,auto}",
         help="The layers are cut into P stages of neighbouring processes, so that a stage is a "
-        "host or more; between stages only hidden states travel.",
+        "host or more; between stages only hidden states travel. auto: the stages, and "
+        "micro-batches of no more than the case's size, that are predicted to be fastest.",
     )
     add(
         "--precision",

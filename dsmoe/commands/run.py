@@ -159,6 +159,7 @@ def _run(options: argparse.Namespace, stop: StopSignals, launcher: Launcher, rea
 def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> Request:
     """What the options ask for, resolved once. Raises DsmoeError."""
     from dsmoe.benchmark.cases.choice import case_of_model, check_device, chosen_cases
+    from dsmoe.benchmark.predict.fastest import fastest_for
     from dsmoe.benchmark.run.launch import check_port
     from dsmoe.benchmark.run.request import Request, Text, limits
 
@@ -168,11 +169,13 @@ def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> 
     def on_hosts(processes: int) -> int:
         return launcher.lay_out(processes).devices
 
+    fastest = fastest_for(None, machine.device, machine.gpu, memory)
     if getattr(options, "model", None):
         changes = shared.changes_of(options)
-        cases = [case_of_model(options.model, options.gpus, changes, on_hosts)]
+        cases = [case_of_model(options.model, options.gpus, changes, on_hosts, fastest)]
     else:
-        cases = chosen_cases(shared.wanted_of(options), machine.device, memory, on_hosts)
+        wanted = shared.wanted_of(options)
+        cases = chosen_cases(wanted, machine.device, memory, on_hosts, fastest)
     try:
         here = launcher.way() is None
         available = machine.hardware.get("device_count") if here else None
@@ -223,6 +226,7 @@ def print_dry_run(request: Request) -> None:
         what = in_words(case, "GPU" if device == "cuda" else "CPU process")
         print(f"# {what}; launcher {request.launcher.name} ({request.launcher_reason})")
         print("# to be read: the folder TIME-... and what is in it are made by a run")
+        print(f"# settings: {case.source}")
         print(f"# the DeepSpeed configuration would be {run_dir / DEEPSPEED}:")
         for line in json.dumps(deepspeed_config(case, device, tensorboard)).splitlines():
             print(f"#   {line}")
