@@ -224,9 +224,9 @@ def print_dry_run(request: Request) -> None:
         job = Job(request.checkout, run_dir.absolute(), layout, request.port, request.master)
         tensorboard = (str(request.tensorboard), run_dir.name) if request.tensorboard else None
         what = in_words(case, "GPU" if device == "cuda" else "CPU process")
-        print(f"# {what}; launcher {request.launcher.name} ({request.launcher_reason})")
+        chosen = f"; settings: {case.source}" if "auto" in case.source else ""
+        print(f"# {what}{chosen}; launcher {request.launcher.name} ({request.launcher_reason})")
         print("# to be read: the folder TIME-... and what is in it are made by a run")
-        print(f"# settings: {case.source}")
         print(f"# the DeepSpeed configuration would be {run_dir / DEEPSPEED}:")
         for line in json.dumps(deepspeed_config(case, device, tensorboard)).splitlines():
             print(f"#   {line}")
@@ -237,15 +237,15 @@ def check_text(options: argparse.Namespace) -> None:
     """Raises DataError and EnvironmentProblem for what a run would find after its set-up: text,
     tokenizer or results folder that cannot be."""
     from dsmoe.benchmark.data.indexed_dataset import is_pair
-    from dsmoe.benchmark.data.sources import find_sources
+    from dsmoe.benchmark.data.sources import find_sources, refuse_field
     from dsmoe.benchmark.data.tokenizer import load_tokenizer
     from dsmoe.benchmark.preflight.local import refuse_output
 
     refuse_output(options.output.expanduser())
     load_tokenizer(options.tokenizer and str(Path(options.tokenizer).expanduser()))
     paths = shared.text_paths(options)
-    if paths and not is_pair(paths):
-        find_sources(paths)
+    found = [source.path for source in find_sources(paths)] if not is_pair(paths) else []
+    refuse_field(options.text_field, found)
 
 
 def make_folder(folder: Path) -> None:

@@ -19,12 +19,16 @@ from dsmoe.benchmark.predict.memory import peak_bytes
 from dsmoe.benchmark.results.store import read_records
 
 TUNED = find_case("tuned", 1)
+#: The case without its pipeline, as a search's memory is by stage.
+_10B = changed(
+    find_case("tuned", 16), Changes(pipeline_parallel_size=1, zero_stage=2, micro_batch_size=32), 8
+)
 MEMORY = {
     "micro-batch 64": TUNED,
     "micro-batch 8": changed(TUNED, Changes(micro_batch_size=8), 1),
     "remat on 8": find_case("artifact", 8),
-    "10B on 16": find_case("tuned", 16),
-    "reduced once, remat": dataclasses.replace(find_case("tuned", 16), reduce="step", remat=True),
+    "10B on 16": dataclasses.replace(_10B, reduce=None),
+    "reduced once, remat": dataclasses.replace(_10B, reduce="step", remat=True),
     "ZeRO-1": changed(find_case("tuned", 4), Changes(zero_stage=1, micro_batch_size=16), 4),
 }
 #: A search leaves 8 % of the memory free, and dsmoe plan counts what it found.
