@@ -5,7 +5,7 @@ SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/t
 	tests/engine/test_flat_gradients.py
 # Two processes; tests/conftest.py says which tests stay in one of them.
 PARALLEL = -n 2
-.PHONY: test test-unit test-all test-matrix test-ray bench bench-gpu fuzz kills docs lint coverage dist series
+.PHONY: test test-unit test-all test-matrix test-ray test-prediction bench bench-gpu fuzz kills docs lint coverage dist series
 
 test: lint
 	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) -m "not slow" && \
@@ -21,6 +21,10 @@ test-matrix:
 # The Ray source of get_hostfiles.py against a real Ray, in an environment of its own.
 test-ray:
 	@python=$(PYTHON) && scripts/test-ray.sh "$$python" -m "not slow"
+
+# Predicted against measured seconds of two cores, after dsmoe calibrate: on a quiet machine.
+test-prediction:
+	@python=$(PYTHON) && "$$python" -m pytest -q -m slow -k this_cpu tests/system/benchmark/test_predict.py
 
 # Odd arguments, variables and files through every command (docs/reference/reliability.md):
 # make fuzz SECONDS=600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,19 +56,33 @@ def test_a_searchs_memory_is_near_the_plans(name: str) -> None:
     assert peak_bytes(case) == pytest.approx(counted, rel=TOLERANCE)
 
 
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What dsmoe calibrate says of this machine."""
+    made = tmp_path_factory.mktemp("rates") / "cluster.json"
+    dsmoe("calibrate", "--processes", "2", "--output", str(made))
+    return made
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_this_cpu_is_predicted_after_calibration(processes: int, tmp_path: Path) -> None:
-    """Skipped where the iterations spread, since then the CPU is shared."""
-    rates = tmp_path / "cluster.json"
-    dsmoe("calibrate", "--processes", "2", "--output", str(rates))
+def test_this_cpu_is_predicted_after_calibration(
+    processes: int, rates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Skipped where the iterations spread, since then the CPU is shared (make test-prediction)."""
     count, suite = str(processes), ("--suite", "smoke")
     planned = json.loads(dsmoe("plan", count, *suite, "--cluster", str(rates), "--json"))
     dsmoe("run", count, *suite, "--output", str(tmp_path / "out"))
     record = read_records(tmp_path / "out" / "results_e2e.jsonl")[-1]
     assert record.spread is not None
+    predicted, measured = planned["predicted"]["seconds"], record.median_seconds
+    assert measured is not None
+    with capsys.disabled():
+        print(
+            f"\n{processes} process(es): predicted {predicted:.4f} s, measured {measured:.4f} s "
+            f"(spread {record.spread:.0%}), error {predicted / measured - 1:+.1%}; load "
+            f"{os.getloadavg()[0]:.1f}"
+        )
     if record.spread > QUIET:
         pytest.skip(f"iterations spread {100 * record.spread:.0f} %: the CPU is shared")
-    assert planned["predicted"]["seconds"] == pytest.approx(
-        record.median_seconds, rel=CPU_TOLERANCE
-    )
+    assert predicted == pytest.approx(measured, rel=CPU_TOLERANCE)
