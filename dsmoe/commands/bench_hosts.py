@@ -133,6 +133,7 @@ def settings_of(
     """The settings, and the options that they share and that make none. Raises UsageError."""
     from dsmoe.benchmark.cases.choice import Changes, Wanted, check_device, chosen_cases
     from dsmoe.benchmark.link.settings import Setting, combinations, common_batch
+    from dsmoe.benchmark.predict.fastest import fastest_for
 
     processes = options.hosts * (options.per_host or 1)
 
@@ -164,10 +165,11 @@ def settings_of(
     batch = common_batch(plain, [vars(changes(*more)) for more in combined])
     if options.global_batch is None and batch != plain.global_batch_size:
         words += ["--global-batch", str(batch)]
+    fastest = fastest_for(None, machine.device, machine.gpu, memory)
     settings = []
     for more in combined:
         wanted = Wanted(processes, suite, changes=changes(*more))
-        [case] = chosen_cases(wanted, machine.device, memory, on_hosts)
+        [case] = chosen_cases(wanted, machine.device, memory, on_hosts, fastest)
         settings.append(Setting(more, case))
     check_device([s.case for s in settings], machine.device, machine.gpus or None)
     return settings, tuple(words)

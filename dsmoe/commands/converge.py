@@ -73,8 +73,10 @@ def make_parser(prog: str) -> OneLineParser:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="The models are trained on these files, folders and globs.",
+        help="The models are trained on these files, folders and globs; of .jsonl and .jsonl.gz "
+        "each line is a document.",
     )
+    shared.add_text_field(what)
     add(
         "--text-bytes",
         type=count,
@@ -143,6 +145,7 @@ def run(options: argparse.Namespace) -> int:
         machine=machine,
         data=tuple(str(expanded(p).absolute()) for p in options.data),
         text_bytes=options.text_bytes,
+        text_field=options.text_field,
         output=options.output,
         time_out=options.time_out,
         resume=options.resume,

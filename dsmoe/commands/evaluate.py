@@ -14,8 +14,6 @@ from dsmoe.common.files import expanded
 from dsmoe.common.output import end_process
 
 NEEDS = ("torch", "filelock", "git", "numpy", "rich")
-WINDOWS = 512
-
 EXAMPLES = """examples:
   dsmoe evaluate models/first
   dsmoe evaluate models/first --data ~/books/other.txt
@@ -44,16 +42,16 @@ def make_parser(prog: str) -> OneLineParser:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="The text is these files, folders and globs (default: the part of the standard "
-        "library that dsmoe train holds out).",
+        help="The text is these files, folders and globs (default: what dsmoe train held out; of "
+        "an exported model, what it holds out of the standard library).",
     )
     shared.add_text_field(parser)
     add(
         "--windows",
         type=count,
-        default=WINDOWS,
         metavar="N",
-        help=f"At most N sequences are taken, evenly spaced (default: {WINDOWS}).",
+        help="At most N sequences are taken, evenly spaced (default: 512; of a folder of dsmoe "
+        "train without --data those that its held-out loss is of, in the same batches).",
     )
     shared.add_json(parser)
     return parser
@@ -72,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(dataclasses.asdict(found)))
         end_process(0)
     print(f"model                         {opened.words}")
+    print(f"text                          {found.text}")
     print(f"sequences                     {found.windows:,} of {found.of:,}")
     print(f"loss                          {found.loss:.4f} nats a token")
     print(f"perplexity                    {found.perplexity:.3f}")

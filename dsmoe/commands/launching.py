@@ -58,7 +58,9 @@ def print_sbatch(command: str, options: argparse.Namespace) -> int:
         raise UsageError("--print-sbatch is for --launcher slurm, without --hostfile")
     # What the job would refuse after its time in the queue; without a suite it is for GPUs.
     if options.model is None:
-        chosen_cases(wanted_of(options), "cpu" if options.suite == "smoke" else "cuda")
+        device = "cpu" if options.suite == "smoke" else "cuda"
+        # the job's hosts are not known: of --pipeline auto any case will do
+        chosen_cases(wanted_of(options), device, fastest=lambda cases, devices: cases[0])
     kept: list[str] = []
     typed = iter(options.typed)
     for word in typed:

@@ -30,8 +30,8 @@ SWITCHES = (
     (
         "hierarchical",
         "With --reduce step, where hosts have several processes each, gradients are added up "
-        "inside a host first and then between hosts, so that a host sends each once (the default on "
-        "CPUs; not measured on GPUs).",
+        "inside a host first and then between hosts, so that a host sends each once (the default "
+        "on CPUs; not measured on GPUs).",
     ),
     ("cuda-graph", "The kernels of a micro-batch are started by one call."),
     ("deterministic", "Two runs on one card give the same bits; an iteration takes longer."),
@@ -137,10 +137,11 @@ def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[ar
     add(
         "--pipeline",
         how,
-        type=count,
-        metavar="P",
+        type=_count_or_auto,
+        metavar="{P,auto}",
         help="The layers are cut into P stages of neighbouring processes, so that a stage is a "
-        "host or more; between stages only hidden states travel.",
+        "host or more; between stages only hidden states travel. auto: the stages, and "
+        "micro-batches of no more than the case's size, that are predicted to be fastest.",
     )
     add(
         "--precision",

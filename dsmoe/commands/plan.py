@@ -98,6 +98,7 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
     from dsmoe.benchmark.cases.choice import case_of_model, chosen_cases
     from dsmoe.benchmark.cases.placement import HOST_DEVICES, exchanged_share
     from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
+    from dsmoe.benchmark.predict.fastest import fastest_for
     from dsmoe.benchmark.predict.rates.choose import cluster_for
     from dsmoe.benchmark.predict.rates.cluster import load_cluster
     from dsmoe.benchmark.predict.stages import predict_case
@@ -125,19 +126,20 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
     on_cpu = machine.device == "cpu" and options.model is None
     on_cpu = on_cpu and options.suite in (None, "smoke")
     device = "cpu" if on_cpu else "cuda"
+    gpu = machine.gpu if machine.device == device else ""
     memory = device_memory(options.device_memory, machine.hardware, "cuda", 1)
+    fastest = fastest_for(options.cluster, device, gpu, None if on_cpu else memory)
     if options.model is not None:
         for name in ("suite", "method", "all"):
             if getattr(options, name):
                 raise UsageError(f"--{name} does not go with --model; leave one of them out")
         changes = shared.changes_of(options)
-        cases = [case_of_model(options.model, options.gpus, changes, on_hosts, memory)]
+        cases = [case_of_model(options.model, options.gpus, changes, on_hosts, memory, fastest)]
     else:
         wanted = shared.wanted_of(options)
-        cases = chosen_cases(wanted, machine.device, memory, on_hosts)
+        cases = chosen_cases(wanted, machine.device, memory, on_hosts, fastest)
     if options.explain and not options.search:
         raise UsageError("--explain is for --search; give both, or leave it out")
-    gpu = str(machine.hardware.get("device_name", "")) if machine.device == device else ""
     cluster = cluster_for(options.cluster, device, gpu)
     if options.search:
         return _search(options, cases, cluster, on_hosts)

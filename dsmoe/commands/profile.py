@@ -73,7 +73,10 @@ def run(options: argparse.Namespace) -> int:
         patched_deepspeed.ensure(checkout)
     sys.path.insert(0, str(checkout))
     memory = torch.cuda.get_device_properties(0).total_memory
-    case = cut(chosen_cases(shared.wanted_of(options), "cuda", memory)[0])
+    [whole, *_] = chosen_cases(shared.wanted_of(options), "cuda", memory)
+    if whole.parallel.pipeline_parallel_size > 1:
+        raise UsageError("a pipeline is not profiled; expected --pipeline 1")
+    case = cut(whole)
     text = Text.of(shared.text_paths(options), options.tokenizer, options.text_field)
     rows = profile(case, text.options(), work_folder() / "text")
     if os.environ["RANK"] == "0":

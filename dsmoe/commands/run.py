@@ -160,6 +160,7 @@ def _run(options: argparse.Namespace, stop: StopSignals, launcher: Launcher, rea
 def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> Request:
     """What the options ask for, resolved once. Raises DsmoeError."""
     from dsmoe.benchmark.cases.choice import case_of_model, check_device, chosen_cases
+    from dsmoe.benchmark.predict.fastest import fastest_for
     from dsmoe.benchmark.run.launch import check_port
     from dsmoe.benchmark.run.request import Request, Text, limits
 
@@ -169,11 +170,13 @@ def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> 
     def on_hosts(processes: int) -> int:
         return launcher.lay_out(processes).devices
 
+    fastest = fastest_for(None, machine.device, machine.gpu, memory)
     if getattr(options, "model", None):
         changes = shared.changes_of(options)
-        cases = [case_of_model(options.model, options.gpus, changes, on_hosts, memory)]
+        cases = [case_of_model(options.model, options.gpus, changes, on_hosts, memory, fastest)]
     else:
-        cases = chosen_cases(shared.wanted_of(options), machine.device, memory, on_hosts)
+        wanted = shared.wanted_of(options)
+        cases = chosen_cases(wanted, machine.device, memory, on_hosts, fastest)
     try:
         here = launcher.way() is None
         available = machine.hardware.get("device_count") if here else None
@@ -222,7 +225,8 @@ def print_dry_run(request: Request) -> None:
         job = Job(request.checkout, run_dir.absolute(), layout, request.port, request.master)
         tensorboard = (str(request.tensorboard), run_dir.name) if request.tensorboard else None
         what = in_words(case, "GPU" if device == "cuda" else "CPU process")
-        print(f"# {what}; launcher {request.launcher.name} ({request.launcher_reason})")
+        chosen = f"; settings: {case.source}" if "auto" in case.source else ""
+        print(f"# {what}{chosen}; launcher {request.launcher.name} ({request.launcher_reason})")
         print("# to be read: the folder TIME-... and what is in it are made by a run")
         print(f"# the DeepSpeed configuration would be {run_dir / DEEPSPEED}:")
         for line in json.dumps(deepspeed_config(case, device, tensorboard)).splitlines():
@@ -234,15 +238,15 @@ def check_text(options: argparse.Namespace) -> None:
     """Raises DataError and EnvironmentProblem for what a run would find after its set-up: text,
     tokenizer or results folder that cannot be."""
     from dsmoe.benchmark.data.indexed_dataset import is_pair
-    from dsmoe.benchmark.data.sources import find_sources
+    from dsmoe.benchmark.data.sources import find_sources, refuse_field
     from dsmoe.benchmark.data.tokenizer import load_tokenizer
     from dsmoe.benchmark.preflight.local import refuse_output
 
     refuse_output(expanded(options.output))
     load_tokenizer(options.tokenizer and str(expanded(options.tokenizer)))
     paths = shared.text_paths(options)
-    if paths and not is_pair(paths):
-        find_sources(paths)
+    found = [source.path for source in find_sources(paths)] if not is_pair(paths) else []
+    refuse_field(options.text_field, found)
 
 
 def make_folder(folder: Path) -> None:

@@ -29,8 +29,8 @@ from dsmoe.convergence.arms import (
 class Comparison:
     """What is asked for: ``arms`` with each of ``seeds``, at the sizes of ``setting``.
 
-    ``data``: absolute paths of text, of which ``text_bytes`` are taken at most. ``time_out`` in
-    seconds without a new evaluation.
+    ``data``: absolute paths of text, of which ``text_bytes`` are taken at most, of lines of JSON
+    their ``text_field``. ``time_out`` in seconds without a new evaluation.
     """
 
     arms: tuple[Arm, ...]
@@ -39,6 +39,7 @@ class Comparison:
     machine: Machine
     data: tuple[str, ...]
     text_bytes: int
+    text_field: str
     output: Path
     time_out: float
     resume: bool = False
@@ -58,7 +59,9 @@ def run_all(wanted: Comparison, stop: StopSignals) -> int:
     patched_deepspeed.ensure(checkout)
     trees = patched_deepspeed.trees(checkout)
     step(f"text: {', '.join(wanted.data) or 'the Python standard library'}")
-    content = text.prepare(work_folder() / "data", list(wanted.data), wanted.text_bytes)
+    content = text.prepare(
+        work_folder() / "data", list(wanted.data), wanted.text_bytes, wanted.text_field
+    )
     print("\n".join(table.text_lines(content.info)))
     check_size(content.info, sizes)
     per_token = ", ".join(f"{m.name} {flops_per_token(m) / 1e6:.2f}" for m in models)

@@ -15,17 +15,25 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
+from dsmoe.benchmark.data.documents import lines_of, text_of
 from dsmoe.benchmark.data.indexed_dataset import PairWriter, smallest_dtype
-from dsmoe.benchmark.data.sources import Source, find_sources, read_pieces
+from dsmoe.benchmark.data.sources import (
+    TEXT_FIELD,
+    Source,
+    find_sources,
+    is_lines,
+    read_pieces,
+    refuse_field,
+)
 from dsmoe.benchmark.data.tokenizer import ByteTokenizer
 from dsmoe.common.errors import DataError
 from dsmoe.common.files import expanded, read_input, write_output
 
-FORMAT = 1
+FORMAT = 2
 SUFFIXES = (".py", ".md", ".rst", ".txt")
 # Larger files are mostly tables and generated code.
 FILE_BYTES = 1 << 20
@@ -58,10 +66,12 @@ class TextInfo:
 
 
 class Document(NamedTuple):
-    """A file and ``entry``, the top-level entry that it belongs to and is held out with."""
+    """A file and ``entry``, the top-level entry that it belongs to and is held out with; or a line
+    of JSON, an entry of its own, with its text as ``data``."""
 
     source: Source
     entry: str
+    data: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +89,16 @@ class Text:
         }
 
 
-def prepare(cache: Path, paths: Sequence[str], text_bytes: int) -> Text:
+def prepare(cache: Path, paths: Sequence[str], text_bytes: int, field: str = TEXT_FIELD) -> Text:
     """At most ``text_bytes`` of the text in ``paths`` (none: the standard library), from the
-    cache folder if nothing changed, else built there. Raises DataError.
+    cache folder if nothing changed, else built there. Lines of JSON are documents, by their
+    ``field``. Raises DataError.
     """
     found = _find(paths)
+    refuse_field(field, [d.source.path for d in found])
     files = [[d.entry, str(d.source.path), d.source.size, d.source.changed] for d in found]
-    key = hashlib.sha256(json.dumps([FORMAT, text_bytes, files]).encode()).hexdigest()[:16]
+    settings = [FORMAT, text_bytes, files, field]
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     folder = cache / f"convergence-{key}"
     try:
         info = _read_info(folder)
@@ -93,7 +106,7 @@ def prepare(cache: Path, paths: Sequence[str], text_bytes: int) -> Text:
             new = folder.with_name(f".{folder.name}.{os.getpid()}")
             new.mkdir(parents=True)
             try:
-                info = _build(new / "text", found, text_bytes, ", ".join(paths))
+                info = _build(new / "text", found, text_bytes, ", ".join(paths), field)
                 write_output(new / "text.json", json.dumps(asdict(info)).encode("ascii"))
                 if _read_info(folder) is None:  # another process may have been faster
                     shutil.rmtree(folder, ignore_errors=True)
@@ -127,7 +140,9 @@ def _find(paths: Sequence[str]) -> list[Document]:
             for source in find_sources([path]):
                 if not folder:  # named by itself: text, and an entry of its own
                     documents.append(Document(source, source.name))
-                elif source.path.suffix in SUFFIXES and source.size <= FILE_BYTES:
+                elif is_lines(source.path) or (
+                    source.path.suffix in SUFFIXES and source.size <= FILE_BYTES
+                ):
                     documents.append(Document(source, entry_of(source.name)))
     return sorted(documents, key=lambda d: _hash(d.source.name.encode("utf-8", "replace")))
 
@@ -138,15 +153,18 @@ def entry_of(name: str) -> str:
     return re.split(r"[-.]", name.split("/")[0].lower())[0] or name
 
 
-def _build(prefix: Path, found: list[Document], text_bytes: int, where: str) -> TextInfo:
+def _build(
+    prefix: Path, found: list[Document], text_bytes: int, where: str, field: str
+) -> TextInfo:
     where = where or "the standard library"
-    documents, copies = _without_copies(found, text_bytes)
+    documents, copies = _without_copies(_with_lines(found, field), text_bytes)
     train, kept, entries = split(documents)
     if not kept:
         raise DataError(
             f"{where}: {len(documents)} document(s) of text; expected at least 2, one to train on "
             f"and one to hold out: name more, raise --text-bytes, or name a "
-            f"folder with {', '.join(SUFFIXES)} files"
+            f"folder with {', '.join(SUFFIXES)} files; of lines of JSON the text is the field "
+            f"{field!r} (--text-field)"
         )
     shares = seen_shares(train, kept)
     clean = [d for d, (lines, seen) in zip(kept, shares) if seen <= SEEN_SHARE * lines]
@@ -172,7 +190,22 @@ def _build(prefix: Path, found: list[Document], text_bytes: int, where: str) -> 
     )
 
 
-def _without_copies(found: list[Document], text_bytes: int) -> tuple[list[Document], int]:
+def _with_lines(found: list[Document], field: str) -> Iterator[Document]:
+    """``found``, with a document for each good line of JSON in place of its file."""
+    for document in found:
+        source = document.source
+        if not is_lines(source.path):
+            yield document
+            continue
+        for number, (_, line) in enumerate(lines_of(source.path), 1):
+            text, problem = text_of(line, field)
+            if problem is None:
+                data = text.encode("utf-8", "replace")  # halves of characters are no UTF-8
+                name = f"{source.name}:{number}"
+                yield Document(source._replace(name=name, size=len(data)), name, data)
+
+
+def _without_copies(found: Iterable[Document], text_bytes: int) -> tuple[list[Document], int]:
     """The first documents, together at most ``text_bytes``, and how many were equal to another.
 
     White space does not count. What is not UTF-8 is left out too.
@@ -240,6 +273,8 @@ def _long_lines(document: Document) -> Iterator[bytes]:
 
 
 def _read(document: Document) -> bytes:
+    if document.data is not None:
+        return document.data
     return b"".join(read_pieces(document.source.path))
 
 

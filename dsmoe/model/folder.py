@@ -23,19 +23,24 @@ DESCRIPTION = "dsmoe.json"
 TOKENIZER = "tokenizer.json"
 LATEST = "latest"
 FORMAT = 1
+TEXT_KEYS = ("paths", "cap", "field")
 _TAG = "step"
 _TAG_FORM = re.compile(_TAG + "[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What ``dsmoe.json`` of a folder says, and the step of its last checkpoint."""
+    """What ``dsmoe.json`` of a folder says, and the step of its last checkpoint.
+
+    ``text``: the paths, cap and field of the text; None in folders of before it was kept.
+    """
 
     folder: Path
     case: Case
     content: str
     tokenizer: Path | None
     step: int
+    text: dict[str, Any] | None = None
 
 
 def tag_of(step: int) -> str:
@@ -64,13 +69,23 @@ def step_of(folder: Path) -> int | None:
     return int(tag[len(_TAG) :])
 
 
-def describe(folder: Path, case: Case, content: str, tokenizer: str | None) -> None:
-    """Write ``dsmoe.json`` and the tokenizer. Raises ResultsError."""
+def describe(
+    folder: Path,
+    case: Case,
+    content: str,
+    tokenizer: str | None,
+    text: dict[str, Any] | None = None,
+) -> None:
+    """Write ``dsmoe.json`` and the tokenizer; ``text``: keyword arguments of ``corpus.prepare``.
+
+    Raises ResultsError.
+    """
     values = {
         "format": FORMAT,
         "case": case.to_dict(),
         "content": content,
         "tokenizer": TOKENIZER if tokenizer else None,
+        "text": {name: text[name] for name in TEXT_KEYS} if text else None,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +109,8 @@ def read_kept(folder: Path) -> Kept:
         values: dict[str, Any] = json.loads(read_input(place))
         case, content = Case.from_dict(values["case"]), str(values["content"])
         tokenizer = folder / values["tokenizer"] if values["tokenizer"] else None
+        text = values.get("text")
+        text = None if text is None else {name: text[name] for name in TEXT_KEYS}
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
         raise ResultsError(
             f"{place}: cannot be read ({error}); expected what dsmoe train writes"
@@ -103,7 +120,7 @@ def read_kept(folder: Path) -> Kept:
         raise UsageError(
             f"{folder}: found no finished checkpoint (no file {LATEST}); train again with --save"
         )
-    return Kept(folder, case, content, tokenizer, step)
+    return Kept(folder, case, content, tokenizer, step, text)
 
 
 def tokenizer_to_go_on(folder: Path, named: str | None) -> str | None:

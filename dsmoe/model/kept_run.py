@@ -77,7 +77,8 @@ def train_and_keep(request: Request, plan: Plan, stop: SavingStop) -> int:
     patched_deepspeed.ensure(request.checkout)
     patched_deepspeed.let_import(request.checkout)
     check_layout(layout, request)
-    kept.describe(plan.save, case, text.info.content, request.text.tokenizer)
+    options = request.text.options()
+    kept.describe(plan.save, case, text.info.content, request.text.tokenizer, options)
     run_dir = _prepare(case, request, plan)
     unit = "GPU" if request.machine.device == "cuda" else "CPU process"
     step(f"training {in_words(case, unit)}" + (f", from iteration {done}" if done else ""))

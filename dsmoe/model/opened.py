@@ -20,13 +20,15 @@ from dsmoe.model.checked import EXPORTED, check_size, read_exported, reading
 @dataclass(frozen=True)
 class Opened:
     """``model`` is a MoELM in evaluation mode on ``device``; ``tokenizer`` is the file of its
-    ``encoder`` (None: bytes); ``words`` say where it comes from."""
+    ``encoder`` (None: bytes); ``words`` say where it comes from; ``training``: what its folder says
+    of it, where dsmoe train wrote it."""
 
     model: Any
     encoder: Any
     tokenizer: str | None
     device: str
     words: str
+    training: kept.Kept | None = None
 
 
 def let_import_deepspeed() -> None:
@@ -64,7 +66,7 @@ def open_model(folder: Path) -> Opened:
     if device == "cpu" and model.embedding.weight.dtype == torch.float16:
         model, words = model.float(), f"{words}, in fp32 (a CPU)"
     name = str(tokenizer) if tokenizer else None
-    return Opened(model.to(device), load_tokenizer(name), name, device, words)
+    return Opened(model.to(device), load_tokenizer(name), name, device, words, before)
 
 
 def _whole(folder: Path) -> kept.Kept:

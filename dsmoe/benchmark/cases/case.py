@@ -129,7 +129,7 @@ class Parallel:
         _require(
             stages == 1 or self.expert_layout == "inside",
             f"expert_layout {self.expert_layout} with {stages} pipeline stages, whose experts are "
-            "inside a stage; expected --expert-layout inside",
+            "inside a stage; expected --expert-layout inside, or --pipeline 1",
         )
         _require(
             self.expert_layout in EXPERT_LAYOUTS,
@@ -144,7 +144,7 @@ class Parallel:
         _require(
             stages == 1 or self.zero_stage < 2,
             f"ZeRO stage 2 with {stages} pipeline stages, which sum the gradients of all "
-            "micro-batches before they reduce them; expected --zero-stage 1 or 0",
+            "micro-batches before they reduce them; expected --zero-stage 1 or 0, or --pipeline 1",
         )
 
 
@@ -299,7 +299,11 @@ class Case:
                 "--flat-gradients, or --zero-stage 0",
             ),
         ):
-            _require(not found, f"{name}: {stages} pipeline stages with {what}; expected {instead}")
+            _require(
+                not found,
+                f"{name}: {stages} pipeline stages with {what}; expected {instead}, or "
+                "--pipeline 1",
+            )
 
     @property
     def micro_batch_size(self) -> int:

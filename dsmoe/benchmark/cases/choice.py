@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, Callable
 
 from dsmoe.benchmark.cases.case import PAPER_SUITES, Case, ModelCase, Parallel
+from dsmoe.benchmark.cases.pipelines import Fastest, pipeline_of, refuse_auto, with_every_pipeline
 from dsmoe.benchmark.cases.placement import AUTO, auto_size, devices_of_a_host, stage_width
 from dsmoe.benchmark.cases.published import published, refuse_changes
 from dsmoe.benchmark.cases.reduction import with_reduce
@@ -15,7 +17,7 @@ from dsmoe.common.errors import UsageError
 
 # Suites without a published expert parallel size: it is chosen for the hosts.
 AUTO_SUITES = ("smoke", "tuned")
-GPU_SUITES = ("artifact", "paper", "published", "tuned")
+GPU_SUITES = ("artifact", "paper", "published", "scaled", "tuned")
 # Changes with which a case was not measured at the larger micro-batch.
 _OTHER_MEMORY = (
     "num_experts",
@@ -34,7 +36,8 @@ class Changes:
     """Settings in place of a case's own, by their names in the case; None: as the case has it.
 
     ``micro_batch_size`` instead of ``micro_batches`` says how many sequences one has.
-    ``expert_parallel_size`` may be "auto": the size for the hosts (placement.py).
+    ``expert_parallel_size`` may be "auto": the size for the hosts (placement.py); so may
+    ``pipeline_parallel_size``: the fastest by prediction (pipelines.py).
     ``tensorboard``: whether event files are written, which a CUDA graph does not go with.
     """
 
@@ -42,7 +45,7 @@ class Changes:
     zero_stage: int | None = None
     expert_parallel_size: int | str | None = None
     expert_layout: str | None = None
-    pipeline_parallel_size: int | None = None
+    pipeline_parallel_size: int | str | None = None
     precision: str | None = None
     remat: bool | None = None
     micro_batches: int | None = None
@@ -84,12 +87,14 @@ def chosen_cases(
     device: str,
     memory: int | None = None,
     devices_of: Callable[[int], int] = devices_of_a_host,
+    fastest: Fastest = refuse_auto,
 ) -> list[Case]:
     """The cases that are wanted, with the changes made.
 
     ``device`` is cpu or cuda, ``memory`` the bytes of a GPU where known (suites.for_memory, and
     when gradients are reduced: reduction.py).
-    ``devices_of(processes)``: how many of a run's processes are on each host.
+    ``devices_of(processes)``: how many of a run's processes are on each host. ``fastest`` picks
+    the pipeline of --pipeline auto.
     Raises UsageError for a case that the suite lacks, or that cannot be.
     """
     suite = wanted.suite or ("artifact" if device == "cuda" else "smoke")
@@ -106,7 +111,8 @@ def chosen_cases(
     if wanted.method == "published" and suite != "published":
         cases = [published(case) for case in cases]
     return [
-        changed(case, wanted.changes, devices_of(case.parallel.processes), memory) for case in cases
+        changed(case, wanted.changes, devices_of(case.parallel.processes), memory, fastest)
+        for case in cases
     ]
 
 
@@ -140,9 +146,18 @@ def check_device(cases: list[Case], device: str, available: int | None) -> None:
             )
 
 
-def changed(case: Case, changes: Changes, devices: int, memory: int | None = None) -> Case:
+def changed(
+    case: Case,
+    changes: Changes,
+    devices: int,
+    memory: int | None = None,
+    fastest: Fastest = refuse_auto,
+) -> Case:
     """``case`` with ``changes``, on hosts of ``devices`` processes with ``memory`` bytes each
     (None: not known). Raises UsageError where they do not fit."""
+    if changes.pipeline_parallel_size == AUTO:
+        made = functools.partial(changed, memory=memory)
+        return fastest(with_every_pipeline(case, changes, devices, made), devices)
     if case.method == "published":
         refuse_changes(changes)
     if changes.adafactor_mode and (changes.optimizer or case.optimizer) != "adafactor":
@@ -160,21 +175,26 @@ def changed(case: Case, changes: Changes, devices: int, memory: int | None = Non
     if changes.moe_implementation == "deepspeed":
         replaced["second_expert_policy"] = "sampling"  # it has no other
     # What cannot go with a change is switched off, unless it was asked for: then it is refused.
-    if replaced["parallel"].pipeline_parallel_size > 1:
+    if parallel.pipeline_parallel_size > 1:
         if changes.tensorboard:
             raise UsageError(
-                "--tensorboard with --pipeline: the loss is in the last stage, and DeepSpeed writes"
-                " from the first; expected one of the two (dsmoe train writes curves of its own)"
+                "--tensorboard with a pipeline: the loss is in the last stage, and DeepSpeed writes"
+                " from the first; expected --pipeline 1, or none of it (dsmoe train writes curves"
+                " of its own)"
             )
-        replaced.setdefault("flat_gradients", replaced["parallel"].zero_stage == 1)
+        replaced.setdefault("flat_gradients", parallel.zero_stage == 1)
         replaced.setdefault("cuda_graph", False)
     if changes.zero_stage == 0:
         replaced.setdefault("flat_gradients", False)
+    if replaced.get("flat_gradients") is False:
+        replaced.setdefault("reduce", None)
     if changes.moe_implementation == "deepspeed":
         replaced.setdefault("compiled", False)
     fast = [replaced.get(name, getattr(case, name)) for name in ("compiled", "flat_gradients")]
     if changes.tensorboard or not all(fast):
         replaced.setdefault("cuda_graph", False)
+    elif case.parallel.pipeline_parallel_size > 1 == parallel.pipeline_parallel_size:
+        replaced.setdefault("cuda_graph", True)
     if changes.reduce is None and case.reduce is None:
         # what goes with "step" alone comes after the choice
         late = {name: replaced.pop(name) for name in _OF_A_REDUCTION if name in replaced}
@@ -185,7 +205,7 @@ def changed(case: Case, changes: Changes, devices: int, memory: int | None = Non
 def _parallel(case: Case, changes: Changes, devices: int) -> Parallel:
     parallel = case.parallel
     layout = changes.expert_layout or parallel.expert_layout
-    stages = changes.pipeline_parallel_size or parallel.pipeline_parallel_size
+    stages = pipeline_of(case, changes.pipeline_parallel_size)
     width = stage_width(parallel.processes, stages, devices)
     zero_stage = parallel.zero_stage if changes.zero_stage is None else changes.zero_stage
     if stages > 1 and changes.zero_stage is None:
@@ -222,8 +242,8 @@ def _refuse_paper(case: Case, what: str) -> None:
 def _micro_batches(case: Case, changes: Changes, global_batch_size: int, parallel: Parallel) -> int:
     size = changes.micro_batch_size
     if size is None:  # more stages, fewer processes for them: a micro-batch keeps its size
-        more = parallel.pipeline_parallel_size // case.parallel.pipeline_parallel_size
-        return changes.micro_batches or case.micro_batches * more
+        whole = case.micro_batches * parallel.pipeline_parallel_size
+        return changes.micro_batches or max(1, whole // case.parallel.pipeline_parallel_size)
     processes = parallel.data_parallel_size
     count, rest = divmod(global_batch_size, processes * size)
     if rest or changes.micro_batches not in (None, count):
@@ -242,6 +262,7 @@ def case_of_model(
     changes: Changes,
     devices_of: Callable[[int], int] = devices_of_a_host,
     memory: int | None = None,
+    fastest: Fastest = refuse_auto,
 ) -> Case:
     """A case of a named model on any number of GPUs, for a plan. Raises UsageError."""
     if name not in MODELS:
@@ -267,7 +288,7 @@ def case_of_model(
         micro_batches=max(1, each // size),
         source="chosen for a plan",
     )
-    return changed(case, changes, devices_of(gpus), memory)
+    return changed(case, changes, devices_of(gpus), memory, fastest)
 
 
 def in_words(case: Case, unit: str = "process") -> str:

@@ -1,8 +1,9 @@
 """The benchmark's cases as data: model, batch, parallelism, precision, rematerialisation.
 
 Suites: ``artifact`` (the cases of the artifact's script), ``published`` (the same, trained as it
-was), ``paper`` (the seven points of the paper's figure), ``smoke`` (small, for the CPU), ``tuned``
-(this project's own settings).
+was), ``paper`` (the seven points of the paper's figure), ``scaled`` (these models, with the fastest
+parallelism for the paper's hosts), ``smoke`` (small, for the CPU), ``tuned`` (this project's own
+settings).
 
 Sources: alpa-projects/alpa, osdi22_artifact/deepspeed/benchmark_moe.py at commit 8350d913 (the
 script as published) and 0f54053e (an earlier state, whose models at 16 and 32 GPUs are those of
@@ -61,26 +62,62 @@ def _paper(
     )
 
 
-def _tuned(gpus: int, model: str, size: int, source: str, remat: bool = False) -> Case:
+def _tuned(gpus: int, model: str, size: int, source: str, pipeline: int = 1) -> Case:
     """Micro-batches of ``size`` sequences; no dropout, as the peers it is measured beside.
 
     The expert parallel size is that for hosts of eight GPUs; a run takes the one for its hosts.
     """
-    experts = MODELS[model].num_experts
-    expert_parallel_size = auto_size(gpus, devices_of_a_host(gpus), experts)
-    return Case(
+    experts, width = MODELS[model].num_experts, gpus // pipeline
+    case = Case(
         suite="tuned",
         model=MODELS[model],
-        parallel=Parallel(gpus, expert_parallel_size),
+        parallel=Parallel(gpus, auto_size(width, devices_of_a_host(width), experts)),
         global_batch_size=1024,
         micro_batches=1024 // (gpus * size),
         precision="bf16",
-        remat=remat,
+        remat=False,
         dropout=0.0,
         aux_loss_coefficient=ARTIFACT_AUXILIARY,
         **FAST,
         source=source,
     )
+    return _in_stages(case, pipeline, size) if pipeline > 1 else case
+
+
+def _in_stages(case: Case, stages: int, size: int) -> Case:
+    """``case`` in a pipeline with micro-batches of ``size``, reduced once a step in 16 bit."""
+    parallel = case.parallel
+    cut = dataclasses.replace(parallel, pipeline_parallel_size=stages, zero_stage=1)
+    return dataclasses.replace(
+        case,
+        parallel=cut,
+        micro_batches=case.global_batch_size // (cut.data_parallel_size * size),
+        reduce="step",
+        cuda_graph=False,  # one holds one micro-batch's two passes
+    )
+
+
+def _scaled(
+    gpus: int,
+    expert_parallel_size: int,
+    size: int,
+    *,
+    stages: int = 1,
+    remat: bool = False,
+    source: str | None = None,
+) -> Case:
+    """The paper's case for ``gpus``, with micro-batches of ``size`` and what --search found."""
+    paper = next(c for c in SUITES["paper"] if c.parallel.processes == gpus)
+    found = dataclasses.replace(
+        paper,
+        suite="scaled",
+        parallel=Parallel(gpus, expert_parallel_size),
+        micro_batches=1024 // (gpus * size) if stages == 1 else paper.micro_batches,
+        remat=remat,
+        reduce="micro_batch" if stages == 1 < gpus else None,
+        source=source or _SEARCHED,
+    )
+    return _in_stages(found, stages, size) if stages > 1 else found
 
 
 # Micro-batches of 128 take 64 GiB (docs/lab/performance.md), the evaluation after them 16 more.
@@ -100,6 +137,12 @@ def for_memory(case: Case, memory: int | None) -> Case:
 _MEASURED = "chosen here by measurement (docs/lab/performance.md)"
 _MEASURED_ON_4 = "chosen here; four H100s at micro-batch 32 took 1.07 s (docs/lab/performance.md)"
 _PLANNED = "chosen here by the plan for GPUs of 80 GB on hosts of eight; not measured"
+_PIPED = "dsmoe plan N --suite tuned --search --cluster h100-400g; not measured"
+_SEARCHED = "dsmoe plan N --suite paper --search --cluster p3.16xlarge; not measured"
+_SEARCHED_32 = (
+    "dsmoe plan 64 --suite paper --search --cluster p3.16xlarge --device-memory 32, since nothing "
+    "fits 16 GB; not measured"
+)
 _EARLIER = "artifact script, earlier commit 0f54053e"
 _NOT_GIVEN = (
     "model from the figure; micro-batches and expert_parallel_size are not given, chosen here"
@@ -152,14 +195,23 @@ SUITES: dict[str, tuple[Case, ...]] = {
         _tuned(2, "690M", 64, _MEASURED),
         _tuned(4, "1.3B", 32, _MEASURED_ON_4),
         _tuned(8, "2.4B", 32, _PLANNED),
-        _tuned(16, "10B", 32, _PLANNED),
-        _tuned(32, "27B", 16, _PLANNED),
-        # without remat it would need micro-batches of 4, so four reductions an iteration
-        _tuned(64, "70B", 16, _PLANNED, remat=True),
+        _tuned(16, "10B", 8, _PIPED, pipeline=2),
+        _tuned(32, "27B", 8, _PIPED, pipeline=4),
+        _tuned(64, "70B", 4, _PIPED, pipeline=8),
     ),
 }
 
 
+SUITES["scaled"] = (
+    _scaled(1, 1, 16),
+    _scaled(2, 2, 16),
+    _scaled(4, 4, 8),
+    _scaled(8, 8, 8),
+    # four stages of half a host are 0.4 % faster by the search, and take 15.7 of 16 GiB by the plan
+    _scaled(16, 8, 2, stages=2),
+    _scaled(32, 8, 4, stages=4, remat=True),
+    _scaled(64, 8, 2, stages=8, source=_SEARCHED_32),
+)
 SUITES["published"] = tuple(published(case, "published") for case in SUITES["artifact"])
 
 

@@ -28,7 +28,14 @@ from dsmoe.benchmark.data import tokenizer as tokenizers
 from dsmoe.benchmark.data.documents import Documents, batches
 from dsmoe.benchmark.data.indexed_dataset import PairWriter, TokenPair, is_pair, smallest_dtype
 from dsmoe.benchmark.data.progress import Tokenizing
-from dsmoe.benchmark.data.sources import TEXT_FIELD, Source, in_words, is_lines, survey
+from dsmoe.benchmark.data.sources import (
+    TEXT_FIELD,
+    Source,
+    in_words,
+    is_lines,
+    refuse_field,
+    survey,
+)
 from dsmoe.common.errors import DataError
 from dsmoe.common.files import expanded, read_input, write_output
 
@@ -105,9 +112,11 @@ def prepare(
     if not 0 <= held_out < 1:
         raise DataError(f"held-out share {held_out}: expected a number from 0 to below 1")
     if is_pair(paths):
+        refuse_field(field, [])
         return _from_pair(str(paths[0]), held_out)
     encoder = tokenizers.load_tokenizer(tokenizer, end_name)
     sources, left_out = survey(paths, cap)
+    refuse_field(field, [source.path for source in sources])
     request = [str(expanded(path).absolute()) for path in paths]
     settings = [FORMAT, encoder.identity, held_out] + ([field] if field != TEXT_FIELD else [])
     files = [[s.name, str(s.path), s.size, s.changed] for s in sources]

@@ -70,7 +70,7 @@ class Documents:
         yield Piece(b"", True, held, read)
 
     def _of_lines(self, source: Source, read: int, any_kept: bool) -> Iterator[Piece]:
-        for number, (at, line) in enumerate(_lines(source.path), 1):
+        for number, (at, line) in enumerate(lines_of(source.path), 1):
             text, problem = text_of(line, self.field)
             if problem:
                 self.left_out[problem] += 1
@@ -112,7 +112,7 @@ def text_of(line: bytes, field: str) -> tuple[str, str | None]:
     return text, None if text else f"line with an empty {field!r}"
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
     """(bytes of the file read so far, line); a line that is too long comes as its beginning."""
     try:
         with path.open("rb") as raw:

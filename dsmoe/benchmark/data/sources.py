@@ -37,6 +37,15 @@ def is_lines(path: Path) -> bool:
     return path.name.lower().endswith(LINES)
 
 
+def refuse_field(field: str, paths: Sequence[Path]) -> None:
+    """Raises :class:`DataError` for a field's name where no file has lines of JSON."""
+    if field != TEXT_FIELD and not any(map(is_lines, paths)):
+        raise DataError(
+            f"--text-field {field}: found no {' or '.join(LINES)} file in the text, whose lines "
+            "would have it; leave it out, or name such files with --data"
+        )
+
+
 def standard_library() -> list[Source]:
     """The .py files of this Python's standard library, by name; test suites are left out."""
     root = Path(sysconfig.get_paths()["stdlib"])

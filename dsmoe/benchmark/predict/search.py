@@ -83,6 +83,10 @@ def _settings(case: Case, stages: int) -> Iterator[Case]:
     parallel, experts = case.parallel, case.model.num_experts
     if parallel.processes % stages or case.model.num_layers % (2 * stages):  # equal stages
         return
+    if parallel.pipeline_parallel_size > 1:  # its own pipeline is one of those that are tried
+        graph = case.compiled and case.flat_gradients
+        cut = Parallel(parallel.processes)
+        case = dataclasses.replace(case, parallel=cut, micro_batches=1, cuda_graph=graph)
     width = parallel.processes // stages
     share = case.global_batch_size // width
     sizes = [n for n in range(1, min(width, experts) + 1) if width % n == experts % n == 0]

@@ -27,6 +27,11 @@ class Machine:
         """How many there are; 0 where the processes run on the CPU."""
         return int(self.hardware.get("device_count", 0))
 
+    @property
+    def gpu(self) -> str:
+        """The name of its GPUs, or of its processor."""
+        return str(self.hardware.get("device_name", ""))
+
 
 def machine_of(facts: dict[str, Any]) -> Machine:
     """A host, by what probe.py says there (``python`` and its torch_facts)."""

@@ -7,13 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import patched
+from support import ROOT, patched
 from support.benchmark_runs import command
 
 # Draws in every layer, so that a random state that is lost shows in the losses.
@@ -128,6 +129,35 @@ def test_curves_have_one_axis(whole: Path) -> None:
     assert expected | {"expert_load/layer_0/expert_1"} <= tags
     for tag in expected:
         assert [event.step for event in events.Scalars(tag)] == [1, 2, 3, 4], tag
+
+
+@pytest.mark.slow
+def test_evaluate_has_the_loss_of_the_trainings_own_sample(tmp_path: Path) -> None:
+    """By default: the held-out text of the training, the same sequences in the same batches."""
+    data = tmp_path / "text"
+    data.mkdir()
+    for name in range(12):
+        (data / f"{name}.txt").write_text("".join(f"{name} for {n} times.\n" for n in range(300)))
+    kept = tmp_path / "kept"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def dsmoe(*words: object) -> str:
+        line = [sys.executable, "-m", "dsmoe", *map(str, words)]
+        done = subprocess.run(
+            line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    dsmoe("train", 2, "--steps", 2, "--data", data, "--save", kept)
+    [outcome] = kept.glob("runs/*/outcome.json")
+    found = json.loads(dsmoe("evaluate", kept, "--json"))
+    loss = json.loads(outcome.read_text())["held_out_loss"]
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+    assert found["text"] == f"held out of {data}, as in training"
+    # another sample is another figure
+    every = json.loads(dsmoe("evaluate", kept, "--windows", 3, "--json"))
+    assert every["windows"] == 3 and abs(every["loss"] - loss) > 1e-4 * loss
 
 
 def test_too_little_text_starts_nothing(tmp_path: Path) -> None:

@@ -199,8 +199,16 @@ def test_it_trains(installed: Path, tmp_path: Path) -> None:
     base = next(base for base in load_bases() if base.name == "bd3ebd")
     (tmp_path / "home/archives").mkdir(parents=True)
     shutil.copy2(fetch_archive(base), tmp_path / "home/archives")
-    command = f"DSMOE_HOME={tmp_path}/home OMP_NUM_THREADS=1 exec {installed} run 1 --steps 2"
-    done = python("/bin/sh", "-c", command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    place = f"DSMOE_HOME={tmp_path}/home OMP_NUM_THREADS=1"
+    for words in (
+        "run 1 --steps 2",
+        "report results",
+        "train 1 --steps 1 --save model",
+        "export model --to exported",
+        "generate exported 'def ' --tokens 5",
+        "evaluate exported --windows 2",
+    ):
+        done = python("/bin/sh", "-c", f"{place} exec {installed} {words}", cwd=tmp_path)
+        assert done.returncode == 0, (words, done.stderr[-2000:])
     [row] = (tmp_path / "results/results_e2e.tsv").read_text().splitlines()[-1:]
     assert "smoke" in row

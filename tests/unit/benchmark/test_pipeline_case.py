@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
-from support.commands import cases_of
+from support.commands import cases_of, dsmoe
 
 from dsmoe.benchmark.cases.case import complete
 from dsmoe.benchmark.cases.choice import Changes, Wanted, chosen_cases, in_words
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
+from dsmoe.benchmark.predict.fastest import fastest_for, needed
+from dsmoe.benchmark.predict.rates.cluster import load_cluster
+from dsmoe.benchmark.predict.search import USABLE
+from dsmoe.benchmark.predict.stages import predict_case
 from dsmoe.common.errors import UsageError
 
 
@@ -55,7 +60,7 @@ def test_zero_0_has_no_flat_gradients_to_ask_for() -> None:
         ("--pipeline 2 --reduce micro_batch", "reduce micro_batch; expected --reduce step"),
         ("--pipeline 2 --no-flat-gradients", "expected --flat-gradients, or --zero-stage 0"),
         ("--pipeline 2 --moe-layer deepspeed", "MoE layer; expected --moe-layer index"),
-        ("--pipeline 2 --tensorboard curves", "--tensorboard with --pipeline"),
+        ("--pipeline 2 --tensorboard curves", "--tensorboard with a pipeline"),
         ("--pipeline 2 --cuda-graph --compiled", "expected --no-cuda-graph"),
         ("--pipeline 2 --method published --suite artifact", "the published method with another"),
     ],
@@ -94,3 +99,94 @@ def test_a_record_of_before_had_no_pipeline() -> None:
     earlier = case.to_dict()
     del earlier["parallel"]["pipeline_parallel_size"]
     assert complete(earlier) == case.to_dict()
+
+
+REFUSED = {
+    "tuned --pipeline 32": "32 pipeline stages for 16 layers; expected --pipeline of at most 16",
+    "tuned --pipeline 2 --zero-stage 2": "expected --zero-stage 1 or 0, or --pipeline 1",
+    "tuned --zero-stage 2": "expected --zero-stage 1 or 0, or --pipeline 1",
+    "tuned --pipeline 2 --cuda-graph": "expected --no-cuda-graph, or --pipeline 1",
+    "tuned --pipeline 2 --expert-layout across": "expected --expert-layout inside, or --pipeline 1",
+    "tuned --pipeline auto --method published": "--method published is for the cases",
+    "paper --pipeline auto --method published": "the published method with another",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_a_refusal_is_one_line_before_anything_starts(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dsmoe("run", "32", "--suite", *words.split()) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and REFUSED[words] in said[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def _auto(gpus: int, suite: str, cluster: str, devices: int = 8, memory: int | None = None, **more):
+    changes = Changes(pipeline_parallel_size="auto", **more)
+    [case] = chosen_cases(
+        Wanted(gpus, suite, changes=changes),
+        "cuda",
+        None,
+        lambda processes: min(processes, devices),
+        fastest_for(cluster, "cuda", "", memory),
+    )
+    return case
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_auto_is_the_fastest_that_fits(devices: int) -> None:
+    """No number of stages that can be asked for is faster and fits."""
+    cluster = load_cluster("p3.16xlarge")
+    here = cluster.with_hosts_of(devices)
+    found = _auto(16, "tuned", "p3.16xlarge", devices)
+    assert needed(found, "cuda") <= USABLE * cluster.memory_bytes
+    assert "by --pipeline auto, for the rates of p3.16xlarge" in found.source
+    seconds = predict_case(found, here).seconds
+    tried = 0
+    for stages in (1, 2, 4, 8, 16):
+        for size in (1, 2, 4, 8):
+            changes = Changes(pipeline_parallel_size=stages, micro_batch_size=size)
+            wanted = Wanted(16, "tuned", changes=changes)
+            [other] = chosen_cases(wanted, "cuda", None, lambda processes: devices)
+            if needed(other, "cuda") <= USABLE * cluster.memory_bytes:
+                tried += 1
+                assert seconds <= predict_case(other, here).seconds
+    assert tried > 3
+
+
+def test_auto_takes_none_where_it_does_not_pay_or_cannot_be() -> None:
+    assert _auto(8, "tuned", "h100-400g").parallel == cases_of("8", "--suite", "tuned")[0].parallel
+    assert _auto(1, "tuned", "h100-400g") == cases_of("1", "--suite", "tuned")[0]
+    assert _auto(16, "tuned", "h100-25g").parallel.pipeline_parallel_size == 2
+    board = _auto(16, "tuned", "h100-25g", tensorboard=True)
+    assert board.parallel.pipeline_parallel_size == 1
+
+
+def test_auto_keeps_a_micro_batch_that_is_asked_for() -> None:
+    case = _auto(16, "tuned", "h100-25g", micro_batch_size=32)
+    assert (case.parallel.pipeline_parallel_size, case.micro_batch_size) == (2, 32)
+
+
+def test_auto_without_rates_or_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSMOE_HOME", str(tmp_path))  # nothing is calibrated there
+    wanted = Wanted(2, "smoke", changes=Changes(pipeline_parallel_size="auto"))
+    with pytest.raises(UsageError, match="run dsmoe calibrate first"):
+        chosen_cases(wanted, "cpu", fastest=fastest_for(None, "cpu", "x", None))
+    with pytest.raises(UsageError, match="not known here; expected a number of stages"):
+        chosen_cases(wanted, "cpu")
+    with pytest.raises(UsageError, match=r"none of \d+ settings fits into 1\.0 GiB"):
+        _auto(16, "tuned", "h100-25g", memory=1 << 30)
+
+
+def test_a_suite_with_a_pipeline_goes_without_one() -> None:
+    """ZeRO-1 once a step, with a CUDA graph, and micro-batches of the same size."""
+    [piped] = cases_of("16", "--suite", "tuned")
+    [plain] = cases_of("16", "--suite", "tuned", "--pipeline", "1")
+    assert piped.parallel.pipeline_parallel_size == 2 and not piped.cuda_graph
+    assert plain.cuda_graph and plain.micro_batch_size == piped.micro_batch_size
+    [whole] = cases_of("16", "--suite", "tuned", "--zero-stage", "0")
+    assert not whole.flat_gradients and whole.reduce is None

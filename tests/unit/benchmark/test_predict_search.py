@@ -85,6 +85,42 @@ def test_pipelines_are_ranked_where_they_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
+    ("suite", "searched", "gpus", "cluster", "memory"),
+    [
+        ("scaled", "paper", 1, "p3.16xlarge", 16),
+        ("scaled", "paper", 8, "p3.16xlarge", 16),
+        ("scaled", "paper", 16, "p3.16xlarge", 16),
+        ("scaled", "paper", 32, "p3.16xlarge", 16),
+        ("scaled", "paper", 64, "p3.16xlarge", 32),
+        ("tuned", "tuned", 16, "h100-400g", 80),
+        ("tuned", "tuned", 32, "h100-400g", 80),
+        ("tuned", "tuned", 64, "h100-400g", 80),
+    ],
+)
+def test_a_suite_of_the_search_is_what_it_finds(
+    suite: str, searched: str, gpus: int, cluster: str, memory: int
+) -> None:
+    """The case is one of those that are found, and at most 1 % behind the fastest."""
+    case = find_case(suite, gpus)
+    stages = case.parallel.pipeline_parallel_size
+    found, _ = search(find_case(searched, gpus), load_cluster(cluster), memory * GIB)
+    here = dataclasses.replace(stage_case(case, stages, case.micro_batches), source="", suite="")
+    [one] = [
+        one
+        for one in found
+        if one.stages == stages and dataclasses.replace(one.case, source="", suite="") == here
+    ]
+    assert one.found.seconds <= 1.01 * found[0].found.seconds
+    assert (stages > 1) == (gpus > 8)
+
+
+def test_the_largest_case_of_scaled_fits_no_gpu_of_the_paper() -> None:
+    """Why its settings are those for GPUs of 32 GB."""
+    with pytest.raises(NothingFits):
+        search(find_case("paper", 64), load_cluster("p3.16xlarge"), 16 * GIB)
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"schema": 9}, "no cluster of schema 1"),

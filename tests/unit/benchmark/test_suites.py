@@ -95,9 +95,22 @@ def test_lookup_lists_what_there_is() -> None:
 
 def test_micro_batches_make_the_global_batch() -> None:
     for case in (case for cases in SUITES.values() for case in cases):
-        assert case.micro_batch_size * case.micro_batches * case.parallel.processes == (
-            case.global_batch_size
+        in_a_micro_batch = case.micro_batch_size * case.parallel.data_parallel_size
+        assert in_a_micro_batch * case.micro_batches == case.global_batch_size
+
+
+def test_scaled_has_the_models_and_batches_of_the_paper() -> None:
+    for case, paper in zip(SUITES["scaled"], SUITES["paper"]):
+        parallel = replace(
+            paper.parallel,
+            expert_parallel_size=case.parallel.expert_parallel_size,
+            pipeline_parallel_size=case.parallel.pipeline_parallel_size,
+            zero_stage=case.parallel.zero_stage,
         )
+        chosen = ("micro_batches", "remat", "reduce", "cuda_graph", "suite", "source")
+        settings = {name: getattr(case, name) for name in chosen}
+        assert replace(paper, parallel=parallel, **settings) == case
+    assert len(SUITES["scaled"]) == len(SUITES["paper"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""Pipelines that a case may have, for ``--pipeline auto``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, Sequence
+
+from dsmoe.benchmark.cases.case import Case
+from dsmoe.common.errors import UsageError
+
+#: Takes the cases that can be and the processes of a host, and picks one of them.
+Fastest = Callable[[Sequence[Case], int], Case]
+
+
+def refuse_auto(cases: Sequence[Case], devices: int) -> Case:
+    """The choice of who has no rates to compare with. Raises UsageError where it matters."""
+    if len(cases) > 1:
+        raise UsageError("--pipeline auto is not known here; expected a number of stages")
+    return cases[0]
+
+
+def pipeline_of(case: Case, asked: Any) -> int:
+    """The stages that are ``asked`` for (None: the case's own)."""
+    return case.parallel.pipeline_parallel_size if asked is None else int(asked)
+
+
+def with_every_pipeline(
+    case: Case, changes: Any, devices: int, changed: Callable[[Case, Any, int], Case]
+) -> list[Case]:
+    """``case`` with ``changes`` and each number of stages that can be, fewest first.
+
+    Each with the case's micro-batch and halves of it, unless the changes name one.
+    ``changed(case, changes, devices)`` makes one (choice.py). Raises UsageError where none can be.
+    """
+    processes, layers = case.parallel.processes, case.model.num_layers
+    found: list[Case] = []
+    refused: UsageError | None = None
+    for stages in (n for n in range(1, min(processes, layers) + 1) if processes % n == 0):
+        wanted = dataclasses.replace(changes, pipeline_parallel_size=stages)
+        try:
+            made = changed(case, wanted, devices)
+            found.append(made)
+            size = made.micro_batch_size
+            while size % 2 == 0 and changes.micro_batches is changes.micro_batch_size is None:
+                size //= 2
+                smaller = dataclasses.replace(wanted, micro_batch_size=size)
+                found.append(changed(case, smaller, devices))
+        except UsageError as error:
+            refused = refused or error
+    if not found:
+        assert refused is not None
+        raise refused
+    return found
