@@ -9,6 +9,8 @@ import pytest
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.choice import Changes, Wanted, case_of_model, chosen_cases, in_words
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
+from dsmoe.benchmark.cases.reduction import with_reduce
+from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.benchmark.predict.memory import peak_bytes
 from dsmoe.common.errors import UsageError
 
@@ -19,6 +21,14 @@ def chosen(
     wanted = Wanted(gpus, suite, changes=Changes(**changes))  # type: ignore[arg-type]
     [case] = chosen_cases(wanted, "cuda", memory, lambda processes: min(per_host, processes))
     return case
+
+
+def without_stages(gpus: int, micro_batches: int, memory: int | None = None) -> Case:
+    """The case of ``tuned`` without its pipeline, on hosts of eight GPUs."""
+    case = find_case("tuned", gpus)
+    parallel = dataclasses.replace(case.parallel, pipeline_parallel_size=1, zero_stage=2)
+    case = dataclasses.replace(case, parallel=parallel, micro_batches=micro_batches, reduce=None)
+    return with_reduce(case, 8, memory)
 
 
 def test_one_host_keeps_the_stages_own_way() -> None:
@@ -38,21 +48,21 @@ def test_several_hosts_reduce_once_a_step_and_say_why() -> None:
 
 def test_the_sums_must_fit() -> None:
     """The same case on the same hosts, with memory for the sums and without."""
-    step = chosen(64, "tuned", 8)
+    step = without_stages(64, 1)
     need = peak_bytes(step)
     each = peak_bytes(dataclasses.replace(step, reduce="micro_batch"))
     assert each < need
-    assert chosen(64, "tuned", 8, int(need * 1.2)).reduce == "step"
-    small = chosen(64, "tuned", 8, need)  # nothing over for CUDA and the allocator
+    assert without_stages(64, 1, int(need * 1.2)).reduce == "step"
+    small = without_stages(64, 1, need)  # nothing over for CUDA and the allocator
     assert small.reduce == "micro_batch"
     assert in_words(small).endswith("micro-batch (8 hosts, but no memory for fp32 sums of a step)")
 
 
 def test_micro_batch_is_no_remedy_where_its_messages_take_more() -> None:
     """Two copies of an expert: 4 / 2 bytes an element for the sums and 3 for the messages."""
-    step = chosen(16, "tuned", 8)
+    step = without_stages(16, 2)
     assert peak_bytes(dataclasses.replace(step, reduce="micro_batch")) > peak_bytes(step)
-    assert chosen(16, "tuned", 8, peak_bytes(step) // 2).reduce == "step"
+    assert without_stages(16, 2, peak_bytes(step) // 2).reduce == "step"
 
 
 @pytest.mark.parametrize("reduce", ["step", "micro_batch"])
