@@ -3,8 +3,8 @@ PYTHON = $$(scripts/setup.sh dev)
 # What make test runs on the other base; make test-all runs everything on both.
 SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py \
 	tests/engine/test_flat_gradients.py
-# Two processes; tests/conftest.py says which tests stay in one of them.
-PARALLEL = -n 2
+# Three processes, as tests wait for others half of their time; tests/conftest.py has the order.
+PARALLEL = -n 3
 LINT = "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
 	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then "$$python" -m mypy; \
 	else echo "mypy is not run: it needs Python 3.11 or newer"; fi

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from dsmoe.patchset.base import Base
 
 ROOT = Path(__file__).resolve().parents[1]
-# Tests of these folders share what is expensive to make (hosts), so pytest-xdist keeps each of them
-# in one process; elsewhere it keeps a file together (pytest_xdist_make_scheduler).
-TOGETHER = ("tests/system/cluster",)
 # What takes longest begins first, so that the processes end together.
 ORDER = ("tests/system/cluster", "tests/system", "tests/engine", "tests")
 
@@ -53,17 +50,11 @@ def base() -> Base:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``-n``: a folder of TOGETHER, else a file, stays in one process."""
-    from xdist.scheduler import LoadScopeScheduling
+    """With ``-n``: a file stays in one process, and files begin in the order of the tests."""
+    from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False  # by the number of tests; ORDER knows better
-
-    class Together(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0]
-            return next((f for f in TOGETHER if file.startswith(f"{f}/")), file)
-
-    return Together(config, log)
+    return LoadFileScheduling(config, log)
 
 
 def _place(nodeid: str) -> int:

@@ -1,4 +1,4 @@
-"""The hosts that the tests of this folder share: made once, of network namespaces."""
+"""The hosts that the tests of this folder share: made once a process, of network namespaces."""
 
 from __future__ import annotations
 
