@@ -161,7 +161,7 @@ def _from_release(options: argparse.Namespace, bases: list[Base], say: Say) -> d
     from dsmoe.patchset.sources.release import build_checkout
 
     base = bases[0]
-    if options.archive:  # also where it is not needed any more: a slip is told now
+    if options.archive and base.release:  # also where it is not needed any more: a slip is told now
         check_archive(base, options.archive)
     new = build_checkout(options.path, base, options.archive, say)
     if not options.no_apply:

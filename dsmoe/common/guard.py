@@ -85,7 +85,26 @@ def _failure(error: BaseException, interrupted: bool) -> tuple[DsmoeError, str] 
         )
     elif isinstance(error, MemoryError):
         problem = "this machine has too little memory for it; ask for less, or free some"
+    elif isinstance(error, Exception):
+        problem = _failed_import(error)
     return None if problem is None else (EnvironmentProblem(problem), "EnvironmentProblem")
+
+
+def _failed_import(error: Exception) -> str | None:
+    """What to say of an error inside the import of a package that is not ours; None for others.
+
+    Such a package may end at a variable of its own (TORCH_LOGS) or at a damaged installation.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if frame.f_code.co_name == "<module>" and package not in ("dsmoe", "__main__"):
+            why = " ".join(str(error).split())
+            return (
+                f"the package {package} cannot be imported: {type(error).__name__}: {why:.200}; "
+                "expected one that can: correct the variable of the environment that it names, or "
+                f"install it again ({TRACEBACK_VARIABLE}=1 shows where)"
+            )
+    return None
 
 
 def _tell(error: DsmoeError, name: str, as_json: bool) -> int:

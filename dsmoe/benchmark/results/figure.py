@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -21,6 +22,10 @@ WIDTH = 0.29
 
 def pyplot() -> Any:
     """matplotlib's pyplot, without a display. Raises EnvironmentProblem where it is missing."""
+    # At a backend that it lacks, or a date that is no date, matplotlib ends in a ValueError. It needs
+    # neither variable here: the figures show no window and hold no date.
+    os.environ["MPLBACKEND"] = "Agg"
+    os.environ.pop("SOURCE_DATE_EPOCH", None)
     try:
         import matplotlib
     except ImportError as error:

@@ -151,6 +151,7 @@ def test_usage_errors(template: Project, checkout: Path) -> None:
         [checkout, "--archive", "x"],
         [checkout, "--base", "none-such"],
         [checkout, "--from-release"],  # this base has no release archive
+        [checkout, "--from-release", "--archive", checkout],
     ):
         code, text = template.main(*args)
         assert code == 2 and text.startswith("error: "), (args, text)

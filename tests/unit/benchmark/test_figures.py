@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from support import ROOT
 from support.records import failure, record
 
 from dsmoe import cli
@@ -112,6 +115,17 @@ def test_the_commands_write_whole_files_or_say_why(folder: Path, capsys) -> None
         assert capsys.readouterr().err.startswith("error: ")
     assert cli.main(["plot", str(folder), "--output", "/proc/none/fig"]) == 10
     assert "the figure was not written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["MPLBACKEND=x", "SOURCE_DATE_EPOCH=NAME.patch"])
+def test_a_variable_that_matplotlib_ends_at_changes_no_figure(folder: Path, variable: str) -> None:
+    pytest.importorskip("matplotlib")
+    name, _, value = variable.partition("=")
+    command = [sys.executable, "-m", "dsmoe", "report", folder, "--output", folder / "r.html"]
+    env = {**os.environ, name: value, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert (folder / "r.html").read_text(encoding="utf-8").count("<svg") > 2
 
 
 class Page(HTMLParser):

@@ -181,3 +181,21 @@ def test_a_full_disk_behind_the_output_does_not_change_the_code() -> None:
             env=dict(os.environ),
         )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_inside_the_import_of_an_outside_package_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "picky_package.py").write_text("raise ValueError('PICKY=x must\\nbe a number')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert guarded(lambda: bool(importlib.import_module("picky_package"))) == 8
+    err = capsys.readouterr().err
+    assert err.startswith(
+        "error: the package picky_package cannot be imported: ValueError: PICKY=x"
+    )
+    assert err.count("\n") == 1
+
+
+def test_an_error_in_a_function_of_an_outside_package_stays_a_bug() -> None:
+    with pytest.raises(json.JSONDecodeError):
+        guarded(lambda: bool(json.loads("{")))
