@@ -12,6 +12,7 @@ from dsmoe.benchmark.cases.case import (
     METHODS,
     MOE_IMPLEMENTATIONS,
     OPTIMIZERS,
+    PIPELINE_SCHEDULES,
     PRECISIONS,
     REDUCE,
     REDUCE_DTYPES,
@@ -144,6 +145,13 @@ def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[ar
         "micro-batches of no more than the case's size, that are predicted to be fastest.",
     )
     add(
+        "--pipeline-schedule",
+        how,
+        choices=PIPELINE_SCHEDULES,
+        help="Stages run as little ahead of one another as can be (1f1b), or so far that messages "
+        "have the time of a micro-batch, for more memory (eager, the default).",
+    )
+    add(
         "--precision",
         how,
         choices=PRECISIONS,
@@ -264,6 +272,7 @@ def changes_of(options: argparse.Namespace) -> Changes:
         expert_parallel_size=options.expert_parallel,
         expert_layout=options.expert_layout,
         pipeline_parallel_size=options.pipeline,
+        pipeline_schedule=options.pipeline_schedule,
         precision=options.precision,
         remat=options.remat,
         micro_batches=options.micro_batches,

@@ -11,6 +11,7 @@ from support.one_process import References, check, key
 from support.pipeline_scenarios import PIPELINE, piped
 from support.ranks import run_ranks
 
+EAGER = {"pipeline": {"schedule": "eager"}}
 STEPS = {"fp32": 6, "bf16": 4, "fp16": 4}
 # In 16 bit a rounding can send a token to another expert, after which norms differ by some percent
 # (seen: 3.7e-2); with two experts, which both get every token, they do not.
@@ -44,6 +45,7 @@ def test_two_stages(references: References) -> None:
         {"stage": 1, "accumulation": 1},
         {"stage": 1, "accumulation": 3, "optimizer": "Adafactor"},
         {"stage": 0, "accumulation": 2, "optimizer": "AdamW"},
+        {"stage": 1, "accumulation": 4, "config": EAGER},
         {"stage": 1, "accumulation": 2, "model": {"z_loss_coefficient": 0.1, "remat": True}},
     ]
     compare(two, 2, references)
@@ -64,6 +66,7 @@ def test_four_processes(references: References) -> None:
         {"stage": 0, "expert_parallel": 1, "accumulation": 2, "optimizer": "Adafactor"},
         {"stage": 1, "expert_parallel": 1, "accumulation": 2, "optimizer": "Adafactor"},
         {"stages": 4, "accumulation": 5, "model": {"num_layers": 5}},
+        {"stages": 4, "accumulation": 8, "config": EAGER},
     ]
     compare(four, 4, references)
 
@@ -122,6 +125,7 @@ def test_what_a_pipeline_does_not_offer_is_refused() -> None:
         ({"flat": {"reduce": "micro_batch"}}, "reduce is micro_batch with a pipeline"),
         ({"stages": 2, "model": {"num_layers": 1, "num_experts": 1}}, "2 pipeline stages for 1"),
         ({"expert_parallel": 2}, "does not divide the 1 processes of a stage"),
+        ({"config": {"pipeline": {"schedule": "gpipe"}}}, "pipeline.schedule is 'gpipe'; expected"),
         ({"stages": 3}, "3 pipeline stages do not divide 2 processes"),
         ({"model": {"moe_implementation": "deepspeed"}}, "expected 'index' or 'einsum'"),
         ({"config": {"tensorboard": {"enabled": True}}}, "tensorboard is enabled with a pipeline"),

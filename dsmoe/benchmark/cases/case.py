@@ -20,6 +20,7 @@ SECOND_EXPERT_POLICIES = ("all", "random", "sampling")
 OPTIMIZERS = ("adafactor", "adamw", "sgd")
 ADAFACTOR_MODES = ("sharded", "artifact")
 EXPERT_LAYOUTS = ("inside", "across")
+PIPELINE_SCHEDULES = ("1f1b", "eager")
 REDUCE = ("step", "micro_batch")
 REDUCE_DTYPES = ("same", "fp32", "int8")
 ATTENTION = ("fused", "math", "megatron")
@@ -86,13 +87,19 @@ class ModelCase:
         )
 
 
+def in_flight(stages: int, schedule: str) -> int:
+    """Micro-batches whose activations the first of ``stages`` holds, at most."""
+    return (2 if schedule == "eager" else 1) * (stages - 1) + 1
+
+
 @dataclass(frozen=True)
 class Parallel:
     """``processes``, in ``pipeline_parallel_size`` stages of consecutive ones; in a stage
     ``expert_parallel_size`` of them share the experts.
 
     ``expert_layout``: consecutive ones (inside a host, where they fit) or one of each host's
-    (across hosts); see placement.py.
+    (across hosts); see placement.py. ``pipeline_schedule``: how far stages run ahead (overlay,
+    deepspeed/moe/pipeline/schedule.py); without a pipeline it is 1f1b.
     """
 
     processes: int
@@ -100,6 +107,7 @@ class Parallel:
     zero_stage: int = 2
     expert_layout: str = "inside"
     pipeline_parallel_size: int = 1
+    pipeline_schedule: str = "1f1b"
 
     @property
     def data_parallel_size(self) -> int:
@@ -110,6 +118,11 @@ class Parallel:
     def copies(self) -> int:
         """Processes that hold the same experts."""
         return self.data_parallel_size // self.expert_parallel_size
+
+    @property
+    def in_flight(self) -> int:
+        """Micro-batches whose activations the first stage holds, at most."""
+        return in_flight(self.pipeline_parallel_size, self.pipeline_schedule)
 
     def __post_init__(self) -> None:
         _require(self.processes >= 1, f"{self.processes} processes, expected at least 1")
@@ -134,6 +147,12 @@ class Parallel:
         _require(
             self.expert_layout in EXPERT_LAYOUTS,
             f"expert_layout {self.expert_layout!r}, expected one of {', '.join(EXPERT_LAYOUTS)}",
+        )
+        schedules = PIPELINE_SCHEDULES if stages > 1 else ("1f1b",)
+        _require(
+            self.pipeline_schedule in schedules,
+            f"pipeline_schedule {self.pipeline_schedule!r} with {stages} pipeline stages; expected "
+            f"--pipeline-schedule {' or '.join(schedules)}, or --pipeline 2 or more",
         )
         _require(
             self.zero_stage in (0, 1, 2),

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Callable
 
 from dsmoe.benchmark.cases.case import PAPER_SUITES, Case, ModelCase, Parallel
-from dsmoe.benchmark.cases.pipelines import Fastest, pipeline_of, refuse_auto, with_every_pipeline
+from dsmoe.benchmark.cases.pipelines import (
+    Fastest,
+    pipeline_of,
+    refuse_auto,
+    schedule_of,
+    with_every_pipeline,
+)
 from dsmoe.benchmark.cases.placement import AUTO, auto_size, devices_of_a_host, stage_width
 from dsmoe.benchmark.cases.published import published, refuse_changes
 from dsmoe.benchmark.cases.reduction import with_reduce
@@ -46,6 +52,7 @@ class Changes:
     expert_parallel_size: int | str | None = None
     expert_layout: str | None = None
     pipeline_parallel_size: int | str | None = None
+    pipeline_schedule: str | None = None
     precision: str | None = None
     remat: bool | None = None
     micro_batches: int | None = None
@@ -222,6 +229,7 @@ def _parallel(case: Case, changes: Changes, devices: int) -> Parallel:
         expert_layout=layout,
         expert_parallel_size=parallel.expert_parallel_size if size is None else int(size),
         pipeline_parallel_size=stages,
+        pipeline_schedule=schedule_of(parallel, stages, changes.pipeline_schedule),
     )
 
 
@@ -294,13 +302,15 @@ def case_of_model(
 def in_words(case: Case, unit: str = "process") -> str:
     """``case`` on one line; ``unit`` is what its processes are called."""
     many = "" if case.parallel.processes == 1 else "es" if unit.endswith("s") else "s"
-    stages = case.parallel.pipeline_parallel_size
+    parallel = case.parallel
+    stages = parallel.pipeline_parallel_size
     named = case.suite if case.suite == case.model.name else f"{case.suite} {case.model.name}"
+    piped = f"pipeline {stages} {parallel.pipeline_schedule}, " if stages > 1 else ""
     return (
-        f"{named} on {case.parallel.processes} {unit}{many}: "
-        f"{f'pipeline {stages}, ' if stages > 1 else ''}ZeRO-{case.parallel.zero_stage}, "
-        f"expert parallel {case.parallel.expert_parallel_size}"
-        f"{' across hosts' if case.parallel.expert_layout == 'across' else ''}, {case.optimizer}, "
+        f"{named} on {parallel.processes} {unit}{many}: "
+        f"{piped}ZeRO-{parallel.zero_stage}, "
+        f"expert parallel {parallel.expert_parallel_size}"
+        f"{' across hosts' if parallel.expert_layout == 'across' else ''}, {case.optimizer}, "
         f"{case.precision}, {case.micro_batches} x {case.micro_batch_size} sequences"
         f"{', remat' if case.remat else ''}{_reduced(case)}"
     )

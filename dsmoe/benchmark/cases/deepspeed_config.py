@@ -45,6 +45,8 @@ def deepspeed_config(
                 reduce_bucket_size=bucket,
                 overlap_comm=device == "cuda",
             )
+    if case.parallel.pipeline_parallel_size > 1:
+        config["pipeline"] = {"schedule": case.parallel.pipeline_schedule}
     if case.precision == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": case.loss_scale}
     elif case.weight_precision == "bf16":

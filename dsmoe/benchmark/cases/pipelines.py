@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Callable, Sequence
 
-from dsmoe.benchmark.cases.case import Case
+from dsmoe.benchmark.cases.case import PIPELINE_SCHEDULES, Case, Parallel
 from dsmoe.common.errors import UsageError
 
 #: Takes the cases that can be and the processes of a host, and picks one of them.
@@ -24,29 +24,41 @@ def pipeline_of(case: Case, asked: Any) -> int:
     return case.parallel.pipeline_parallel_size if asked is None else int(asked)
 
 
+def schedule_of(parallel: Parallel, stages: int, asked: str | None) -> str:
+    """The schedule of ``stages`` that is ``asked`` for. None: the case's own; eager, which hides
+    messages, where the case has no pipeline."""
+    own = parallel.pipeline_schedule if parallel.pipeline_parallel_size > 1 else "eager"
+    return asked or (own if stages > 1 else "1f1b")
+
+
 def with_every_pipeline(
     case: Case, changes: Any, devices: int, changed: Callable[[Case, Any, int], Case]
 ) -> list[Case]:
     """``case`` with ``changes`` and each number of stages that can be, fewest first.
 
-    Each with the case's micro-batch and halves of it, unless the changes name one.
+    Each with both schedules, the case's micro-batch and halves of it, unless the changes name one.
     ``changed(case, changes, devices)`` makes one (choice.py). Raises UsageError where none can be.
     """
     processes, layers = case.parallel.processes, case.model.num_layers
     found: list[Case] = []
     refused: UsageError | None = None
     for stages in (n for n in range(1, min(processes, layers) + 1) if processes % n == 0):
-        wanted = dataclasses.replace(changes, pipeline_parallel_size=stages)
-        try:
-            made = changed(case, wanted, devices)
-            found.append(made)
-            size = made.micro_batch_size
-            while size % 2 == 0 and changes.micro_batches is changes.micro_batch_size is None:
-                size //= 2
-                smaller = dataclasses.replace(wanted, micro_batch_size=size)
-                found.append(changed(case, smaller, devices))
-        except UsageError as error:
-            refused = refused or error
+        for schedule in PIPELINE_SCHEDULES[::-1] if stages > 1 else (None,):
+            if changes.pipeline_schedule not in (None, schedule):
+                continue
+            wanted = dataclasses.replace(
+                changes, pipeline_parallel_size=stages, pipeline_schedule=schedule
+            )
+            try:
+                made = changed(case, wanted, devices)
+                found.append(made)
+                size = made.micro_batch_size
+                while size % 2 == 0 and changes.micro_batches is changes.micro_batch_size is None:
+                    size //= 2
+                    smaller = dataclasses.replace(wanted, micro_batch_size=size)
+                    found.append(changed(case, smaller, devices))
+            except UsageError as error:
+                refused = refused or error
     if not found:
         assert refused is not None
         raise refused

@@ -84,10 +84,11 @@ def _tuned(gpus: int, model: str, size: int, source: str, pipeline: int = 1) -> 
     return _in_stages(case, pipeline, size) if pipeline > 1 else case
 
 
-def _in_stages(case: Case, stages: int, size: int) -> Case:
+def _in_stages(case: Case, stages: int, size: int, schedule: str = "eager") -> Case:
     """``case`` in a pipeline with micro-batches of ``size``, reduced once a step in 16 bit."""
-    parallel = case.parallel
-    cut = dataclasses.replace(parallel, pipeline_parallel_size=stages, zero_stage=1)
+    cut = dataclasses.replace(
+        case.parallel, pipeline_parallel_size=stages, zero_stage=1, pipeline_schedule=schedule
+    )
     return dataclasses.replace(
         case,
         parallel=cut,

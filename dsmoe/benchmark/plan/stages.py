@@ -1,7 +1,8 @@
 """What each stage of a pipeline needs: a step of every stage on meta tensors.
 
-Follows deepspeed/moe/pipeline (overlay/): 1F1B holds the activations of several micro-batches,
-gradients are summed in fp32, and masters and the optimizer's state are partitioned at ZeRO-1.
+Follows deepspeed/moe/pipeline (overlay/): a stage holds the activations of several micro-batches
+by its schedule, gradients are summed in fp32, and masters and the optimizer's state are partitioned
+at ZeRO-1.
 """
 
 from __future__ import annotations
@@ -58,11 +59,12 @@ def _stage(
             model = StageModel(model_config(case), stages, stage).to(DTYPES[case.weight_precision])
         buffers = _Buffers(model, case, config, groups, ledger)
         shape = (case.micro_batch_size, case.model.sequence_length)
-        made = min(count, stages + 2)  # the activations held do not grow with more
+        made = min(count, 2 * stages + 2)  # the activations held do not grow with more
         for _ in range(2):
             ledger.restart()
             held: dict[int, Any] = {}
-            for kind, number in one_forward_one_backward(stages, stage, made):
+            schedule = case.parallel.pipeline_schedule
+            for kind, number in one_forward_one_backward(stages, stage, made, schedule):
                 if kind == "forward":
                     held[number] = _forward(model, shape, buffers.dtype)
                 else:

@@ -54,4 +54,4 @@ def needed(case: Case, device: str) -> int:
     stages = case.parallel.pipeline_parallel_size
     stage = stage_case(case, stages, case.micro_batches) if stages > 1 else case
     context = CUDA_CONTEXT_BYTES if device == "cuda" else 0
-    return peak_bytes(stage, in_flight=stages) + context
+    return peak_bytes(stage, in_flight=case.parallel.in_flight) + context

@@ -20,7 +20,7 @@ _REMAT_KEPT = 2
 def peak_bytes(case: Case, in_flight: int = 1) -> int:
     """The peak of a step of ``case``, whose layers are compiled and whose gradients are flat.
 
-    ``in_flight``: micro-batches between their passes, as many as stages in the first of a pipeline.
+    ``in_flight``: micro-batches between their passes, in the first stage of a pipeline.
     """
     own, s, width = held(case), sizes_of(case), BYTES[case.weight_precision]
     processes, copies = case.parallel.processes, case.parallel.copies

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Iterator
 
-from dsmoe.benchmark.cases.case import Case, Parallel
+from dsmoe.benchmark.cases.case import PIPELINE_SCHEDULES, Case, Parallel, in_flight
 from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
 from dsmoe.benchmark.predict.memory import peak_bytes
 from dsmoe.benchmark.predict.rates.cluster import Cluster
@@ -34,6 +34,7 @@ class Candidate:
 
     case: Case
     stages: int
+    schedule: str
     found: Prediction
     peak: int
 
@@ -50,7 +51,7 @@ class Candidate:
         if case.reduce:
             words.insert(2, f"--reduce {case.reduce}")
         if self.stages > 1:
-            words.insert(0, f"--pipeline {self.stages}")
+            words.insert(0, f"--pipeline {self.stages} --pipeline-schedule {self.schedule}")
         return " ".join(words)
 
 
@@ -64,11 +65,12 @@ def search(
     found: list[Candidate] = []
     for number in stages:
         for setting in _settings(case, number):
-            tried += 1
-            peak = peak_bytes(setting, in_flight=number) + context
-            if peak <= USABLE * memory:
-                prediction = predict_pipeline(setting, cluster, number)
-                found.append(Candidate(setting, number, prediction, peak))
+            for schedule in PIPELINE_SCHEDULES if number > 1 else ("1f1b",):
+                tried += 1
+                peak = peak_bytes(setting, in_flight(number, schedule)) + context
+                if peak <= USABLE * memory:
+                    prediction = predict_pipeline(setting, cluster, number, schedule)
+                    found.append(Candidate(setting, number, schedule, prediction, peak))
     if not found:
         raise NothingFits(
             f"none of {tried} settings fits into {memory / 2**30:.1f} GiB a device; take more GPUs"
@@ -141,7 +143,7 @@ def search_lines(found: list[Candidate], tried: int, memory: int, shown: int = 8
         (
             f"{one.found.seconds:.4g}",
             f"{one.peak / 2**30:.1f}",
-            str(one.stages),
+            f"{one.stages} {one.schedule}" if one.stages > 1 else "1",
             str(one.case.parallel.expert_parallel_size),
             str(one.case.parallel.zero_stage),
             one.case.reduce or "-",

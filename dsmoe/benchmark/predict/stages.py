@@ -27,7 +27,8 @@ def predict_case(case: Case, cluster: Cluster) -> Prediction:
     stages = case.parallel.pipeline_parallel_size
     if stages == 1:
         return predict(case, cluster)
-    return predict_pipeline(stage_case(case, stages, case.micro_batches), cluster, stages)
+    stage = stage_case(case, stages, case.micro_batches)
+    return predict_pipeline(stage, cluster, stages, case.parallel.pipeline_schedule)
 
 
 def stage_case(case: Case, stages: int, micro_batches: int) -> Case:
@@ -45,13 +46,18 @@ def stage_case(case: Case, stages: int, micro_batches: int) -> Case:
         case,
         model=replace(model, num_layers=2 * -(-model.num_layers // (2 * stages))),
         parallel=replace(
-            parallel, processes=parallel.processes // stages, pipeline_parallel_size=1
+            parallel,
+            processes=parallel.processes // stages,
+            pipeline_parallel_size=1,
+            pipeline_schedule="1f1b",
         ),
         micro_batches=micro_batches,
     )
 
 
-def predict_pipeline(stage: Case, cluster: Cluster, stages: int) -> Prediction:
+def predict_pipeline(
+    stage: Case, cluster: Cluster, stages: int, schedule: str = "eager"
+) -> Prediction:
     """The time of an iteration with ``stages`` stages, each like ``stage`` (stage_case)."""
     found = predict(stage, cluster)
     if stages == 1:
@@ -62,8 +68,10 @@ def predict_pipeline(stage: Case, cluster: Cluster, stages: int) -> Prediction:
     sent = _crossing(stage, cluster, stages)
     prices = Prices(cluster, stage.precision, cluster.gpus_per_host)
     crossing = prices.message(sent)
-    # beside the next micro-batch's work, except for the first and last messages
-    shown = crossing * min(1.0, (stages - 1) / stage.micro_batches)
+    # Beside the next micro-batch's work, except for the first and last messages. In 1f1b P
+    # micro-batches wait for 2 (P - 1) messages, as tests/unit/pipeline/test_schedule.py shows.
+    first = min(1.0, (stages - 1) / stage.micro_batches)
+    shown = crossing * ((stages - 1) / stages if schedule == "1f1b" else first)
     exposed["exchange"] += shown
     hidden = dict(found.hidden)
     hidden["exchange"] += crossing - shown

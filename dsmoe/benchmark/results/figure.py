@@ -22,8 +22,8 @@ WIDTH = 0.29
 
 def pyplot() -> Any:
     """matplotlib's pyplot, without a display. Raises EnvironmentProblem where it is missing."""
-    # At a backend that it lacks, or a date that is no date, matplotlib ends in a ValueError. It needs
-    # neither variable here: the figures show no window and hold no date.
+    # At a backend that it lacks, or a date that is no date, matplotlib ends in a ValueError. The
+    # figures show no window and hold no date.
     os.environ["MPLBACKEND"] = "Agg"
     os.environ.pop("SOURCE_DATE_EPOCH", None)
     try:

@@ -175,6 +175,7 @@ _MODEL += [
     ("pipeline.stages", "auto", "nothing: PipelineModule's argument counts", "never"),
     ("pipeline.partition", "best", "nothing: PipelineModule's argument counts", "never"),
     ("pipeline.seed_layers", False, "nothing: PipelineModule's argument counts", "never"),
+    ("pipeline.schedule", "1f1b", "or eager: how far the stages of a StageEngine run ahead", ""),
     ("pipeline.activation_checkpoint_interval", 0, "layers between those kept", ""),
     ("progressive_layer_drop.enabled", False, "give the model layers to leave out", ""),
     ("progressive_layer_drop.theta", 1.0, "the least share kept", ""),

@@ -185,12 +185,14 @@ def interrupts(folder: Path, count: int, dice: random.Random) -> Iterator[str]:
         yield _interrupt_end(" ".join(tools[number][1:]), process.returncode, err)
 
 
-BEFORE = "before the first line of this project"
+BEFORE = "before the first import of this project was done"
 
 
 def _interrupt_end(line: str, code: int, err: str) -> str:
     # Until then the signal is Python's, which prints a traceback of its own start.
-    own_start = "KeyboardInterrupt" in err and str(ROOT) not in err
+    # The import of startup.py, which takes the signal over, is the last of it.
+    starting = str(ROOT) not in err or "from dsmoe.common import startup" in err
+    own_start = "KeyboardInterrupt" in err and starting and "startup.py" not in err
     if own_start or (code == -signal.SIGINT and not err):
         return BEFORE
     told = sum(text.startswith("error:") for text in err.splitlines())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
 from support.commands import cases_of, dsmoe
 
-from dsmoe.benchmark.cases.case import complete
+from dsmoe.benchmark.cases.case import PIPELINE_SCHEDULES, complete
 from dsmoe.benchmark.cases.choice import Changes, Wanted, chosen_cases, in_words
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.predict.fastest import fastest_for, needed
@@ -30,7 +31,7 @@ def test_a_pipeline_brings_what_it_needs() -> None:
     assert piped.micro_batches == 2 * plain.micro_batches
     changed = {"parallel": plain.parallel, "micro_batches": plain.micro_batches}
     assert dataclasses.replace(piped, **changed, cuda_graph=True) == plain
-    assert "pipeline 2, ZeRO-1" in in_words(piped) and "pipeline" not in in_words(plain)
+    assert "pipeline 2 eager, ZeRO-1" in in_words(piped) and "pipeline" not in in_words(plain)
     config = deepspeed_config(piped, "cuda")
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     batch, size, count = (config[name] for name in sizes)
@@ -60,6 +61,10 @@ def test_zero_0_has_no_flat_gradients_to_ask_for() -> None:
         ("--pipeline 2 --reduce micro_batch", "reduce micro_batch; expected --reduce step"),
         ("--pipeline 2 --no-flat-gradients", "expected --flat-gradients, or --zero-stage 0"),
         ("--pipeline 2 --moe-layer deepspeed", "MoE layer; expected --moe-layer index"),
+        (
+            "--pipeline-schedule eager",
+            "'eager' with 1 pipeline stages; expected --pipeline-schedule",
+        ),
         ("--pipeline 2 --tensorboard curves", "--tensorboard with a pipeline"),
         ("--pipeline 2 --cuda-graph --compiled", "expected --no-cuda-graph"),
         ("--pipeline 2 --method published --suite artifact", "the published method with another"),
@@ -146,8 +151,12 @@ def test_auto_is_the_fastest_that_fits(devices: int) -> None:
     seconds = predict_case(found, here).seconds
     tried = 0
     for stages in (1, 2, 4, 8, 16):
-        for size in (1, 2, 4, 8):
-            changes = Changes(pipeline_parallel_size=stages, micro_batch_size=size)
+        for size, schedule in itertools.product((1, 2, 4, 8), PIPELINE_SCHEDULES):
+            if stages == 1 and schedule == "eager":
+                continue
+            changes = Changes(
+                pipeline_parallel_size=stages, micro_batch_size=size, pipeline_schedule=schedule
+            )
             wanted = Wanted(16, "tuned", changes=changes)
             [other] = chosen_cases(wanted, "cuda", None, lambda processes: devices)
             if needed(other, "cuda") <= USABLE * cluster.memory_bytes:

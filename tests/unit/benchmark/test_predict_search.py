@@ -40,7 +40,7 @@ def test_what_is_ranked_fits_and_is_in_order() -> None:
 
 
 def test_nothing_that_fits_is_one_line() -> None:
-    with pytest.raises(NothingFits, match=r"none of 570 settings fits into 8\.0 GiB"):
+    with pytest.raises(NothingFits, match=r"none of 930 settings fits into 8\.0 GiB"):
         search(find_case("paper", 64), load_cluster("p3.16xlarge"), 8 * GIB)
 
 
@@ -57,6 +57,10 @@ def test_a_stage_has_its_share_and_waits_for_the_others() -> None:
     assert found.exposed["bubble"] == pytest.approx(sum(alone.exposed[n] for n in work) / 16)
     # a hidden state and its gradient, of each micro-batch, from each of a host's processes
     assert found.sent["pipeline"] == 2 * 16 * 8 * (8 * 1024 * 1536 * 2)
+    # of the messages, 1f1b shows a half with two stages, and eager the first and last of 16
+    strict = predict_pipeline(stage, cluster, 2, "1f1b")
+    shown = [p.exposed["exchange"] - alone.exposed["exchange"] for p in (found, strict)]
+    assert shown[1] == pytest.approx(8 * shown[0]) and strict.seconds > found.seconds
     with pytest.raises(UsageError, match="3 stages"):
         stage_case(case, 3, 16)
     # the plan and a run's record ask for the whole case
@@ -69,7 +73,7 @@ def test_a_stage_has_its_share_and_waits_for_the_others() -> None:
     )
     alone = stage_case(whole, 2, 16)
     assert alone.parallel == Parallel(8, 8, 1)
-    assert predict_case(whole, cluster) == predict_pipeline(alone, cluster, 2)
+    assert predict_case(whole, cluster) == predict_pipeline(alone, cluster, 2, "1f1b")
 
 
 def test_a_pipeline_holds_a_micro_batch_for_each_stage() -> None:
@@ -108,7 +112,8 @@ def test_a_suite_of_the_search_is_what_it_finds(
     [one] = [
         one
         for one in found
-        if one.stages == stages and dataclasses.replace(one.case, source="", suite="") == here
+        if (one.stages, one.schedule) == (stages, case.parallel.pipeline_schedule)
+        and dataclasses.replace(one.case, source="", suite="") == here
     ]
     assert one.found.seconds <= 1.01 * found[0].found.seconds
     assert (stages > 1) == (gpus > 8)

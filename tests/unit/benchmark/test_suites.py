@@ -106,6 +106,7 @@ def test_scaled_has_the_models_and_batches_of_the_paper() -> None:
             expert_parallel_size=case.parallel.expert_parallel_size,
             pipeline_parallel_size=case.parallel.pipeline_parallel_size,
             zero_stage=case.parallel.zero_stage,
+            pipeline_schedule=case.parallel.pipeline_schedule,
         )
         chosen = ("micro_batches", "remat", "reduce", "cuda_graph", "suite", "source")
         settings = {name: getattr(case, name) for name in chosen}

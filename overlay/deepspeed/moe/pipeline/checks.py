@@ -7,6 +7,8 @@ from typing import Any
 from deepspeed.moe.lm import MoELMConfig
 from deepspeed.runtime.zero.flat_settings import KEY, flat_settings
 
+from .schedule import AHEAD
+
 # Section -> what it is switched on by, and why not. Each gives the alternative.
 _SECTIONS = {
     "amp": "apex keeps copies of its own; use bfloat16 or fp16",
@@ -48,6 +50,15 @@ def check_config(config: dict[str, Any], stages: int) -> None:
             raise ValueError(f"{name} is enabled with a pipeline of {stages} stages: {why}")
     if config.get("sparse_gradients"):
         raise ValueError("sparse_gradients with a pipeline is not offered; remove it")
+
+
+def schedule_of(config: dict[str, Any]) -> str:
+    """The ``pipeline.schedule`` of a DeepSpeed configuration. Raises ValueError for another."""
+    section = config.get("pipeline")
+    found = section.get("schedule", "1f1b") if isinstance(section, dict) else "1f1b"
+    if found not in AHEAD:
+        raise ValueError(f"pipeline.schedule is {found!r}; expected one of {', '.join(AHEAD)}")
+    return str(found)
 
 
 def check_model(config: MoELMConfig, stages: int) -> None:

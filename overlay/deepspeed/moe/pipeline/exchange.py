@@ -92,8 +92,8 @@ class Messages:
         assert to is not None, "there is no stage there"
         value = value.detach().contiguous()
         self.sent.append((dist.isend(value, to, group=group), value))
-        # 1F1B has received what lies so far back, so this waits for nothing
-        while len(self.sent) > 2 * (self.groups.stages + 2):
+        # either schedule has received what lies so far back, so this waits for nothing
+        while len(self.sent) > 4 * (self.groups.stages + 2):
             self.sent.popleft()[0].wait()
 
 

@@ -18,7 +18,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero.flat_settings import FlatSettings, flat_settings
 from torch import Tensor
 
-from .checks import check_config, check_model
+from .checks import check_config, check_model, schedule_of
 from .exchange import Messages, connect
 from .schedule import FORWARD, one_forward_one_backward
 from .stage_files import load_pipeline, save_pipeline
@@ -62,6 +62,7 @@ class StageEngine(DeepSpeedEngine):
         object.__setattr__(self, "stage_groups", groups)
         object.__setattr__(self, "doing", "at the start")
         check_config(config, groups.stages)
+        object.__setattr__(self, "schedule", schedule_of(config))
         check_model(model.config, groups.stages)
         super().__init__(
             args=None, model=model, model_parameters=stage_param_groups(model), config=config
@@ -129,7 +130,7 @@ class StageEngine(DeepSpeedEngine):
         messages = self._messages(tokens_AmS, count)
         held: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}
         totals = torch.zeros(3, device=self.device)
-        for kind, m in one_forward_one_backward(groups.stages, groups.stage, count):
+        for kind, m in one_forward_one_backward(groups.stages, groups.stage, count, self.schedule):
             of = f"micro-batch {m + 1} of {count}"
             if kind == FORWARD:
                 inputs = tokens_AmS[m]
