@@ -179,7 +179,7 @@ def disk_check(output: Path) -> Check:
         place = place.parent
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         found = f"{place} is {'not writable' if place.is_dir() else 'a file'}"
-        return Check("disk", FAIL, found, "name another folder with --output")
+        return Check("disk", FAIL, found, "name another folder (--output; dsmoe train: --save)")
     free = shutil.disk_usage(place).free
     found = f"{free / (1 << 30):.1f} GiB free for {output}"
     if free < DISK_BYTES:
