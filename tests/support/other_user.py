@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NOBODY = 65534
+PATH = f"{os.defpath}:/usr/local/bin"
 #: What of the tests' environment a user would have, too; neither PYTHONPATH nor a home.
 KEPT = ("PIP_", "LANG", "LC_", "OMP_", "GLOO_", "SSL_", "http_", "https_", "HTTP_", "HTTPS_")
 PROBE = (
@@ -39,7 +40,7 @@ class User:
         Raises OSError where the user may not execute the program.
         """
         kept = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
-        found: dict[str, str | None] = {**kept, "HOME": str(self.home), "PATH": os.defpath, **more}
+        found: dict[str, str | None] = {**kept, "HOME": str(self.home), "PATH": PATH, **more}
         user = {} if self.number is None else {"user": self.number, "group": self.number}
         return subprocess.run(
             words,

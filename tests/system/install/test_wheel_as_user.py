@@ -17,7 +17,7 @@ from typing import Iterator
 import pytest
 from support import ROOT
 from support.blocks import blocks, shortened
-from support.other_user import NOBODY, User, python_for
+from support.other_user import NOBODY, PATH, User, python_for
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +75,7 @@ def installed(wheel: Path, user: User, top: Path) -> dict[str, str]:
     (top / "dist").mkdir()
     shutil.copy2(wheel, top / "dist")
     venv = top / "environment"
-    place = {"VIRTUAL_ENV": str(venv), "PATH": f"{venv}/bin:{os.defpath}"}
+    place = {"VIRTUAL_ENV": str(venv), "PATH": f"{venv}/bin:{PATH}"}
     # 0 turns that option on. The user compiles what is imported; all takes longer than to install.
     pip = {**os.environ, **place, "PIP_NO_COMPILE": "0", "PYTHONPATH": ""}
     for command in (f"{python} -m venv {venv}", INSTALL):
