@@ -141,6 +141,19 @@ def refused(line: str, code: int, user: User, installed: dict[str, str], **more:
     return said[0]
 
 
+def test_a_closed_folder_of_texts(user: User, installed: dict[str, str]) -> None:
+    """It is counted; the one tiny text that is left is too little, and nothing is started."""
+    texts = user.home / "texts"
+    (texts / "closed").mkdir(parents=True)
+    (texts / "tiny.txt").write_text("text")
+    user.own(texts)
+    (texts / "closed").chmod(0)
+    done = user.run(["dsmoe", "run", "1", "--data", "texts"], user.home, **installed)
+    (texts / "closed").chmod(0o755)
+    assert done.returncode == 9 and "1 unreadable folder" in done.stdout, done.stdout + done.stderr
+    assert done.stderr.startswith("error: the text has ") and done.stderr.count("\n") == 1
+
+
 @AS_ROOT
 def test_a_checkout_of_root(user: User, top: Path, installed: dict[str, str]) -> None:
     checkout = top / "checkout"
