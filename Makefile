@@ -10,7 +10,7 @@ LINT = "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
 	else echo "mypy is not run: it needs Python 3.11 or newer"; fi
 # Hundreds of processes are started, each of which would compile every file that it imports.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: test test-unit test-all test-matrix test-ray test-prediction bench bench-gpu fuzz kills docs lint coverage dist series
+.PHONY: test test-unit test-all test-matrix test-ray test-wheel test-report test-prediction bench bench-gpu fuzz kills docs lint coverage dist series
 
 test:
 	@python=$(PYTHON) && $(LINT) && "$$python" -m pytest $(PARALLEL) -m "not slow" && \
@@ -26,6 +26,14 @@ test-matrix:
 # The Ray source of get_hostfiles.py against a real Ray, in an environment of its own.
 test-ray:
 	@python=$(PYTHON) && scripts/test-ray.sh "$$python" -m "not slow"
+
+# The README's commands with the installed wheel, as a user who is not root; needs pip's network.
+test-wheel:
+	@python=$(PYTHON) && "$$python" -m pytest -q tests/system/install/test_wheel_as_user.py
+
+# The report in Chromium: its width, and what axe-core of npm finds.
+test-report:
+	@python=$(PYTHON) && scripts/test-report.sh "$$python"
 
 # Predicted against measured seconds of two cores, after dsmoe calibrate: on a quiet machine.
 test-prediction:

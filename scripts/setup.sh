@@ -62,7 +62,7 @@ install() { # PYTHON PACKAGE...
 complete() { # PYTHON: install what it lacks
     local python=$1 list packages
     local wanted=("${extras[@]}")
-    has_torch "$python" || wanted+=(torch)
+    has_torch "$python" || wanted=(torch "${extras[@]}") # first: an older pip fetches what is first named
     list=$(lacks "$python" "${wanted[@]}")
     [ -n "$list" ] || return 0
     mapfile -t packages <<<"$list"

@@ -9,6 +9,7 @@ from dsmoe.common.arguments import OneLineParser, file_name
 from dsmoe.common.errors import exit_code_lines
 from dsmoe.common.files import expanded
 from dsmoe.common.output import end_process
+from dsmoe.common.typed import program
 
 NEEDS = ("torch", "numpy", "git", "safetensors")
 
@@ -43,5 +44,5 @@ def run(options: argparse.Namespace) -> int:
 
     to = expanded(options.to)
     count = export_model(expanded(options.folder), to)
-    print(f'{to}: {count:,} parameters; try: dsmoe generate {to} "def "')
+    print(f'{to}: {count:,} parameters; try: {program("generate")} {to} "def "')
     end_process(0)

@@ -95,7 +95,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
-    from dsmoe.benchmark.cases.choice import case_of_model, chosen_cases
+    if not options.json:  # the imports below take seconds
+        print("== planning; nothing is started", flush=True)
+    from dsmoe.benchmark.cases.choice import case_of_model, chosen_cases, in_words
     from dsmoe.benchmark.cases.placement import HOST_DEVICES, exchanged_share
     from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
     from dsmoe.benchmark.predict.fastest import fastest_for
@@ -150,6 +152,8 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
         patched_deepspeed.ensure(checkout)
     reports: list[dict[str, Any]] = []
     for case in cases:
+        if not options.json:
+            print(f"== counting the memory and traffic of {in_words(case)}", flush=True)
         plan = estimate(case, device, checkout)
         devices = on_hosts(case.parallel.processes)
         exchanged = plan["sent"].get("all-to-all", 0) * devices

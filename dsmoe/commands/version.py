@@ -8,7 +8,7 @@ from typing import Any
 
 from dsmoe import __version__
 from dsmoe.common.errors import DsmoeError
-from dsmoe.common.packages import dependencies
+from dsmoe.common.packages import dependencies, interpreter
 from dsmoe.patchset.base import Base, load_bases
 from dsmoe.patchset.locked_result import read_result
 from dsmoe.patchset.series import load_series, readable
@@ -45,6 +45,10 @@ def parts() -> dict[str, Any]:
     return {
         "dsmoe": {"version": __version__, "licence": "MIT"},
         "python": platform.python_version(),
+        "environment": {
+            "path": str(interpreter.environment()),
+            "half_made": interpreter.half_made(),
+        },
         "bases": [_base(base) for base in load_bases()],
         "packages": [
             {
@@ -88,7 +92,9 @@ def _base(base: Base) -> dict[str, Any]:
 
 
 def show(as_json: bool = False) -> int:
-    """Print the parts; the exit code."""
+    """Print the parts, from ``.venv`` where this Python lacks what a run needs; the exit code."""
+    if dependencies.missing(dependencies.requirements() + dependencies.requirements("run")):
+        interpreter.start_again()
     try:
         found = parts()
     except DsmoeError as error:
@@ -98,6 +104,8 @@ def show(as_json: bool = False) -> int:
         print(json.dumps(found, indent=2))
         return 0
     print(f"dsmoe {__version__} (MIT), Python {found['python']}")
+    half = " is half made: run scripts/setup.sh, which finishes it"
+    print(f"environment {interpreter.environment()}{half if interpreter.half_made() else ''}")
     for base in found["bases"]:
         print(f"base {base['name']}: DeepSpeed {base['version']} ({base['licence']})")
         print(f"  commit  {base['commit']}")

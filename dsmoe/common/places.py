@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.common.files import expanded
 
 #: The base of a run where $DSMOE_BASE names no other.
@@ -44,6 +45,9 @@ def work_folder() -> Path:
     """Where checkouts, archives and prepared text are kept.
 
     ``$DSMOE_HOME`` if set; build/ of a source tree; ``$XDG_CACHE_HOME/dsmoe`` (~/.cache/dsmoe).
+
+    Raises:
+        EnvironmentProblem: it would be in the home folder of a user who has none.
     """
     named = os.environ.get("DSMOE_HOME")
     if named:
@@ -51,7 +55,23 @@ def work_folder() -> Path:
     if not installed():
         return project_root() / "build"
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "dsmoe"
+    if cache:
+        return Path(cache) / "dsmoe"
+    try:
+        return Path.home() / ".cache" / "dsmoe"
+    except RuntimeError:
+        raise EnvironmentProblem(
+            "found no home folder of this user (HOME is not set); expected one for checkouts and "
+            "prepared text: name a folder for them, export DSMOE_HOME=/path/to/folder"
+        ) from None
+
+
+def another_place(path: Path) -> str:
+    """What to do where ``path`` cannot be written: a work folder has a variable of its own."""
+    work = work_folder()
+    if path == work or work in path.parents:
+        return "name another folder: export DSMOE_HOME=/path/to/folder"
+    return "choose another path"
 
 
 def base_name() -> str:

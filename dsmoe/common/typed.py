@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 _typed: dict[str, str] = {}
 
 
@@ -11,5 +14,9 @@ def typed_as(command: str, name: str) -> None:
 
 
 def program(command: str) -> str:
-    """How ``command`` is started: by the script that was typed, else as ``dsmoe COMMAND``."""
-    return _typed.get(command, f"dsmoe {command}")
+    """How ``command`` is started: by the script that was typed, else as ``dsmoe COMMAND``.
+
+    In a clone without an installation that is ``python3 -m dsmoe COMMAND``, as this process was.
+    """
+    as_module = Path(sys.argv[0]).name == "__main__.py"
+    return _typed.get(command, f"{'python3 -m ' if as_module else ''}dsmoe {command}")

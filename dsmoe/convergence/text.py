@@ -32,6 +32,7 @@ from dsmoe.benchmark.data.sources import (
 from dsmoe.benchmark.data.tokenizer import ByteTokenizer
 from dsmoe.common.errors import DataError
 from dsmoe.common.files import expanded, read_input, write_output
+from dsmoe.common.places import another_place
 
 FORMAT = 2
 SUFFIXES = (".py", ".md", ".rst", ".txt")
@@ -114,7 +115,9 @@ def prepare(cache: Path, paths: Sequence[str], text_bytes: int, field: str = TEX
             finally:
                 shutil.rmtree(new, ignore_errors=True)
     except OSError as error:
-        raise DataError(f"{folder}: the cache cannot be written: {error.strerror}") from error
+        raise DataError(
+            f"{folder}: the cache cannot be written: {error.strerror}; {another_place(folder)}"
+        ) from error
     return Text(folder / "text", info)
 
 

@@ -27,6 +27,7 @@ from dsmoe.benchmark.run.progress import Progress
 from dsmoe.benchmark.run.request import Request, run_name
 from dsmoe.common.errors import ResultsError, TrainingFailed, UsageError
 from dsmoe.common.interrupts import Interrupted, StopSignals
+from dsmoe.common.typed import program
 from dsmoe.model import folder as kept
 from dsmoe.model.kept_names import PROCESS, STOP
 
@@ -98,7 +99,7 @@ def train_and_keep(request: Request, plan: Plan, stop: SavingStop) -> int:
     if outcome["held_out_loss"] is not None:
         print(f"held-out loss                 {outcome['held_out_loss']:.4f}")
     print(f"{where}; log and losses in {run_dir}")
-    print(f'see what it writes: dsmoe generate {shlex.quote(str(plan.save))} "def "')
+    print(f'see what it writes: {program("generate")} {shlex.quote(str(plan.save))} "def "')
     return FINISHED
 
 

@@ -20,6 +20,7 @@ from dsmoe.benchmark.cases.published import published, refuse_changes
 from dsmoe.benchmark.cases.reduction import with_reduce
 from dsmoe.benchmark.cases.suites import MODELS, SUITES, find_case, for_memory
 from dsmoe.common.errors import UsageError
+from dsmoe.common.typed import program
 
 # Suites without a published expert parallel size: it is chosen for the hosts.
 AUTO_SUITES = ("smoke", "tuned")
@@ -130,7 +131,7 @@ def _check_smoke(processes: int, every: bool) -> None:
         raise UsageError(
             f"{processes}: no GPU was found here, and without one the suite is smoke, which has "
             f"cases for {', '.join(map(str, known))} CPU processes; name one of these, or see what "
-            f"the artifact's case needs: dsmoe plan {processes} --suite artifact"
+            f"the artifact's case needs: {program('plan')} {processes} --suite artifact"
         )
 
 
@@ -143,7 +144,8 @@ def check_device(cases: list[Case], device: str, available: int | None) -> None:
         if device == "cpu" and case.suite in GPU_SUITES:
             raise UsageError(
                 f"suite {case.suite} needs GPUs and none was found here; expected --suite smoke "
-                "(the default without GPUs), or dsmoe plan to see what the case needs"
+                f"(the default without GPUs), or see what the case needs: {program('plan')} "
+                f"{case.parallel.processes} --suite {case.suite}"
             )
         if available is not None and case.parallel.processes > available:
             raise UsageError(

@@ -38,6 +38,7 @@ from dsmoe.benchmark.data.sources import (
 )
 from dsmoe.common.errors import DataError
 from dsmoe.common.files import expanded, read_input, write_output
+from dsmoe.common.places import another_place
 
 FORMAT = 1
 LOCK_SECONDS = 600
@@ -137,7 +138,9 @@ def prepare(
             "file"
         ) from error
     except OSError as error:
-        raise DataError(f"{cache}: the cache cannot be written: {error.strerror}") from error
+        raise DataError(
+            f"{cache}: the cache cannot be written: {error.strerror}; {another_place(cache)}"
+        ) from error
 
 
 def _digest(value: Any) -> str:

@@ -18,6 +18,7 @@ from dsmoe.benchmark.run.processes import Output, Started, own_session
 from dsmoe.benchmark.run.reasons import reason
 from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.common.places import LAUNCHER
+from dsmoe.common.typed import program
 from dsmoe.hosts.host import Host
 from dsmoe.hosts.hostfile import read_hostfile
 from dsmoe.hosts.identity import is_this_machine
@@ -50,7 +51,7 @@ class DeepSpeedLauncher:
         if not launcher.is_file():
             raise EnvironmentProblem(
                 f"{launcher}: no such file; expected DeepSpeed's launcher: run "
-                f"dsmoe apply {shlex.quote(str(job.checkout))}"
+                f"{program('apply')} {shlex.quote(str(job.checkout))}"
             )
 
     @contextlib.contextmanager

@@ -24,6 +24,7 @@ from dsmoe.benchmark.run.layout import Layout
 from dsmoe.benchmark.run.processes import Output, session
 from dsmoe.benchmark.run.reasons import reason
 from dsmoe.common.errors import UsageError
+from dsmoe.common.typed import program
 from dsmoe.hosts.host import Host
 from dsmoe.hosts.identity import is_this_machine
 from dsmoe.hosts.sources.ray import RayCluster
@@ -107,7 +108,7 @@ class RayLauncher:
             self._ask,
             "reached by Ray",
             lambda name: f"see `ray status`: is {name} alive?",
-            "dsmoe check --launcher ray",
+            f"{program('check')} --launcher ray",
         )
 
     def distant_head(self, layout: Layout) -> str | None:

@@ -22,6 +22,7 @@ from dsmoe.benchmark.run.layout import Layout, fill
 from dsmoe.benchmark.run.processes import Output, session
 from dsmoe.benchmark.run.reasons import reason
 from dsmoe.common.errors import EnvironmentProblem, SourceProblem, UsageError
+from dsmoe.common.typed import program
 from dsmoe.hosts.brackets import expand_counts
 from dsmoe.hosts.host import Host
 from dsmoe.hosts.identity import is_this_machine
@@ -129,7 +130,7 @@ class SlurmLauncher:
             self._ask,
             "reached by srun",
             lambda name: f"make `srun --overlap --nodelist={name} true` work in this job",
-            "dsmoe check --launcher slurm",
+            f"{program('check')} --launcher slurm",
         )
 
     def distant_head(self, layout: Layout) -> str | None:

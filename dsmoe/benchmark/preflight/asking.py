@@ -12,6 +12,7 @@ from typing import Callable, Sequence
 
 from dsmoe.benchmark.preflight import probe
 from dsmoe.common import programs
+from dsmoe.common.typed import program
 from dsmoe.hosts.host import Host
 
 CONNECT_SECONDS = 10
@@ -69,7 +70,7 @@ def ssh_way(hostfile: Path) -> Way:
         by_ssh,
         "without a password",
         lambda name: f"make `ssh -o BatchMode=yes {name} true` work: ssh-copy-id {name}",
-        f"dsmoe check --hostfile {shlex.quote(str(hostfile))}",
+        f"{program('check')} --hostfile {shlex.quote(str(hostfile))}",
         needs_ssh=True,
     )
 

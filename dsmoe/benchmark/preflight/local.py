@@ -18,6 +18,7 @@ from dsmoe.common.errors import DsmoeError, EnvironmentProblem
 from dsmoe.common.packages import dependencies
 from dsmoe.common.packages.requires import torch_problem
 from dsmoe.common.places import LAUNCHER, checkout_folder, import_root
+from dsmoe.common.typed import program
 from dsmoe.hosts.host import Host
 from dsmoe.patchset.checkout import situation, state
 
@@ -109,7 +110,7 @@ def checkout_checks(place: Path) -> list[Check]:
     except DsmoeError as error:  # no git, or none that works
         return [Check(what, FAIL, str(error), "fix that first")]
     trees = ", ".join(f"{folder} {tree[:12]}" for folder, tree in found.result.items())
-    fix = f"dsmoe apply {place}" + ("" if place.exists() else " --from-release")
+    fix = f"{program('apply')} {place}" + ("" if place.exists() else " --from-release")
     if found.name == situation.APPLIED:
         checks = [Check(what, OK, f"{place}: {found.name}, {trees}")]
     elif found.name == situation.APPLIED_EDITED:
@@ -179,7 +180,7 @@ def disk_check(output: Path) -> Check:
         place = place.parent
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         found = f"{place} is {'not writable' if place.is_dir() else 'a file'}"
-        return Check("disk", FAIL, found, "name another folder with --output")
+        return Check("disk", FAIL, found, "name another folder (--output; dsmoe train: --save)")
     free = shutil.disk_usage(place).free
     found = f"{free / (1 << 30):.1f} GiB free for {output}"
     if free < DISK_BYTES:

@@ -22,6 +22,7 @@ from dsmoe.benchmark.run.request import Request
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.places import import_root
 from dsmoe.common.tables import columns
+from dsmoe.common.typed import program
 from dsmoe.hosts.host import Host
 
 FINISHED, RUN_FAILED = 0, 1
@@ -44,7 +45,10 @@ def run_cases(request: Request, stop: StopSignals) -> int:
         print(f"\nin all: {timedelta(seconds=round(time.monotonic() - begin))}")
     output = shlex.quote(str(request.output))
     figure = " --cpu" if request.machine.device == "cpu" else ""
-    print(f"see the results: dsmoe report {output}, or dsmoe plot {output}{figure}")
+    processes = request.cases[0][0].parallel.processes
+    print(f"see the results:             {program('report')} {output}")
+    print(f"                             {program('plot')} {output}{figure}")
+    print(f"keep a model that generates: {program('train')} {processes} --steps 200 --save model")
     return FINISHED if all(record.status == "ok" for record in records) else RUN_FAILED
 
 

@@ -27,19 +27,38 @@ def need(*packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if not missing:
         return
-    python = project_root() / ".venv" / "bin" / "python"
+    start_again()
+    print(
+        f"error: {sys.executable} cannot import {', '.join(missing)}; expected what dsmoe needs "
+        f"for a run: {_remedy(_venv_python())}",
+        file=sys.stderr,
+    )
+    sys.exit(EXIT_CODE)
+
+
+def start_again() -> None:
+    """Start this command again in ``.venv``; returns where that is not there, or is this one."""
+    python = _venv_python()
     words = getattr(sys, "orig_argv", None)  # Python 3.10 on: the command as it was typed
     if words is None and sys.argv[0] != "-m":
         words = [sys.executable, *sys.argv]
     if words and python.is_file() and not installed() and not os.environ.get(_AGAIN):
         os.environ[_AGAIN] = "1"
         os.execv(str(python), [str(python), *words[1:]])
-    print(
-        f"error: {sys.executable} cannot import {', '.join(missing)}; expected what dsmoe needs "
-        f"for a run: {_remedy(python)}",
-        file=sys.stderr,
-    )
-    sys.exit(EXIT_CODE)
+
+
+def environment() -> Path:
+    """The folder of the environment whose Python this is."""
+    return Path(sys.executable).absolute().parents[1]
+
+
+def half_made() -> bool:
+    """Whether ``scripts/setup.sh`` has begun that environment and not finished it."""
+    return (environment() / ".dsmoe-started").is_file()
+
+
+def _venv_python() -> Path:
+    return project_root() / ".venv" / "bin" / "python"
 
 
 def _remedy(python: Path) -> str:

@@ -13,9 +13,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
 from typing import Callable
 
-from dsmoe.common.errors import ArchiveProblem
+from dsmoe.common.errors import ArchiveProblem, EnvironmentProblem
 from dsmoe.common.files import read_large
-from dsmoe.common.places import work_folder
+from dsmoe.common.places import another_place, work_folder
 from dsmoe.patchset.base import Base
 
 Say = Callable[[str], None]
@@ -33,12 +33,14 @@ def fetch_archive(base: Base, cache: Path | None = None, say: Say = print) -> Pa
     """The checked archive of ``base``, from ``cache`` or else downloaded into it with pip.
 
     Raises:
+        EnvironmentProblem: the folder ``cache`` cannot be made.
         ArchiveProblem: pip cannot fetch it, or its sha256 is not the pinned one.
     """
     cache = cache or archive_cache()
     name = str(base.release["archive"])
     target = cache / name
     if not target.is_file():
+        _make(cache)
         say(f"fetching {name} with pip into {cache}")
         with tempfile.TemporaryDirectory(prefix="dsmoe-") as folder:
             _pip_download(base, Path(folder))
@@ -46,12 +48,21 @@ def fetch_archive(base: Base, cache: Path | None = None, say: Say = print) -> Pa
             if not fetched.is_file():
                 raise ArchiveProblem(f"pip fetched no {name}; pass a local copy with --archive")
             check_archive(base, fetched)
-            cache.mkdir(parents=True, exist_ok=True)
             partial = cache / f".{name}.{os.getpid()}"
             shutil.copyfile(fetched, partial)
             partial.replace(target)
     check_archive(base, target)
     return target
+
+
+def _make(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot make the folder {cache}: {error.strerror}; {another_place(cache)}, or pass a "
+            "local copy with --archive"
+        ) from None
 
 
 def _pip_download(base: Base, folder: Path) -> None:

@@ -25,6 +25,7 @@ from dsmoe.common.errors import (
     OtherBase,
     UsageError,
 )
+from dsmoe.common.places import another_place
 from dsmoe.patchset.base import Base
 from dsmoe.patchset.checkout.open import open_checkout
 from dsmoe.patchset.git import Git
@@ -62,7 +63,7 @@ def build_checkout(path: Path, base: Base, archive: Path | None = None, say: Say
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentProblem(
-            f"cannot make the folder {path.parent}: {error.strerror}; choose another path"
+            f"cannot make the folder {path.parent}: {error.strerror}; {another_place(path)}"
         ) from None
     source = archive or fetch_archive(base, say=say)
     check_archive(base, source)

@@ -8,30 +8,25 @@ for every other one, so that a new block is in neither list by accident.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import patched
+from support import ROOT, patched
+from support.blocks import blocks, shortened
 
-ROOT = Path(__file__).resolve().parents[3]
-BLOCK = re.compile(r"^```(python|bash|sh|shell)\n(.*?)^```$", re.M | re.S)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOUND = [
     (str(page.relative_to(ROOT)), language, text)
     for page in PAGES
     if page.parent.name != "api"  # signatures, made from the code
-    for language, text in BLOCK.findall(page.read_text(encoding="utf-8"))
+    for language, text in blocks(page)
 ]
 # (page, a line of the block) -> why it is not run here
 WHY_NOT = {
-    (
-        "README.md",
-        "make test",
-    ): "it runs these tests; tests/system/install/test_setup.py has the set-up",
-    ("README.md", "./run_deepspeed_benchmark.sh 1 --suite tuned"): "its cases need a GPU",
+    ("README.md", line): "make test-wheel runs it: tests/system/install/test_wheel_as_user.py"
+    for line in ("make test", "./run_deepspeed_benchmark.sh 1 --suite tuned", "pip install")
 }
 
 
@@ -49,8 +44,7 @@ def reason_not_to_run(page: str, text: str) -> str | None:
 
 
 def test_every_reason_belongs_to_a_block() -> None:
-    blocks = {(page, line) for page, line in WHY_NOT}
-    for page, line in blocks:
+    for page, line in WHY_NOT:
         assert any(where == page and line in text for where, _, text in FOUND), (page, line)
 
 
@@ -68,9 +62,7 @@ def test_blocks_run_when_they_are_pasted(page: str, tmp_path: Path) -> None:
             done = run([sys.executable, "-c", text], tmp_path)
         else:
             typed = f'dsmoe() {{ "{sys.executable}" -m dsmoe "$@"; }}\n' + text
-            # a training of the page's size takes minutes on two cores
-            typed = re.sub(r"(?<=--steps )\d+", "2", typed)
-            done = run(["bash", "-eo", "pipefail", "-c", typed], tmp_path)
+            done = run(["bash", "-eo", "pipefail", "-c", shortened(typed)], tmp_path)
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     if reasons and all(reason_not_to_run(page, text) for where, _, text in FOUND if where == page):
         pytest.skip("; ".join(reasons))

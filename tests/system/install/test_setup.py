@@ -113,7 +113,7 @@ def test_without_an_environment_it_makes_one_once(machine: Machine) -> None:
     done = machine.setup("dev")
     assert (done.returncode, done.stdout) == (0, f"{machine.project}/.venv/bin/python\n")
     assert "half made" not in done.stderr
-    assert machine.pip() == ["numpy pytest>=8 torch==9"]
+    assert machine.pip() == ["torch==9 numpy pytest>=8"]
     assert machine.setup("dev").stderr == ""
 
 

@@ -1,10 +1,12 @@
-"""The built wheel, installed into an environment of its own, does what the source tree does."""
+"""The built wheel, installed into an environment of its own, does what the source tree does.
+
+test_wheel_as_user.py trains with it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -22,9 +24,6 @@ from dsmoe.common.packages.dependencies import parse, requirements
 from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.sources.archive import fetch_archive
 
-SOURCES = ("dsmoe", "patch", "overlay", "bases", "setup.py", "pyproject.toml", "MANIFEST.in")
-TEXTS = ("README.md", "LICENSE", "NOTICE")
-
 
 def clean_environment() -> dict[str, str]:
     """Without the paths that the tests add, so that only the installed package is found."""
@@ -41,33 +40,6 @@ def python(executable: Path | str, *args: object, cwd: Path) -> subprocess.Compl
         text=True,
         timeout=180,
     )
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built by pip from a copy of the sources, without the network."""
-    top = tmp_path_factory.mktemp("wheel")
-    source = top / "source"
-    source.mkdir()
-    junk = shutil.ignore_patterns("__pycache__", ".export")
-    for name in (*SOURCES, *TEXTS):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=junk)
-        else:
-            shutil.copy2(ROOT / name, source / name)
-    missing = [name for name in ("pip", "setuptools", "wheel") if not _has(name)]
-    if missing:
-        pytest.skip(f"building a wheel offline needs {', '.join(missing)} here")
-    options = ("--no-deps", "--no-build-isolation", "--no-index", "-w", top)
-    done = python(sys.executable, "-m", "pip", "wheel", "-q", *options, source, cwd=top)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return next(top.glob("dsmoe-*.whl"))
-
-
-def _has(name: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(name) is not None
 
 
 @pytest.fixture(scope="module")
@@ -191,24 +163,3 @@ def test_it_builds_and_applies_as_the_source_tree_does(installed: Path, tmp_path
     assert done.returncode == 0, done.stderr
     locked = json.loads(base.result_file.read_text(encoding="utf-8"))["trees"]
     assert json.loads(done.stdout)["trees"] == locked
-
-
-@pytest.mark.slow
-def test_it_trains(installed: Path, tmp_path: Path) -> None:
-    """What ``pip install 'dsmoe[run]'`` gives is enough for a run, from the archive to the row."""
-    base = next(base for base in load_bases() if base.name == "bd3ebd")
-    (tmp_path / "home/archives").mkdir(parents=True)
-    shutil.copy2(fetch_archive(base), tmp_path / "home/archives")
-    place = f"DSMOE_HOME={tmp_path}/home OMP_NUM_THREADS=1"
-    for words in (
-        "run 1 --steps 2",
-        "report results",
-        "train 1 --steps 1 --save model",
-        "export model --to exported",
-        "generate exported 'def ' --tokens 5",
-        "evaluate exported --windows 2",
-    ):
-        done = python("/bin/sh", "-c", f"{place} exec {installed} {words}", cwd=tmp_path)
-        assert done.returncode == 0, (words, done.stderr[-2000:])
-    [row] = (tmp_path / "results/results_e2e.tsv").read_text().splitlines()[-1:]
-    assert "smoke" in row

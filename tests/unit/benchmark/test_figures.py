@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -215,21 +214,3 @@ def test_cpu_runs_on_different_text_have_bars_of_their_own() -> None:
     ]
     [ax] = draw_cpu(runs[:2]).axes
     assert len(ax.patches) == 1 and not ax.get_xlabel()
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium (Debian: chromium)")
-def test_the_report_fits_a_telephone(folder: Path, tmp_path: Path) -> None:
-    """In 390 pixels the page itself does not scroll sideways; only its wide tables do."""
-    pytest.importorskip("matplotlib")
-    text = page_of(read_records(folder / RECORDS), str(folder))
-    asked = "document.title=document.documentElement.scrollWidth+' of '+innerWidth"
-    text = re.sub(r"<meta http-equiv[^>]*>", "", text)  # which forbids this script
-    frame = tmp_path / "page.html"
-    frame.write_text(text.replace("</body>", f"<script>{asked}</script></body>"))
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,900", "--dump-dom")
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    done = subprocess.run(
-        ["chromium", *options, profile, frame.as_uri()], capture_output=True, text=True, timeout=90
-    )
-    [(wide, inner)] = re.findall(r"<title>(\d+) of (\d+)</title>", done.stdout)
-    assert int(wide) <= int(inner) <= 500

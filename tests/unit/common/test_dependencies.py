@@ -88,7 +88,7 @@ def test_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_extra_is_one_line() -> None:
-    with pytest.raises(EnvironmentProblem, match=r"no extra speed; expected one of run, torch"):
+    with pytest.raises(EnvironmentProblem, match=r"no extra speed; expected one of torch, run"):
         requirements("speed")
 
 

@@ -69,3 +69,20 @@ def test_a_half_made_environment_is_named(project: Path) -> None:
     assert done.returncode == 8, done.stdout
     [line] = done.stderr.splitlines()
     assert f"{project}/.venv is half made" in line and "scripts/setup.sh" in line
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="sys.orig_argv is new in Python 3.10")
+def test_the_version_looks_into_a_half_made_environment(project: Path) -> None:
+    for name in ("patch", "bases"):
+        shutil.copytree(ROOT / name, project / name)
+    venv = project / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").symlink_to(Path(sys.executable).resolve())
+    (venv / ".dsmoe-started").touch()  # as scripts/setup.sh marks it
+    done = run(project, ["-m", "dsmoe", "--version"])
+    assert done.returncode == 0, done.stderr
+    assert f"environment {venv} is half made: run scripts/setup.sh" in done.stdout
+    assert "torch not installed" in done.stdout
+    (venv / ".dsmoe-started").unlink()
+    done = run(project, ["-m", "dsmoe", "--version"])
+    assert f"environment {venv}\n" in done.stdout

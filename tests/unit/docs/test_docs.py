@@ -88,6 +88,10 @@ def test_readme_blocks_can_be_pasted() -> None:
             assert words[1] in targets
         elif "-m dsmoe" in line:
             assert line.split("-m dsmoe ")[1].split()[0] in COMMANDS
+        elif words[0] == "dsmoe":
+            assert words[1] in COMMANDS
+        elif line.startswith("pip install "):
+            assert "dist/dsmoe-*.whl" in line  # what make dist writes
         else:
             assert (ROOT / words[0]).is_file(), line
 
