@@ -22,7 +22,7 @@ def observe(tools, phase):
             inner = optimizer.state
         steps = [float(state["step"]) for state in inner.values() if "step" in state]
         return steps
-    except (IndexError, FileNotFoundError) as error:
+    except Exception as error:
         return f"{type(error).__name__}: {error}"[:120]
 
 
