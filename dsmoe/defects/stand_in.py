@@ -177,7 +177,7 @@ def _cuda(torch):
 
 
 def _gloo(torch):
-    """Gloo of an old torch has no bfloat16; a broadcast as fp32 gives the same bits."""
+    """What gloo of an old torch lacks: bfloat16, which is sent as fp32, and one flat gather."""
     plain = torch.distributed.broadcast
 
     @functools.wraps(plain)
@@ -191,7 +191,18 @@ def _gloo(torch):
         tensor.detach().copy_(wide)
         return done
 
+    def gather(output_tensor, input_tensor, group=None, async_op=False):
+        parts = [
+            torch.empty_like(input_tensor) for _ in range(torch.distributed.get_world_size(group))
+        ]
+        torch.distributed.all_gather(parts, input_tensor, group=group)
+        output_tensor.detach().view(-1).copy_(torch.cat([part.view(-1) for part in parts]))
+        return Stream() if async_op else None
+
     torch.distributed.broadcast = broadcast
+    for name in ("_all_gather_base", "all_gather_into_tensor"):
+        if hasattr(torch.distributed, name):
+            setattr(torch.distributed, name, gather)
 
 
 def allow_views():
