@@ -221,3 +221,28 @@ def allow_views():
         return plain(output_tensor.detach(), input_tensor.detach(), *args, **options)
 
     torch.distributed.all_gather_into_tensor = gather
+
+
+def allow_fp16():
+    """Let DeepSpeed's CPU engine train in fp16, which it refuses where the processor is slow at it.
+
+    It asks torch whether the processor has instructions for fp16; torch computes it without, too.
+    """
+    import torch
+
+    name = "_is_mkldnn_fp16_supported"
+    with contextlib.suppress(AttributeError, RuntimeError):  # an old torch has no such question
+        setattr(torch.ops.mkldnn, name, _Yes(getattr(torch.ops.mkldnn, name)))
+
+
+class _Yes:
+    """An operator of torch whose answer is yes; the compiler of torch asks it for more."""
+
+    def __init__(self, operator):
+        self._operator = operator
+
+    def __call__(self):
+        return True
+
+    def __getattr__(self, name):
+        return getattr(self._operator, name)

@@ -317,6 +317,8 @@ def main():
     options = parser.parse_args()
     files = [str(Path(proof).resolve()) for proof in options.proofs]
     stand_in.allow_views()
+    if on_cpu():
+        stand_in.allow_fp16()
     if options.stand_in:
         stand_in.needed = lambda: True
     if options.phase is not None:

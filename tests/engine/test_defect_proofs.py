@@ -20,7 +20,7 @@ from dsmoe.patchset.series import load_series
 
 FAST = ("experts/copies",)
 #: Patches that do not work without the one that a proof takes out, so they come out with it.
-DEPENDENT = {"launcher/lifeline": ["launcher-lean-on-hosts"]}
+DEPENDENT = {"launcher/lifeline": ["launcher-visible-devices", "launcher-lean-on-hosts"]}
 PROOFS = {proof.name: proof for proof in listing.proofs()}
 ALL = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PROOFS]
 
