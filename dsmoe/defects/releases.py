@@ -97,7 +97,7 @@ def since(releases: dict[str, dict[str, Any]], proof: Proof) -> str:
     between = [name for name in PUBLISHED if order(last) < order(name) < order(first)]
     if not between:
         return f"{_word(states[first])} since {first}"
-    return f"{_word(states[first])} since {first} or one of {len(between)} before it, after {last}"
+    return f"{_word(states[first])} after {last}, by {first}"
 
 
 def _word(state: str) -> str:

@@ -226,23 +226,10 @@ def allow_views():
 def allow_fp16():
     """Let DeepSpeed's CPU engine train in fp16, which it refuses where the processor is slow at it.
 
-    It asks torch whether the processor has instructions for fp16; torch computes it without, too.
+    Call it after DeepSpeed's import; a release without accelerators does not ask.
     """
-    import torch
-
-    name = "_is_mkldnn_fp16_supported"
-    with contextlib.suppress(AttributeError, RuntimeError):  # an old torch has no such question
-        setattr(torch.ops.mkldnn, name, _Yes(getattr(torch.ops.mkldnn, name)))
-
-
-class _Yes:
-    """An operator of torch whose answer is yes; the compiler of torch asks it for more."""
-
-    def __init__(self, operator):
-        self._operator = operator
-
-    def __call__(self):
-        return True
-
-    def __getattr__(self, name):
-        return getattr(self._operator, name)
+    try:
+        from deepspeed.accelerator import get_accelerator
+    except ImportError:
+        return
+    get_accelerator().is_fp16_supported = lambda: True

@@ -299,6 +299,8 @@ def versions():
     # It compiles for minutes, and then carries the reductions of one host in gloo's place.
     if "deepspeed_shm_comm" in getattr(deepspeed.ops, "__compatible_ops__", {}):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if on_cpu():
+        stand_in.allow_fp16()
     return {
         "deepspeed": deepspeed.__version__,
         "torch": torch.__version__,
@@ -313,14 +315,9 @@ def main():
     parser.add_argument("--limit", type=float, default=180.0)
     parser.add_argument("--phase", type=int)
     parser.add_argument("--folder")
-    parser.add_argument("--stand-in", action="store_true", help="Take the CPU for CUDA.")
     options = parser.parse_args()
     files = [str(Path(proof).resolve()) for proof in options.proofs]
     stand_in.allow_views()
-    if on_cpu():
-        stand_in.allow_fp16()
-    if options.stand_in:
-        stand_in.needed = lambda: True
     if options.phase is not None:
         work(runpy.run_path(files[0]), options.phase, options.folder)
         os._exit(0)  # what a library keeps running must not hold the process

@@ -63,7 +63,7 @@ def test_two_proofs_share_releases() -> None:
 
 def test_what_cannot_be_judged_is_left_out_and_said() -> None:
     _, known = bisected({"kind/one": "0.12.3"}, broken=("0.12.2", "0.12.3"))
-    assert releases.since(known, PROOF) == "fixed since 0.12.4 or one of 2 before it, after 0.12.1"
+    assert releases.since(known, PROOF) == "fixed after 0.12.1, by 0.12.4"
 
 
 def test_nothing_to_find_where_the_newest_has_the_defect() -> None:
