@@ -25,7 +25,12 @@ between the last with a defect and the first without.
 
 Releases before 0.14 know no CPU, or want Intel's extensions of torch. They run with a stand-in
 (`dsmoe/defects/stand_in.py`), and say `cpu for CUDA` below: torch answers for CUDA with its CPU and
-gloo, and DeepSpeed is not changed. Times, memory and fused operations cannot be judged so.
+gloo, and DeepSpeed is not changed. Times, memory and fused operations cannot be judged so. The
+verdicts of 0.5.6 are those of commit bd3ebd with only the patches that let it run on a CPU.
+
+An environment for `--against`, or a subfolder of `--bisect`, is made by
+`DS_BUILD_OPS=0 pip install deepspeed==RELEASE`: Python 3.9 with torch 1.12.1 up to 0.13, a current
+Python and torch from 0.14 on. triton 1.0 keeps 0.10 to 0.13 from being imported; 2.1 does not.
 """
 
 
