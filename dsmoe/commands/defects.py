@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   dsmoe defects --against venv/bin/python        which of them that DeepSpeed has
   dsmoe defects --against venv --only 29,37      two of them
   dsmoe defects --against venv --record          keep the verdicts of a release
+  dsmoe defects --bisect environments            which release fixed a defect
   dsmoe defects --write-docs                     the page of all releases
 
 A proof lives, is fixed, not applicable, or could not run, which says nothing
@@ -53,6 +54,12 @@ def make_parser(prog: str) -> OneLineParser:
         "--record", action="store_true", help="The verdicts are kept for the release's page."
     )
     parser.add_argument(
+        "--bisect",
+        metavar="FOLDER",
+        help="FOLDER has environments named by their releases. Those between the last release with "
+        "a defect and the first without are judged, and the verdicts are kept.",
+    )
+    parser.add_argument(
         "--write-docs",
         action="store_true",
         help="docs/reference/defects-by-release.md is written from what was kept.",
@@ -69,18 +76,24 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--limit: found {options.limit:g}, expected 1 to 3600 seconds")
     if options.record and not options.against:
         raise UsageError("--record: expected --against PYTHON beside it")
+    if options.bisect and (options.against or options.json):
+        raise UsageError("--bisect: expected neither --against nor --json beside it")
     chosen = _choose(options.only, listing.proofs())
     code = 0
     if options.against:
         code = _judge(options, chosen)
+    elif options.bisect:
+        _bisect(options, chosen)
     elif not options.write_docs:
         _list(options)
     if options.write_docs:
         from dsmoe.common.files import write_atomically
         from dsmoe.common.places import project_root
+        from dsmoe.defects.page import PAGE
+        from dsmoe.defects.page import page as made
 
-        page = project_root() / releases.PAGE
-        write_atomically(page, releases.page(releases.read()).encode())
+        page = project_root() / PAGE
+        write_atomically(page, made(releases.read()).encode())
         print(f"wrote {page}", file=sys.stderr if options.json else sys.stdout)
     return code
 
@@ -123,6 +136,32 @@ def _judge(options: argparse.Namespace, chosen: list[Any]) -> int:
         counted = ", ".join(f"{number} {state}" for state, number in counts.items())
         print(f"DeepSpeed {versions['deepspeed']}, torch {versions['torch']}: {counted}")
     return 1 if counts[against.FAILED] else 0
+
+
+def _bisect(options: argparse.Namespace, chosen: list[Any]) -> None:
+    from dsmoe.common.errors import EnvironmentProblem
+    from dsmoe.defects import against, narrow, releases
+
+    pythons = narrow.environments(options.bisect)
+
+    def say(proof: Any, verdict: dict[str, Any]) -> None:
+        print(f"{proof.number:>3}  {verdict['state']:<14}  {proof.name}", flush=True)
+
+    def judge(release: str, proofs: list[Any]) -> None:
+        print(f"{release}: {len(proofs)} proof(s)", flush=True)
+        try:
+            found = against.run_proofs(pythons[release], proofs, options.limit, say)
+        except EnvironmentProblem as problem:
+            print(f"{release} is left out: {problem}", flush=True)
+            return
+        releases.record(*found)
+
+    for _ in narrow.steps(releases.read, list(pythons), chosen, judge):
+        pass
+    known = releases.read()
+    for proof in chosen:
+        if releases.bounds(known, proof):
+            print(f"{proof.number:>3}  {proof.title}: {releases.since(known, proof)}")
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -9,13 +9,30 @@ from typing import Any
 
 from dsmoe.common.errors import ResultsError
 from dsmoe.common.files import write_atomically
-from dsmoe.defects.against import FAILED, FIXED, LIVES, NONE
+from dsmoe.defects.against import FIXED, LIVES, NONE
 from dsmoe.defects.listing import HERE, Proof, patches, proofs
-from dsmoe.defects.unproved import UNPROVED, UNTRIED
+from dsmoe.defects.unproved import UNPROVED
 
 FILE = HERE / "releases.json"
-PAGE = "docs/reference/defects-by-release.md"
-_MARKS = {LIVES: "lives", FIXED: "fixed", NONE: "n/a", FAILED: "?"}
+#: What the package index has from 0.5.4 on (some numbers were never published), on 2026-11-28.
+_PATCH_NUMBERS = {
+    "0.5": "4 5 6 7 8 9 10",
+    "0.6": "0 1 3 4 5 6 7",
+    "0.7": "0 1 2 3 4 5 6 7",
+    "0.8": "0 1 2 3",
+    "0.9": "0 1 2 3 4 5",
+    "0.10": "0 1 2 3",
+    "0.11": "0 1 2",
+    "0.12": "0 1 2 3 4 5 6",
+    "0.13": "0 1 2 3 4 5",
+    "0.14": "0 1 2 3 4 5",
+    "0.15": "0 1 2 3 4",
+    "0.16": "0 1 2 3 4 5 6 7 8 9",
+    "0.17": "0 1 2 3 4 5 6",
+    "0.18": "0 1 2 3 4 5 6 7 8 9",
+    "0.19": "0 1 2 3 4 5 6 7 8",
+}
+PUBLISHED = [f"{minor}.{n}" for minor, numbers in _PATCH_NUMBERS.items() for n in numbers.split()]
 
 
 def order(release: str) -> tuple[int, ...]:
@@ -52,80 +69,39 @@ def state_of(release: dict[str, Any], proof: Proof) -> str:
     return str(release["verdicts"].get(proof.name, {}).get("state", "-"))
 
 
+def bounds(releases: dict[str, dict[str, Any]], proof: Proof) -> tuple[str, str] | None:
+    """The last release that has the defect and the first judged after it that has it not.
+
+    None where the newest that was judged has it, or none has.
+    """
+    states = {name: state_of(release, proof) for name, release in releases.items()}
+    known = [name for name, state in states.items() if state in (LIVES, FIXED, NONE)]
+    lives = [name for name in known if states[name] == LIVES]
+    if not lives or lives[-1] == known[-1]:
+        return None
+    return lives[-1], known[known.index(lives[-1]) + 1]
+
+
 def since(releases: dict[str, dict[str, Any]], proof: Proof) -> str:
     """Where it was seen: the last release that has it and the first that has it not."""
     states = {name: state_of(release, proof) for name, release in releases.items()}
-    lives = [name for name, state in states.items() if state == LIVES]
     known = [name for name, state in states.items() if state in (LIVES, FIXED, NONE)]
     if not known:
         return "not known"
     if states[known[-1]] == LIVES:
         return f"lives in {known[-1]}"
-    earlier = [name for name in lives if order(name) < order(known[-1])]
-    after = [name for name in known if not earlier or order(name) > order(earlier[-1])]
-    word = "not applicable" if states[after[0]] == NONE else "fixed"
-    if earlier and word != "fixed":
-        return f"{word} since {after[0]} (lives in {earlier[-1]})"
-    if earlier:  # releases between the two were not tried
-        return f"{word} between {earlier[-1]} and {after[0]}"
-    return f"{word} since {after[0]} or earlier"
+    found = bounds(releases, proof)
+    if found is None:
+        return f"{_word(states[known[0]])} in {known[0]} and later"
+    last, first = found
+    between = [name for name in PUBLISHED if order(last) < order(name) < order(first)]
+    if not between:
+        return f"{_word(states[first])} since {first}"
+    return f"{_word(states[first])} after {last}, by {first}"
 
 
-def page(releases: dict[str, dict[str, Any]]) -> str:
-    """docs/reference/defects-by-release.md."""
-    if not releases:
-        raise ResultsError(
-            f"{FILE.name} has no release; run dsmoe defects --against PYTHON --record"
-        )
-    names = list(releases)
-    lines = [
-        "# Defects by release",
-        "",
-        "<!-- Made by dsmoe defects --write-docs: run the proofs again with --record. -->",
-        "",
-        "The table says which [defects](defects.md) a release of DeepSpeed has, by proofs that use "
-        "its public interface alone. `dsmoe defects --against PYTHON` runs them against the "
-        "DeepSpeed of another environment. `n/a`: the release lacks what the defect is about. "
-        "`?`: the proof could not run there, which says nothing about the defect. `-`: not tried.",
-        "",
-        "| release | Python | torch | device | date |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name in names:
-        it = releases[name]
-        lines.append(f"| {name} | {it['python']} | {it['torch']} | {it['device']} | {it['date']} |")
-    lines += ["", "## Verdicts", ""]
-    lines.append("| # | what is right | " + " | ".join(names) + " | |")
-    lines.append("| --- | --- |" + " --- |" * len(names) + " --- |")
-    for proof in proofs():
-        states = [state_of(releases[name], proof) for name in names]
-        cells = " | ".join(_MARKS.get(state, state) for state in states)
-        lines.append(f"| {proof.number} | {proof.title} | {cells} | {since(releases, proof)} |")
-    lines += ["", f"## What was seen in {names[-1]}", ""]
-    lines += ["| # | proof | verdict | seen | right |", "| --- | --- | --- | --- | --- |"]
-    for proof in proofs():
-        it = releases[names[-1]]["verdicts"].get(proof.name, {})
-        seen = it.get("seen", it.get("reason", ""))
-        found = [str(proof.number), f"`{proof.name}`", it.get("state", "-"), seen]
-        lines.append("| " + " | ".join(_cell(c) for c in [*found, it.get("right", "")]) + " |")
-    lines += ["", "## Could not run", ""]
-    failed = [
-        f"- {name}, `{proof.name}`: {_cell(it['reason'])}"
-        for name in names
-        for proof in proofs()
-        for it in [releases[name]["verdicts"].get(proof.name, {})]
-        if it.get("state") == FAILED
-    ]
-    lines += failed or ["Every proof gave an answer."]
-    lines += ["", "## Releases without a full record", "", "| release | why |", "| --- | --- |"]
-    lines += [f"| {release} | {why} |" for release, why in UNTRIED.items()]
-    lines += ["", "## Without a proof", "", "| # | what is right | why |", "| --- | --- | --- |"]
-    lines += [f"| {number} | {title} | {why} |" for number, (title, why) in UNPROVED.items()]
-    return "\n".join([*lines, ""])
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+def _word(state: str) -> str:
+    return "not applicable" if state == NONE else "fixed"
 
 
 def still_needed(releases: dict[str, dict[str, Any]], number: int) -> str:

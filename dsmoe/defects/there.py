@@ -25,6 +25,8 @@ import time
 import traceback
 from pathlib import Path
 
+import stand_in  # type: ignore[import-not-found]
+
 #: How long the compiler may take on a slow machine.
 BUILD_SECONDS = 600.0
 
@@ -49,10 +51,9 @@ class Tools:
         import torch
 
         if not torch.distributed.is_initialized():
-            backend = "nccl" if torch.cuda.is_available() else "gloo"
+            backend = "gloo" if on_cpu() else "nccl"
             if backend == "nccl":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            torch.distributed.init_process_group(backend)
             deepspeed.init_distributed(dist_backend=backend)
         return deepspeed
 
@@ -137,6 +138,11 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def on_cpu():
+    """Whether the proofs run without a GPU."""
+    return not os.environ.get("CUDA_VISIBLE_DEVICES") and not Path("/dev/nvidia0").exists()
+
+
 def environment(proof):
     """The variables of every process: this machine alone, one thread."""
     made = dict(os.environ)
@@ -147,7 +153,7 @@ def environment(proof):
         PYTHONWARNINGS="ignore",
         PYTHONPATH=os.environ.get("PYTHONPATH", ""),
     )
-    if not made.get("CUDA_VISIBLE_DEVICES") and not Path("/dev/nvidia0").exists():
+    if on_cpu() and not stand_in.needed():
         made["DS_ACCELERATOR"] = "cpu"
     if not proof.get("TORCH_DEFAULTS"):
         # torch 2.6 and later refuse checkpoints of older releases; that is a question of its own
@@ -160,7 +166,7 @@ def start_worker(file, phase, folder, log, place):
 
     ``file``: the proof's; in a fork it may be the proof itself.
     """
-    if place.get("DS_ACCELERATOR") != "cpu":
+    if not on_cpu():
         command = [sys.executable, __file__, file, "--phase", str(phase), "--folder", folder]
         with log.open("wb") as out:
             return subprocess.Popen(
@@ -264,27 +270,42 @@ def prove(file, limit):
 
 
 def warm_up():
-    """Let DeepSpeed compile what its process group needs on the CPU, outside of any time limit.
+    """Let DeepSpeed compile what an engine needs on the CPU, outside of any time limit.
 
     Whether that works is shown by the proofs, which do the same.
     """
-    if os.environ.get("DS_ACCELERATOR") != "cpu":
+    if not on_cpu():
         return
-    proof = {"PHASES": (1,), "observe": lambda tools, phase: str(tools.begin())}
+
+    def observe(tools, phase):
+        import torch
+
+        tools.start(torch.nn.Linear(1, 1), {"optimizer": {"type": "Adagrad", "params": {"lr": 1}}})
+
+    proof = {"PHASES": (1,), "observe": observe}
     with tempfile.TemporaryDirectory(prefix="proof-") as folder, contextlib.suppress(RuntimeError):
         run_phase(proof, proof, 0, folder, time.monotonic() + BUILD_SECONDS)
 
 
 def versions():
     """The releases that are judged; imports DeepSpeed. Raises what the import raises."""
+    device = "cpu" if on_cpu() else "cuda"
+    if on_cpu() and stand_in.needed():
+        stand_in.install()
+        device = "cpu for CUDA"
     import deepspeed
     import torch
 
+    # It compiles for minutes, and then carries the reductions of one host in gloo's place.
+    if "deepspeed_shm_comm" in getattr(deepspeed.ops, "__compatible_ops__", {}):
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if on_cpu():
+        stand_in.allow_fp16()
     return {
         "deepspeed": deepspeed.__version__,
         "torch": torch.__version__,
         "python": sys.version.split()[0],
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": device,
     }
 
 
@@ -296,6 +317,7 @@ def main():
     parser.add_argument("--folder")
     options = parser.parse_args()
     files = [str(Path(proof).resolve()) for proof in options.proofs]
+    stand_in.allow_views()
     if options.phase is not None:
         work(runpy.run_path(files[0]), options.phase, options.folder)
         os._exit(0)  # what a library keeps running must not hold the process

@@ -20,10 +20,10 @@ def observe(tools, phase):
         return None
     try:
         engine.load_checkpoint(tools.folder, tag="one")
+        before = tools.values(engine.module.weight)
+        tools.step(engine, engine(x).sum())
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:200]
-    before = tools.values(engine.module.weight)
-    tools.step(engine, engine(x).sum())
     after = tools.values(engine.module.weight)
     return [round((a - b) / 0.1, 4) for a, b in zip(before, after)]
 

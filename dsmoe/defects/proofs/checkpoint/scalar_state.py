@@ -22,7 +22,7 @@ def observe(tools, phase):
             inner = optimizer.state
         steps = [float(state["step"]) for state in inner.values() if "step" in state]
         return steps
-    except (IndexError, FileNotFoundError) as error:
+    except Exception as error:
         return f"{type(error).__name__}: {error}"[:120]
 
 
@@ -30,5 +30,9 @@ def judge(seen):
     saved, loaded = seen[0][0], seen[1][0]
     if isinstance(saved, str):
         return "lives", f"saving: {saved}", "a checkpoint"
+    if isinstance(loaded, str):
+        if loaded.startswith("IndexError"):
+            return "lives", f"loading: {loaded}", f"step is {saved}"
+        raise RuntimeError(f"loading fails for another reason: {loaded}")
     state = "fixed" if saved == loaded and saved else "lives"
     return state, f"step is {saved} at saving and {loaded} after loading", "the same"

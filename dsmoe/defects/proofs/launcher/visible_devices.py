@@ -21,8 +21,8 @@ def observe(tools, phase):
         port = listener.getsockname()[1]
     place = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     place["CUDA_VISIBLE_DEVICES"] = "5,6"
-    place.pop("DS_ACCELERATOR", None)
-    place["DS_ACCELERATOR"] = "cuda"
+    if "DS_ACCELERATOR" in place:  # it says cpu, whose slots are no GPUs
+        place["DS_ACCELERATOR"] = "cuda"
     command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
     command += ["--node_rank=0", "--master_addr=127.0.0.1", f"--master_port={port}", str(script)]
     run = subprocess.run(
