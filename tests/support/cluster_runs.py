@@ -19,7 +19,8 @@ from support import ROOT
 # As a user starts it; it imports torch twice, so one test has it.
 SCRIPT = [str(ROOT / "run_deepspeed_benchmark.sh")]
 KNOWN = "support/known_machine.py"
-COMMAND = [sys.executable, str(ROOT / "tests" / KNOWN), json.dumps(torch_facts()), "run"]
+DSMOE = [sys.executable, str(ROOT / "tests" / KNOWN), json.dumps(torch_facts())]
+COMMAND = [*DSMOE, "run"]
 MARK = "train/process.py"
 # A machine under load takes its time to start; how long the end takes is what is measured.
 START_SECONDS = 300
