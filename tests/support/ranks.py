@@ -114,6 +114,7 @@ def forker() -> subprocess.Popen:
 
 
 @atexit.register
-def _close_all() -> None:
+def close_all() -> None:
+    """End the processes that wait, whose process groups have threads that wake all the time."""
     while _POOLS:
         _POOLS.popitem()[1].close()
