@@ -3,7 +3,8 @@
 torch 2 keeps torch.compile out of some methods, as those of its optimizers, by a wrapper whose
 first call imports torch._dynamo, also where nothing is ever compiled (torch/_compile.py). The
 wrapper keeps what it calls from then on in an attribute of the method inside, and imports nothing
-where that is set already.
+where that is set already. The ``step`` of torch's own AdamW, SGD and others imports it all the
+same, by a decorator that has no such attribute; AdaFactor's does not.
 """
 
 from __future__ import annotations
