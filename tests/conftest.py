@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 # What takes longest begins first, so that the processes end together.
 ORDER = ("tests/system/cluster", "tests/system", "tests/engine", "tests")
+# Files that stay in one process together, as they compare with one run: on_one_host.
+TOGETHER = tuple(
+    f"tests/system/cluster/test_{name}.py" for name in ("benchmark_hosts", "slurm", "torchrun")
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,8 +57,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With ``-n``: a file stays in one process, and files begin in the order of the tests."""
     from xdist.scheduler import LoadFileScheduling
 
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return TOGETHER[0] if file in TOGETHER else file
+
     config.option.loadscopereorder = False  # by the number of tests; ORDER knows better
-    return LoadFileScheduling(config, log)
+    return ByFile(config, log)
 
 
 def _place(nodeid: str) -> int:

@@ -14,7 +14,7 @@ from typing import Mapping, Sequence
 
 from dsmoe.patchset.git import Git
 from dsmoe.patchset.patch_file import FileDiff, Patch
-from dsmoe.patchset.tree import Entries, Entry, index_info, read_index_at
+from dsmoe.patchset.tree import Entries, Entry, index_info, read_blobs, read_index_at
 
 _FAILED = re.compile(r"^error: patch failed: (.*):(\d+)$")
 _FILE_ERROR = re.compile(r"^error: (.*?): (.*)$")
@@ -31,25 +31,61 @@ class Progress:
 
 
 def apply_together(git: Git, patches: Sequence[Patch], progress: Progress) -> bool:
-    """Apply ``patches`` by one git for as many in a row as are made for the very blobs there.
+    """Apply ``patches`` by one git for as many in a row as do not wait for one another.
 
     A git for each patch takes a second a series. False where anything does not fit: the index and
     ``progress`` are then of no use, and :func:`apply_patch` says what it is.
     """
-    waiting: list[str] = []
+    row = _Row()
     for patch in patches:
-        if patch.files and all(_is_made_for(item, progress) for item in patch.files):
-            waiting.append(str(patch.path))
-            _follow(git, patch, progress, exact=True)
-        elif not _apply_files(git, waiting) or apply_patch(git, patch, progress):
+        if row.must_come_before(patch, progress):
+            if not row.apply(git, progress):
+                return False
+            row = _Row()
+        moved = [item for item in patch.files if not _is_made_for(item, progress)]
+        if not patch.files or (moved and not patch.shared):
             return False
-        else:
-            waiting = []
-    return _apply_files(git, waiting)
+        row.add(patch, moved, progress)
+    return row.apply(git, progress)
 
 
-def _apply_files(git: Git, files: Sequence[str]) -> bool:
-    return not files or git.run(*_APPLY, *files, ok=(0, 1, 128)).status == 0
+@dataclass
+class _Row:
+    """Patches for one git. What is placed by its context is known to progress only after it."""
+
+    files: list[str] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
+    #: A file placed by its context, the blob that it finds, and its patch's part of ``after``.
+    moved: list[tuple[FileDiff, str, dict[str, Entry | None]]] = field(default_factory=list)
+
+    def must_come_before(self, patch: Patch, progress: Progress) -> bool:
+        """Whether ``patch`` needs a blob that is not known, or not written, before the row is."""
+        placed = {item.path for item, *_ in self.moved}
+        return any(
+            item.path in placed or (item.path in self.touched and not _is_made_for(item, progress))
+            for item in patch.files
+        )
+
+    def add(self, patch: Patch, moved: Sequence[FileDiff], progress: Progress) -> None:
+        found = [progress.entries.get(item.path) for item in moved]
+        self.files.append(str(patch.path))
+        self.touched |= {item.path for item in patch.files}
+        _follow(patch, progress)
+        for item, entry in zip(moved, found):
+            self.moved.append((item, entry[1] if entry else "", progress.after[-1]))
+
+    def apply(self, git: Git, progress: Progress) -> bool:
+        if any(not blob or item.old_id is None for item, blob, _ in self.moved):
+            return False
+        blobs = read_blobs(git, [blob for _, blob, _ in self.moved])
+        if any(_uncertain(item, blob) for (item, *_), blob in zip(self.moved, blobs)):
+            return False
+        if self.files and git.run(*_APPLY, *self.files, ok=(0, 1, 128)).status:
+            return False
+        there = read_index_at(git, [item.path for item, *_ in self.moved])
+        for item, _, after in self.moved:
+            after[item.path] = progress.entries[item.path] = there.get(item.path)
+        return True
 
 
 def apply_patch(git: Git, patch: Patch, progress: Progress) -> list[str]:
@@ -71,7 +107,12 @@ def apply_patch(git: Git, patch: Patch, progress: Progress) -> list[str]:
         if bad and len(bad) < len(patch.files):
             git.run(*_APPLY, *skip, str(patch.path), ok=(0, 1, 128))
         progress.broken.update({p: patch.name for p in bad if p not in progress.broken})
-    _follow(git, patch, progress, exact=not moved and not result.status)
+    _follow(patch, progress)
+    if patch.shared and (moved or result.status):
+        there = read_index_at(git, [item.path for item in patch.files])
+        after = {item.path: there.get(item.path) for item in patch.files}
+        progress.entries.update(after)
+        progress.after[-1] = after
     return problems
 
 
@@ -96,15 +137,12 @@ def _misplaced(git: Git, patch: Patch, item: FileDiff, entry: Entry | None) -> l
     return [
         f"{patch.name}: {item.path}: hunk {number} of {len(item.hunks)}: its context occurs more "
         "than once there, so its place is not certain; --port-from gives the base its own patch"
-        for number in _uncertain(git, item, entry)
+        for number in _uncertain(item, *read_blobs(git, [entry[1]]))
     ]
 
 
-def _uncertain(git: Git, item: FileDiff, entry: Entry | None) -> list[int]:
-    """The hunks, counted from 1, whose context occurs more than once in the blob of ``entry``."""
-    if entry is None:
-        return []
-    content = git.run("cat-file", "blob", entry[1]).out
+def _uncertain(item: FileDiff, content: bytes) -> list[int]:
+    """The hunks, counted from 1, whose context occurs more than once in ``content``."""
     return [
         number for number, hunk in enumerate(item.hunks, 1) if occurrences(content, hunk.before) > 1
     ]
@@ -123,15 +161,12 @@ def occurrences(content: bytes, lines: bytes) -> int:
     return count
 
 
-def _follow(git: Git, patch: Patch, progress: Progress, exact: bool) -> None:
-    """Note what the files of ``patch`` hold after it: by its index lines, else by git's index."""
-    after: dict[str, Entry | None]
-    if exact or not patch.shared:
-        # Also where it failed: later patches of the same folder are judged as if it had not.
-        after = {item.path: _after(progress.entries.get(item.path), item) for item in patch.files}
-    else:
-        there = read_index_at(git, [item.path for item in patch.files])
-        after = {item.path: there.get(item.path) for item in patch.files}
+def _follow(patch: Patch, progress: Progress) -> None:
+    """Note what the files of ``patch`` hold after it by its index lines.
+
+    Also where it failed: later patches of the same folder are judged as if it had not.
+    """
+    after = {item.path: _after(progress.entries.get(item.path), item) for item in patch.files}
     progress.entries.update(after)
     progress.after.append(after)
 
@@ -151,7 +186,9 @@ def place(git: Git, patch: Patch, entries: Mapping[str, Entry | None]) -> Entrie
     """
     for item in patch.files:
         entry = entries.get(item.path)
-        if (entry[1] if entry else None) != item.old_id and _uncertain(git, item, entry):
+        if entry is None or entry[1] == item.old_id:
+            continue
+        if _uncertain(item, *read_blobs(git, [entry[1]])):
             return None
     git.run("read-tree", "--empty")
     there = {name: entry for name, entry in entries.items() if entry is not None}

@@ -78,6 +78,21 @@ def read_index_at(git: Git, paths: Sequence[str]) -> Entries:
     return _parse(out, kind=0, oid=1)
 
 
+def read_blobs(git: Git, ids: Sequence[str]) -> list[bytes]:
+    """The contents of blobs, by one git. Raises GitFailed where one is missing."""
+    out = git.run("cat-file", "--batch", stdin="\n".join(ids).encode()).out if ids else b""
+    found = []
+    for oid in ids:
+        head, _, out = out.partition(b"\n")
+        words = head.split()
+        if len(words) != 3:
+            git.run("cat-file", "blob", oid)  # in git's own words
+        size = int(words[-1])
+        found.append(out[:size])
+        out = out[size + 1 :]
+    return found
+
+
 def diff_trees(git: Git, old: str, new: str) -> dict[str, Change]:
     """Path -> (entry before, entry after) of every file that differs between two trees."""
     out = git.run("diff-tree", "-r", "-z", "--no-renames", "--raw", old, new).out

@@ -13,7 +13,7 @@ from support.scenarios import OF_THIS_MACHINE, end_groups
 
 CONFIG = {
     "hidden_size": 16,
-    "num_layers": 4,
+    "num_layers": 2,
     "num_experts": 4,
     "num_heads": 2,
     "vocab_size": 32,

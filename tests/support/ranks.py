@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
+SECONDS_BETWEEN_LOOKS = 0.2  # whether a process has ended
 TIMEOUT = 600  # on a machine with other work a call takes ten times as long
 _POOLS: dict[int, Pool] = {}
 
@@ -58,6 +60,9 @@ class Pool:
             os.mkfifo(self.here / f"calls{rank}")
         # Opened for reading too, because this must not wait for the reader.
         self._ends = [os.open(self.here / f"calls{rank}", os.O_RDWR) for rank in self.ranks]
+        os.mkfifo(self.here / "done")  # a byte for each result
+        self._done = os.open(self.here / "done", os.O_RDWR)
+        self._ends.append(self._done)
         self._forker = forker()
         self._forker.stdin.write(f"{self.here} {processes}\n".encode())
         self._forker.stdin.flush()
@@ -65,7 +70,7 @@ class Pool:
     def start(self, function: str, arguments: tuple[Any, ...]) -> None:
         self.calls += 1
         torch.save([function, *arguments], self.here / f"in{self.calls}")
-        for end in self._ends:
+        for end in self._ends[: len(self.ranks)]:
             os.write(end, f"{self.calls}\n".encode())
 
     def run(self, function: str, arguments: tuple[Any, ...]) -> list[Any]:
@@ -76,7 +81,8 @@ class Pool:
             if self._one_ended() or time.monotonic() > deadline:
                 time.sleep(0.5)  # the others say what they saw
                 raise AssertionError(f"{function} failed\n{self.said()}")
-            time.sleep(0.01)
+            if select.select([self._done], [], [], SECONDS_BETWEEN_LOOKS)[0]:
+                os.read(self._done, len(outputs))
         return [torch.load(output, map_location="cpu") for output in outputs]
 
     def _one_ended(self) -> bool:
@@ -108,6 +114,7 @@ def forker() -> subprocess.Popen:
 
 
 @atexit.register
-def _close_all() -> None:
+def close_all() -> None:
+    """End the processes that wait, whose process groups have threads that wake all the time."""
     while _POOLS:
         _POOLS.popitem()[1].close()

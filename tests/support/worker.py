@@ -84,6 +84,7 @@ def serve(folder: Path, rank: int, processes: int) -> None:
             # The file's name is the sign that it is whole.
             torch.save(result, folder / f"saving{rank}")
             (folder / f"saving{rank}").replace(folder / f"out{call}-{rank}")
+            (folder / "done").write_bytes(b".")  # a FIFO that ranks.Pool waits at
 
 
 if __name__ == "__main__":

@@ -7,21 +7,26 @@ from pathlib import Path
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.placement import exchanged_share, group_hosts
 from dsmoe.benchmark.plan.estimate import GIB, MIB, estimate
+from dsmoe.benchmark.predict.traffic import handed_over
 from dsmoe.common.errors import EnvironmentProblem
 
 
 def exchange_warning(case: Case, devices: int, device: str, checkout: Path) -> str | None:
     """A line for a case whose experts' tokens go between hosts; None where they do not.
 
-    ``devices`` processes are on each host, on ``device`` (cpu or cuda). The bytes are the plan's:
-    what a process hands to the exchange in a step, and the share of it that leaves the host.
+    ``devices`` processes are on each host, on ``device`` (cpu or cuda). The bytes are what a
+    process hands to the exchange in a step, and the share of it that leaves the host: by the
+    formula, which test_plan.py compares with a real step; for a pipeline by a plan, in seconds.
     """
     parallel = case.parallel
     share = exchanged_share(parallel, devices)
     if not share:
         return None
     try:
-        handed = estimate(case, device, checkout)["sent"].get("all-to-all", 0)
+        if parallel.pipeline_parallel_size > 1:
+            handed = estimate(case, device, checkout)["sent"].get("all-to-all", 0)
+        else:
+            handed = handed_over(case)
         size = handed * share * devices
         cost = f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.2f} MiB"
     except EnvironmentProblem as error:

@@ -11,7 +11,14 @@ from dsmoe.benchmark.predict import compiled, eager
 from dsmoe.benchmark.predict.parameters import held
 from dsmoe.benchmark.predict.price import Prices
 from dsmoe.benchmark.predict.rates.cluster import Cluster
-from dsmoe.benchmark.predict.traffic import Sent, bucket_elements, exchange, gather, reduction
+from dsmoe.benchmark.predict.traffic import (
+    Sent,
+    bucket_elements,
+    exchange,
+    exchanges,
+    gather,
+    reduction,
+)
 from dsmoe.benchmark.predict.work import BYTES, PARTS, Pass, Work, sizes_of
 
 #: Operations that the optimizer and ZeRO start for each parameter in a step, and in a micro-batch
@@ -67,7 +74,7 @@ class _Iteration:
     def prediction(self) -> Prediction:
         self._micro_batch()
         sent = {
-            "exchange": exchange(self.case, self.sizes, self.per_host, self._exchanges()),
+            "exchange": exchange(self.case, self.sizes, self.per_host, exchanges(self.case)),
             "reduction": reduction(self.case, self.per_host, self.cluster.device),
             "gather": gather(self.case, self.per_host),
         }
@@ -133,10 +140,6 @@ class _Iteration:
         # into the bucket, divided, out of it, added: each reads and writes
         moved = own.whole * 9.0 * width if self.case.parallel.zero_stage == 2 else own.whole * 6.0
         return Work("optimizer", bytes=moved, launches=HOOK_LAUNCHES * own.tensors)
-
-    def _exchanges(self) -> int:
-        """All-to-alls of a mixture layer in a micro-batch."""
-        return 6 if self.case.remat else 4
 
     def _reduce(self, sent: Sent) -> None:
         """Reduction, and what of it runs beside the computation."""

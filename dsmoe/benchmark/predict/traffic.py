@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.placement import exchanged_share
 from dsmoe.benchmark.predict.parameters import held
-from dsmoe.benchmark.predict.work import BYTES, Sizes
+from dsmoe.benchmark.predict.work import BYTES, Sizes, sizes_of
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,18 @@ def groups_of(case: Case, per_host: int) -> tuple[Group, Group]:
     streams = min(size, per_host)
     near = max(1, per_host // size)
     return dense, Group(copies, max(1, copies // near), streams)
+
+
+def exchanges(case: Case) -> int:
+    """All-to-alls of a mixture layer in a micro-batch: two in each direction and again."""
+    return 6 if case.remat else 4
+
+
+def handed_over(case: Case) -> int:
+    """Bytes that a process hands to the experts' exchange in an iteration, without a pipeline."""
+    sizes = sizes_of(case)
+    layers = case.model.num_layers // 2 * case.micro_batches
+    return sizes.R * sizes.H * sizes.e * exchanges(case) * layers
 
 
 def exchange(case: Case, sizes: Sizes, per_host: int, passes: int) -> Sent:

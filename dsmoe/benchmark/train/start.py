@@ -27,6 +27,7 @@ from dsmoe.benchmark.run.layout import INTERFACE, gloo_interface
 from dsmoe.benchmark.train.failure import Stage
 from dsmoe.benchmark.train.link_bytes import LinkBytes
 from dsmoe.common.errors import TrainingFailed
+from dsmoe.common.packages.no_compiler import without_compiler
 
 
 def model_config(case: Case) -> MoELMConfig:
@@ -82,6 +83,8 @@ def start(folder: Path, stage: Stage) -> Run:
     cuda = torch.cuda.is_available()
     if cuda and case.compiled:
         find_ahead()
+    if not case.compiled:
+        without_compiler(torch.optim.Optimizer)
     if case.deterministic:
         be_deterministic()
     local_rank = int(os.environ["LOCAL_RANK"])

@@ -22,6 +22,7 @@ from dsmoe.benchmark.cases.suites import MODELS
 from dsmoe.benchmark.launchers.deepspeed_runner import free_port
 from dsmoe.benchmark.plan.estimate import estimate, simulated
 from dsmoe.benchmark.plan.flat import GRADIENTS_BY_BLOCK
+from dsmoe.benchmark.predict.traffic import handed_over
 from dsmoe.benchmark.results.store import read_records
 from dsmoe.benchmark.run import patched_deepspeed
 
@@ -137,6 +138,7 @@ def test_the_plan_is_what_a_real_step_takes(
     case = CASES[name]
     # The experts' exchange is the real model's, to the byte.
     tokens = plan["sent"]["all-to-all"]
+    assert tokens == handed_over(case)
     if case.reduce_dtype == "int8":  # a message's last block may be part empty
         blocks = real["sent"]["all-to-all"] - tokens
         assert plan["sent"][GRADIENTS_BY_BLOCK] == pytest.approx(blocks, rel=0.02)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from support import ROOT
+from support.cluster_runs import DSMOE
 
 from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.hosts.spaces import guardian
@@ -45,7 +46,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(text: Path, output: Path, *words: str) -> list[str]:
     short = ["--steps", "2", "--data", str(text), "--output", str(output)]
-    return [sys.executable, "-m", "dsmoe", "bench", "--hosts", "2", *words, *short]
+    return [*DSMOE, "bench", "--hosts", "2", *words, *short]
 
 
 def bench(text: Path, output: Path, *words: str) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ def site(pristine: Path, tmp_path: Path) -> Path:
     return tmp_path / "site"
 
 
-def test_apply_train_and_revert(site: Path, tmp_path: Path) -> None:
+def test_apply_train_refuse_an_edit_and_revert(site: Path, tmp_path: Path) -> None:
     before = snapshot(site)
     assert status(site) == 20 and tool(site, "--check").returncode == 0
     assert snapshot(site) == before
@@ -131,6 +131,14 @@ def test_apply_train_and_revert(site: Path, tmp_path: Path) -> None:
         (str(site / "deepspeed/__init__.py"), "0.5.4")
     }
     assert float(lines[-1][1]) < float(lines[0][1])
+    engine = site / "deepspeed/runtime/engine.py"
+    patched = engine.read_bytes()
+    engine.write_bytes(patched + b"# mine\n")
+    assert status(site) == 21
+    done = tool(site, "--revert")
+    assert done.returncode == 7 and str(engine) in done.stderr
+    assert engine.read_bytes() == patched + b"# mine\n"
+    engine.write_bytes(patched)
     done = tool(site, "--revert")
     assert done.returncode == 0 and snapshot(site) == before
     assert status(site) == 20 and tool(site, "--revert").returncode == 0
@@ -151,20 +159,6 @@ def test_edited_files_are_listed_and_kept(site: Path) -> None:
     engine.write_bytes(original)
     other.write_bytes((ROOT / "README.md").read_bytes())  # still not the base's
     assert tool(site).returncode == 7
-
-
-def test_an_edit_after_applying_stops_the_revert(site: Path) -> None:
-    before = snapshot(site)
-    assert tool(site).returncode == 0
-    engine = site / "deepspeed/runtime/engine.py"
-    patched = engine.read_bytes()
-    engine.write_bytes(patched + b"# mine\n")
-    assert status(site) == 21
-    done = tool(site, "--revert")
-    assert done.returncode == 7 and str(engine) in done.stderr
-    assert engine.read_bytes() == patched + b"# mine\n"
-    engine.write_bytes(patched)
-    assert tool(site, "--revert").returncode == 0 and snapshot(site) == before
 
 
 @pytest.mark.parametrize("action", ["apply", pytest.param("revert", marks=pytest.mark.slow)])

@@ -73,6 +73,7 @@ def test_every_field_with_every_odd_value(
     refused, drawn, shown = 0, [], []
     report = ("report", tmp_path, "--output", tmp_path / "page.html")
     for path in paths(GOOD):
+        reported = False
         for value in BAD:
             line = changed(path, value)
             file.write_text(line + "\n")
@@ -81,9 +82,11 @@ def test_every_field_with_every_odd_value(
             if code == 0:
                 (drawn if path[0] in DRAWN else shown).append(line)
                 continue
-            assert dsmoe(*report) == 10, (path, value)
-            assert capsys.readouterr().err.count(f"{file}:1: ") == 2, (path, value)
-            refused += 1
+            if not reported:  # it reads a file as the table does: one value of each field
+                assert dsmoe(*report) == 10, (path, value)
+            said = capsys.readouterr().err.count(f"{file}:1: ")
+            assert said == (1 if reported else 2), (path, value)
+            refused, reported = refused + 1, True
     assert refused > 300
     pages = [drawn[first : first + BESIDE] for first in range(0, len(drawn), BESIDE)]
     # without their maps of load, which take time
