@@ -26,7 +26,8 @@ def chosen(
 def without_stages(gpus: int, micro_batches: int, memory: int | None = None) -> Case:
     """The case of ``tuned`` without its pipeline, on hosts of eight GPUs."""
     case = find_case("tuned", gpus)
-    parallel = dataclasses.replace(case.parallel, pipeline_parallel_size=1, zero_stage=2, pipeline_schedule="1f1b")
+    alone = {"pipeline_parallel_size": 1, "pipeline_schedule": "1f1b", "zero_stage": 2}
+    parallel = dataclasses.replace(case.parallel, **alone)
     case = dataclasses.replace(case, parallel=parallel, micro_batches=micro_batches, reduce=None)
     return with_reduce(case, 8, memory)
 
