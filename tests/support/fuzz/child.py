@@ -189,7 +189,7 @@ def stand_ins() -> list[tuple[str, str, Callable[..., Any]]]:
         ("dsmoe.model.measured", "measure", reached),
         ("dsmoe.model.written", "write", reached),
         ("dsmoe.defects.against", "run_proofs", reached),
-        ("dsmoe.defects.releases", "page", reached),
+        ("dsmoe.defects.page", "page", reached),
         ("dsmoe.hosts.spaces.cluster", "Cluster", reached),
         ("dsmoe.hosts.sources.local", "_count_by_torch", lambda: (0, "no torch in the fuzzer")),
         ("dsmoe.patchset.sources.archive", "_pip_download", offline),
