@@ -87,11 +87,6 @@ class ModelCase:
         )
 
 
-def in_flight(stages: int, schedule: str) -> int:
-    """Micro-batches whose activations the first of ``stages`` holds, at most."""
-    return (2 if schedule == "eager" else 1) * (stages - 1) + 1
-
-
 @dataclass(frozen=True)
 class Parallel:
     """``processes``, in ``pipeline_parallel_size`` stages of consecutive ones; in a stage
@@ -118,11 +113,6 @@ class Parallel:
     def copies(self) -> int:
         """Processes that hold the same experts."""
         return self.data_parallel_size // self.expert_parallel_size
-
-    @property
-    def in_flight(self) -> int:
-        """Micro-batches whose activations the first stage holds, at most."""
-        return in_flight(self.pipeline_parallel_size, self.pipeline_schedule)
 
     def __post_init__(self) -> None:
         _require(self.processes >= 1, f"{self.processes} processes, expected at least 1")
@@ -306,11 +296,7 @@ class Case:
         )
         for found, what, instead in (
             (self.cuda_graph, "cuda_graph, which records one micro-batch", "--no-cuda-graph"),
-            (
-                self.moe_implementation == "deepspeed",
-                "DeepSpeed's own MoE layer",
-                "--moe-layer index",
-            ),
+            (self.moe_implementation == "deepspeed", "DeepSpeed's MoE layer", "--moe-layer index"),
             (self.reduce == "micro_batch", "reduce micro_batch", "--reduce step"),
             (
                 self.parallel.zero_stage == 1 and not self.flat_gradients,

@@ -24,6 +24,11 @@ def pipeline_of(case: Case, asked: Any) -> int:
     return case.parallel.pipeline_parallel_size if asked is None else int(asked)
 
 
+def in_flight(stages: int, schedule: str) -> int:
+    """Micro-batches whose activations the first of ``stages`` holds, at most."""
+    return (2 if schedule == "eager" else 1) * (stages - 1) + 1
+
+
 def schedule_of(parallel: Parallel, stages: int, asked: str | None) -> str:
     """The schedule of ``stages`` that is ``asked`` for. None: the case's own; eager, which hides
     messages, where the case has no pipeline."""

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Sequence
 
 from dsmoe.benchmark.cases.case import Case
-from dsmoe.benchmark.cases.pipelines import Fastest
+from dsmoe.benchmark.cases.pipelines import Fastest, in_flight
 from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
 from dsmoe.benchmark.predict.memory import peak_bytes
 from dsmoe.benchmark.predict.rates.choose import cluster_for
@@ -53,5 +53,6 @@ def needed(case: Case, device: str) -> int:
     """Bytes at the peak of the largest stage, by formula."""
     stages = case.parallel.pipeline_parallel_size
     stage = stage_case(case, stages, case.micro_batches) if stages > 1 else case
+    held = in_flight(stages, case.parallel.pipeline_schedule)
     context = CUDA_CONTEXT_BYTES if device == "cuda" else 0
-    return peak_bytes(stage, in_flight=case.parallel.in_flight) + context
+    return peak_bytes(stage, held) + context

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Iterator
 
-from dsmoe.benchmark.cases.case import PIPELINE_SCHEDULES, Case, Parallel, in_flight
+from dsmoe.benchmark.cases.case import PIPELINE_SCHEDULES, Case, Parallel
+from dsmoe.benchmark.cases.pipelines import in_flight
 from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
 from dsmoe.benchmark.predict.memory import peak_bytes
 from dsmoe.benchmark.predict.rates.cluster import Cluster
