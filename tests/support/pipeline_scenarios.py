@@ -6,12 +6,14 @@ a·C + c for its a-th, so that every layout with the same number trains on the s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from deepspeed.moe.lm import MoELMConfig
 from deepspeed.moe.pipeline import StageEngine, StageModel, make_stage_groups
+from deepspeed.moe.pipeline.transport import GroupTransport, HostTransport
 from deepspeed.utils import groups
 
 from dsmoe.benchmark.cases.case import Case
@@ -81,6 +83,21 @@ def train_piped(scenario: dict[str, Any]) -> dict[str, Any]:
     result.update(skipped=engine.skipped_steps, scale=engine.optimizer.loss_scale)
     close(engine)
     return result
+
+
+def train_by_host(scenario: dict[str, Any]) -> dict[str, Any]:
+    """Losses, norms and weights with each transport that a CPU has, by its class."""
+    scenario, found = piped(scenario), {}
+    for kind in (GroupTransport, HostTransport):
+        engine = start_stage(scenario)
+        made = engine.stage_groups
+        if kind is HostTransport:
+            made = replace(made, host_down=made.down, host_up=made.up)
+        object.__setattr__(engine, "transport", kind(made, engine.device))
+        result = piped_steps(engine, scenario, 0, scenario["steps"])
+        found[kind.__name__] = {**result, "weights": all_weights(engine)}
+        close(engine)
+    return found
 
 
 def close(engine: StageEngine) -> None:

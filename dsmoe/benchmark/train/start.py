@@ -140,6 +140,11 @@ def be_deterministic() -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def message_names(engine: Any) -> dict[str, str]:
+    """What carried the messages between stages; {} without a pipeline."""
+    return {"stages": engine.transport.name} if isinstance(engine, StageEngine) else {}
+
+
 def kernel_names(case: Case) -> dict[str, str]:
     """What computed the products with GELU and attention's gradient, and with expert parallelism
     what exchanged the tokens; {} if nothing is compiled."""

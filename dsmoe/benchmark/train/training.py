@@ -29,7 +29,7 @@ from dsmoe.benchmark.train.measures import (
     parameter_count,
     peak_memory,
 )
-from dsmoe.benchmark.train.start import Run, kernel_names, say_notes, start
+from dsmoe.benchmark.train.start import Run, kernel_names, message_names, say_notes, start
 from dsmoe.common.errors import TrainingFailed
 
 
@@ -133,7 +133,7 @@ def train(
         "losses": losses,
         "skipped_steps": run.engine.skipped_steps,
         "parameter_count": parameter_count(run.engine.module),
-        "kernels": kernel_names(case),
+        "kernels": {**kernel_names(case), **message_names(run.engine)},
         "text": vars(run.text.info),
     }
 

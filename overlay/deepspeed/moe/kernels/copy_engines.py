@@ -33,11 +33,13 @@ _inboxes: dict[str, tuple[Any, Inbox | None]] = {}
 _recorded: list[Inbox] = []  # replaced ones that a CUDA graph still uses
 
 
-def inbox_for(name: str, group: Any, size: int) -> Inbox | None:
+def inbox_for(
+    name: str, group: Any, size: int, otherwise: str = "tokens are exchanged by NCCL"
+) -> Inbox | None:
     """This process's inbox among those of ``group``, for messages of ``size`` bytes from each.
 
-    All processes of the group call this together, with the same size. Returns None, after a
-    warning with the reason, where messages have to go through NCCL; that is decided once a group.
+    All processes of the group call this together, with the same size. Returns None, after the
+    warning ``otherwise`` with the reason, where they cannot; that is decided once a group.
     """
     of, known = _inboxes.get(name, (None, None))
     decided = of is not None and of() is group
@@ -54,7 +56,7 @@ def inbox_for(name: str, group: Any, size: int) -> Inbox | None:
     if reason is None:
         inbox, reason = connect(group, size)
     if reason is not None and dist.get_rank(group) == 0:
-        kernels().fall_back(f"tokens are exchanged by NCCL: {reason}")
+        kernels().fall_back(f"{otherwise}: {reason}")
     _inboxes[name] = weakref.ref(group), None if reason else inbox
     return _inboxes[name][1]
 

@@ -19,12 +19,13 @@ from deepspeed.runtime.zero.flat_settings import FlatSettings, flat_settings
 from torch import Tensor
 
 from .checks import check_config, check_model, schedule_of
-from .exchange import Messages, connect
+from .exchange import Messages
 from .schedule import FORWARD, one_forward_one_backward
 from .stage_files import load_pipeline, save_pipeline
 from .stage_groups import StageGroups
 from .stage_model import StageModel, stage_param_groups
 from .stage_optimizer import StageOptimizer
+from .transport import choose
 
 
 class StepLoss(NamedTuple):
@@ -67,7 +68,7 @@ class StageEngine(DeepSpeedEngine):
         super().__init__(
             args=None, model=model, model_parameters=stage_param_groups(model), config=config
         )
-        connect(groups, self.device)
+        object.__setattr__(self, "transport", choose(groups, self.device))
 
     def _configure_with_arguments(self, args: Any, mpu: Any) -> None:
         super()._configure_with_arguments(args, _StageUnit(self.stage_groups))
@@ -228,4 +229,6 @@ class StageEngine(DeepSpeedEngine):
     def _messages(self, tokens_AmS: Tensor, count: int, backward: bool = True) -> Messages:
         form = (*tokens_AmS.shape[1:], self.module.config.hidden_size)
         dtype = next(self.module.parameters()).dtype
-        return Messages(self.stage_groups, form, dtype, self.device, count, backward)
+        return Messages(
+            self.stage_groups, self.transport, form, dtype, self.device, count, backward
+        )

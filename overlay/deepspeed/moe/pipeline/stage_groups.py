@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
+from deepspeed.moe.kernels.policy import kernels
 from deepspeed.utils import groups
 
 
@@ -36,6 +37,10 @@ class StageGroups:
     """The first and the last process of the column; None in stages between them."""
     tied: Any
     """All processes of the stage, for the tied embedding alone; None in stages between."""
+    host_down: Any = None
+    """The column over gloo, for messages through the hosts' memory; None where NCCL is asked for,
+    and on CPUs."""
+    host_up: Any = None
 
     @property
     def first(self) -> bool:
@@ -92,6 +97,8 @@ def make_stage_groups(stages: int, expert_parallel_size: int = 1) -> StageGroups
         "ends": _own([[c[0], c[-1]] for c in columns]) if stages > 1 else None,
         "tied": _own(outer),
     }
+    if stages > 1 and dist.get_backend() == "nccl" and kernels().libraries().copy_engines:
+        made.update(host_down=_own(columns, "gloo"), host_up=_own(columns, "gloo"))
     groups._DATA_PARALLEL_GROUP = made["data"]
     groups._MODEL_PARALLEL_GROUP = made["down"]
     groups._EXPERT_PARALLEL_GROUP = made["expert"]
@@ -100,11 +107,11 @@ def make_stage_groups(stages: int, expert_parallel_size: int = 1) -> StageGroups
     return StageGroups(stages, stage, column, columns[column], **made)
 
 
-def _own(parts: list[list[int]]) -> Any:
+def _own(parts: list[list[int]], backend: str | None = None) -> Any:
     """The group of ``parts`` that has this process; all processes make all of them, in order."""
     rank, own = dist.get_rank(), None
     for ranks in parts:
-        group = dist.new_group(ranks)
+        group = dist.new_group(ranks, backend=backend)
         if rank in ranks:
             own = group
     return own
