@@ -23,6 +23,7 @@ def on_a_gpu(stage: int, folder: str) -> None:
     from deepspeed.moe.kernels import policy
     from deepspeed.moe.pipeline import make_stage_groups, transport
     from deepspeed.moe.pipeline.exchange import Messages
+    from deepspeed.moe.pipeline.schedule import FORWARD, one_forward_one_backward
 
     torch.cuda.set_device(stage)
     dist.init_process_group("nccl", init_method=f"file://{folder}/store", rank=stage, world_size=2)
@@ -37,22 +38,29 @@ def on_a_gpu(stage: int, folder: str) -> None:
     }
     wrong: list[tuple[str, int, int]] = []
     load = torch.randn(2048, 2048, device=device)
+
+    def value(size: int, m: int) -> torch.Tensor:
+        return torch.full((size,), float(m), device=device, dtype=torch.bfloat16) + 0 * load[0, 0]
+
+    def check(name: str, found: torch.Tensor, m: int) -> None:
+        for _ in range(m % 3):
+            load @ load  # one side is late now and then
+        if not torch.equal(found, value(len(found), m)):
+            wrong.append((name, len(found), m))
+
+    check("before", value(8, 1), 1)  # a kernel's first use waits for the whole device
     for name, kind in kinds.items():
         for size in (1, 1000, 3_000_000):  # larger ones need a larger inbox
             messages = Messages(groups, kind, (size,), torch.bfloat16, device, COUNT)
-            for m in range(COUNT):
-                value = torch.full((size,), float(m), device=device, dtype=torch.bfloat16)
-                if stage == 0:
-                    messages.send_hidden(load.sum() * 0 + value)
-                    found = messages.receive_gradient()
+            for what, m in one_forward_one_backward(2, stage, COUNT, "eager"):
+                if what == FORWARD and stage == 0:
+                    messages.send_hidden(value(size, m))
+                elif what == FORWARD:
+                    check(name, messages.receive_hidden(), m)
+                elif stage == 0:
+                    check(name, messages.receive_gradient(), m)
                 else:
-                    found = messages.receive_hidden()
-                    for _ in range(m % 3):
-                        load @ load  # one side is late now and then
-                    messages.send_gradient(found.clone())
-                if not torch.equal(found, value):
-                    wrong.append((name, size, m))
-                del found, value
+                    messages.send_gradient(value(size, m))
             messages.finish()
             torch.cuda.synchronize()
     torch.save((chosen.name, [k.name for k in kinds.values()], wrong), f"{folder}/{stage}.pt")

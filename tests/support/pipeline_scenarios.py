@@ -12,8 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.moe.lm import MoELMConfig
-from deepspeed.moe.pipeline import StageEngine, StageModel, make_stage_groups
-from deepspeed.moe.pipeline.transport import GroupTransport, HostTransport
+from deepspeed.moe.pipeline import (
+    StageEngine,
+    StageModel,
+    host_transport,
+    make_stage_groups,
+    transport,
+)
 from deepspeed.utils import groups
 
 from dsmoe.benchmark.cases.case import Case
@@ -88,11 +93,12 @@ def train_piped(scenario: dict[str, Any]) -> dict[str, Any]:
 def train_by_host(scenario: dict[str, Any]) -> dict[str, Any]:
     """Losses, norms and weights with each transport that a CPU has, by its class."""
     scenario, found = piped(scenario), {}
-    for kind in (GroupTransport, HostTransport):
+    host_transport.LEAST_PART = 100  # so that messages have several parts
+    for kind in (transport.GroupTransport, transport.HostTransport):
         engine = start_stage(scenario)
         made = engine.stage_groups
-        if kind is HostTransport:
-            made = replace(made, host_down=made.down, host_up=made.up)
+        if kind is transport.HostTransport:
+            made = replace(made, host_down=[made.down, made.up], host_up=[made.up, made.down])
         object.__setattr__(engine, "transport", kind(made, engine.device))
         result = piped_steps(engine, scenario, 0, scenario["steps"])
         found[kind.__name__] = {**result, "weights": all_weights(engine)}

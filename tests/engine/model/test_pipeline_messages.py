@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.moe.pipeline import exchange, transport
+from deepspeed.moe.pipeline import exchange, host_transport
 from support.ranks import run_ranks
 from torch import Tensor
 
@@ -63,21 +63,22 @@ def test_messages_through_the_hosts_memory_change_nothing(processes: int) -> Non
 
 
 def test_an_error_of_a_message_is_raised_where_it_is_waited_for() -> None:
-    courier = transport.Courier("test")
+    courier = host_transport.Courier("test")
     assert courier.give(lambda: 3).result() == 3
 
     def fail() -> None:
         raise RuntimeError("the other end is gone")
 
-    waiting = transport.Pending(courier.give(fail))
+    waiting = host_transport.Pending(courier.give(fail))
     with pytest.raises(RuntimeError, match="the other end is gone"):
         waiting.wait()
     assert courier.give(lambda: 4).result() == 4  # the thread goes on
 
 
 def test_a_courier_ends_with_its_transport() -> None:
-    name = "stage: of a test"
-    courier = transport.Courier("of a test")
+    name = "courier of a test"
+    courier = host_transport.Courier(name)
+    courier.give(lambda: None).result()
     [thread] = [t for t in threading.enumerate() if t.name == name]
     del courier
     thread.join(10)

@@ -7,12 +7,15 @@ every stage: hidden states and gradients go along a column.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.distributed as dist
 from deepspeed.moe.kernels.policy import kernels
 from deepspeed.utils import groups
+
+CONNECTIONS = 4
+"""Connections of each way between two hosts, where gloo carries messages."""
 
 
 @dataclass
@@ -37,10 +40,10 @@ class StageGroups:
     """The first and the last process of the column; None in stages between them."""
     tied: Any
     """All processes of the stage, for the tied embedding alone; None in stages between."""
-    host_down: Any = None
-    """The column over gloo, for messages through the hosts' memory; None where NCCL is asked for,
-    and on CPUs."""
-    host_up: Any = None
+    host_down: list[Any] = field(default_factory=list)
+    """The column over gloo, CONNECTIONS times, for messages through the hosts' memory; none where
+    NCCL is asked for, and on CPUs."""
+    host_up: list[Any] = field(default_factory=list)
 
     @property
     def first(self) -> bool:
@@ -87,7 +90,7 @@ def make_stage_groups(stages: int, expert_parallel_size: int = 1) -> StageGroups
     share = [r[i : i + size] for r in of_stage for i in range(0, width, size)]
     same = [r[i::size] for r in of_stage for i in range(size)]
     outer = [of_stage[0], of_stage[-1]] if stages > 1 else []
-    made = {
+    made: dict[str, Any] = {
         "data": _own(of_stage),
         "expert": _own(share),
         "expert_data": _own(same),
@@ -98,7 +101,8 @@ def make_stage_groups(stages: int, expert_parallel_size: int = 1) -> StageGroups
         "tied": _own(outer),
     }
     if stages > 1 and dist.get_backend() == "nccl" and kernels().libraries().copy_engines:
-        made.update(host_down=_own(columns, "gloo"), host_up=_own(columns, "gloo"))
+        for way in ("host_down", "host_up"):
+            made[way] = [_own(columns, "gloo") for _ in range(CONNECTIONS)]
     groups._DATA_PARALLEL_GROUP = made["data"]
     groups._MODEL_PARALLEL_GROUP = made["down"]
     groups._EXPERT_PARALLEL_GROUP = made["expert"]

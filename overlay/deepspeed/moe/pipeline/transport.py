@@ -1,4 +1,4 @@
-"""How a message between stages travels: three transports with the same two methods.
+"""How a message between stages travels: transports with the same methods.
 
 NCCL's kernels occupy multiprocessors from the moment they are started until the message is there,
 and a message between stages is awaited during most of a pass. Two H200s, 690M, an iteration
@@ -16,11 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import queue
-import threading
-import weakref
-from concurrent.futures import Future
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +24,7 @@ from deepspeed.moe.gshard.all_to_all import group_name
 from deepspeed.moe.kernels import copy_engines
 from torch import Tensor
 
+from .host_transport import HostTransport
 from .stage_groups import StageGroups
 
 DOWN, UP = "down", "up"
@@ -105,123 +102,9 @@ class CopyEngineTransport:
         return self.boxes[way, RECEIVE].swap([source], [], [[place]], [])
 
 
-class HostTransport:
-    """Through the memory of the hosts, by gloo: from the device, over the network, to the device.
-
-    ``wait`` of a receive blocks the host until the message is on its way to the device, so the host
-    cannot start more than the passes whose inputs have come.
-    """
-
-    name = "gloo"
-
-    def __init__(self, groups: StageGroups, device: torch.device) -> None:
-        self.ranks, self.device = groups.ranks, device
-        self.groups = {DOWN: groups.host_down, UP: groups.host_up}
-        self.couriers = {(w, r): Courier(f"{r} {w}") for w in (DOWN, UP) for r in (SEND, RECEIVE)}
-        self.streams = {key: self._stream() for key in self.couriers}
-
-    def prepare(self, size: int) -> None:
-        """See :meth:`GroupTransport.prepare`."""
-
-    def send(self, value: Tensor, to: int, way: str) -> Any:
-        buffer, copied = self._pinned(value), self._event()
-        with self._beside(way, SEND):
-            buffer.copy_(value, non_blocking=True)
-            copied.record()
-
-        def ship() -> None:
-            copied.synchronize()
-            dist.send(buffer, self.ranks[to], group=self.groups[way])
-
-        return Pending(self.couriers[way, SEND].give(ship))
-
-    def receive(self, place: Tensor, source: int, way: str) -> Any:
-        free = self._event()  # what used this memory before is done
-        free.record()
-
-        def fetch() -> Any:
-            buffer = self._pinned(place)
-            dist.recv(buffer, self.ranks[source], group=self.groups[way])
-            arrived = self._event()
-            with self._in(way, RECEIVE):
-                free.wait()
-                place.copy_(buffer, non_blocking=True)
-                arrived.record()
-            return arrived
-
-        return Pending(self.couriers[way, RECEIVE].give(fetch))
-
-    def _pinned(self, like: Tensor) -> Tensor:
-        """Memory of the host; torch keeps it until copies to and from it are done."""
-        pin = self.device.type == "cuda"
-        return torch.empty(like.shape, dtype=like.dtype, pin_memory=pin)
-
-    def _stream(self) -> Any:
-        return torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-
-    def _event(self) -> Any:
-        return torch.cuda.Event(blocking=True) if self.device.type == "cuda" else _Done()
-
-    def _in(self, way: str, role: str) -> Any:
-        stream = self.streams[way, role]
-        return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
-
-    def _beside(self, way: str, role: str) -> Any:
-        """The stream of a role, after what the current stream has been given so far."""
-        stream = self.streams[way, role]
-        if stream is not None:
-            stream.wait_stream(torch.cuda.current_stream())
-        return self._in(way, role)
-
-
-class _Done:
-    """The event of a CPU, where everything is done at once."""
-
-    def record(self) -> None:
-        pass
-
-    wait = synchronize = record
-
-
-class Pending:
-    """What a courier will have done."""
-
-    def __init__(self, future: Future[Any]) -> None:
-        self.future = future
-
-    def wait(self) -> None:
-        """Raises what went wrong there."""
-        event = self.future.result()
-        if event is not None:
-            event.wait()
-
-
-class Courier:
-    """A thread that does what it is given, in order. It ends with this object, or the process."""
-
-    def __init__(self, name: str) -> None:
-        self.jobs: Any = queue.SimpleQueue()
-        work = threading.Thread(target=_work, args=(self.jobs,), name=f"stage: {name}", daemon=True)
-        work.start()
-        weakref.finalize(self, self.jobs.put, None)
-
-    def give(self, job: Callable[[], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        self.jobs.put((future, job))
-        return future
-
-
-def _work(jobs: Any) -> None:
-    for future, job in iter(jobs.get, None):
-        try:
-            future.set_result(job())
-        except BaseException as error:  # raised again where the message is waited for
-            future.set_exception(error)
-
-
 def choose(groups: StageGroups, device: torch.device) -> Any:
     """The transport of this process's column; all its processes call it together."""
-    if groups.host_down is None or device.type != "cuda":
+    if not groups.host_down or device.type != "cuda":
         return GroupTransport(groups, device)
     if copy_engines.problem(groups.down) is None:
         engines = CopyEngineTransport(groups)
