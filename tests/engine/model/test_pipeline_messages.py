@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from deepspeed.moe.pipeline import exchange, host_transport
+from deepspeed.moe.pipeline import exchange, host_transport, transport
+from support import patched
 from support.ranks import run_ranks
 from torch import Tensor
 
@@ -83,3 +88,72 @@ def test_a_courier_ends_with_its_transport() -> None:
     del courier
     thread.join(10)
     assert not thread.is_alive()
+
+
+ENDS = """
+import atexit, sys, threading
+
+def say():  # registered first, so it is called last
+    left = [thread.name for thread in threading.enumerate() if thread.name in ("send", "receive")]
+    print("left", len(left), file=sys.stderr)
+
+atexit.register(say)
+import torch
+import torch.distributed as dist
+from deepspeed.moe.pipeline import host_transport, make_stage_groups
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+groups = make_stage_groups(2)
+groups.host_down = [dist.new_group() for _ in range(8)]
+groups.host_up = [dist.new_group() for _ in range(8)]
+messages = host_transport.HostTransport(groups, torch.device("cpu"))
+place = torch.zeros(2**22)
+if rank == 0:
+    messages.send(place + 7, 1, "down").wait()
+    messages.receive(place, 1, "up").wait()
+else:
+    messages.receive(place, 0, "down").wait()
+    messages.send(place, 0, "up").wait()
+assert place.eq(7).all()
+dist.destroy_process_group()
+"""
+
+
+def test_a_process_ends_in_order_after_messages(tmp_path: Path) -> None:
+    """Threads that the interpreter finds at its end abort the process in C++."""
+    command = [sys.executable, "-c", ENDS]
+    environment = {**os.environ, "PYTHONPATH": str(patched.importable())}
+    both = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, env=environment
+        )
+        for rank in range(2)
+    ]
+    for process in both:
+        words = process.communicate(timeout=120)[1].decode()
+        assert process.returncode == 0, words
+        assert "left 0" in words
+
+
+@pytest.mark.parametrize(
+    ("problem", "inbox", "expected"),
+    [(None, True, "copy engines"), ("several hosts", True, "gloo"), (None, False, "gloo")],
+)
+def test_copy_engines_where_all_of_a_column_have_them(
+    problem: str | None, inbox: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = transport.copy_engines
+    monkeypatch.setattr(engines, "problem", lambda group: problem)
+    monkeypatch.setattr(
+        engines, "inbox_for", lambda *given: SimpleNamespace(stream=None) if inbox else None
+    )
+    monkeypatch.setattr(transport, "group_name", lambda group: group)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    host = SimpleNamespace(name="gloo")
+    monkeypatch.setattr(transport, "HostTransport", lambda groups, device: host)
+    groups: Any = SimpleNamespace(down="down", up="up", host_down=["gloo"])
+    found = transport.choose(groups, torch.device("cuda"))
+    assert found.name == expected
+    if expected == "copy engines":  # a stage in the middle sends and receives at the same time
+        assert len({id(box.stream) for box in found.boxes.values()}) == 4

@@ -11,7 +11,7 @@ from typing import Mapping
 VARIABLE = "DSMOE_KERNELS"
 CHOICES = {
     "all": "every kernel that this GPU and the installed packages have",
-    "nccl": "the same without the exchange of tokens by copy engines",
+    "nccl": "the same, with every message between GPUs by NCCL",
     "cublas": "also without quack-kernels and flash-attn-4",
     "torch": "torch's own operations alone",
 }

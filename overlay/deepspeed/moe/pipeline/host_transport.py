@@ -16,6 +16,7 @@ from torch import Tensor
 from .stage_groups import StageGroups
 
 LEAST_PART = 2**18  # elements; smaller messages use fewer connections
+LAST_SECONDS = 0.5
 
 
 class HostTransport:
@@ -151,11 +152,19 @@ class Courier:
     def give(self, job: Callable[[], Any]) -> Future[Any]:
         if not self.started:
             self.started = True
-            threading.Thread(target=_work, args=(self.jobs,), name=self.name, daemon=True).start()
-            weakref.finalize(self, self.jobs.put, None)
+            thread = threading.Thread(target=_work, args=(self.jobs,), name=self.name, daemon=True)
+            thread.start()
+            weakref.finalize(self, _end, self.jobs, thread)
         future: Future[Any] = Future()
         self.jobs.put((future, job))
         return future
+
+
+def _end(jobs: Any, thread: threading.Thread) -> None:
+    """A thread that is left when the interpreter ends can abort the process; one that still waits
+    for a message cannot be ended."""
+    jobs.put(None)
+    thread.join(LAST_SECONDS)
 
 
 def _work(jobs: Any) -> None:
