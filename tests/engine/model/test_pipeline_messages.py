@@ -80,13 +80,13 @@ def test_an_error_of_a_message_is_raised_where_it_is_waited_for() -> None:
     assert courier.give(lambda: 4).result() == 4  # the thread goes on
 
 
-def test_a_courier_ends_with_its_transport() -> None:
+def test_a_courier_ends_with_its_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_transport, "LAST_SECONDS", 20)
     name = "courier of a test"
     courier = host_transport.Courier(name)
     courier.give(lambda: None).result()
     [thread] = [t for t in threading.enumerate() if t.name == name]
-    del courier
-    thread.join(10)
+    del courier  # waits for the thread
     assert not thread.is_alive()
 
 
