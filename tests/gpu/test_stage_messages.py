@@ -21,8 +21,9 @@ COUNT = 40
 def on_a_gpu(stage: int, folder: str) -> None:
     import torch.distributed as dist
     from deepspeed.moe.kernels import policy
-    from deepspeed.moe.pipeline import make_stage_groups, transport
-    from deepspeed.moe.pipeline.exchange import Messages
+    from deepspeed.moe.pipeline import make_stage_groups
+    from deepspeed.moe.pipeline.messages import transport
+    from deepspeed.moe.pipeline.messages.exchange import Messages
     from deepspeed.moe.pipeline.schedule import FORWARD, one_forward_one_backward
 
     torch.cuda.set_device(stage)

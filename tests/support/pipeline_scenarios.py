@@ -12,13 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.moe.lm import MoELMConfig
-from deepspeed.moe.pipeline import (
-    StageEngine,
-    StageModel,
-    host_transport,
-    make_stage_groups,
-    transport,
-)
+from deepspeed.moe.pipeline import StageEngine, StageModel, make_stage_groups
+from deepspeed.moe.pipeline.messages import host_transport, transport
 from deepspeed.utils import groups
 
 from dsmoe.benchmark.cases.case import Case

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.moe.pipeline import exchange, host_transport, transport
+from deepspeed.moe.pipeline.messages import exchange, host_transport, transport
 from support import patched
 from support.ranks import run_ranks
 from torch import Tensor
@@ -100,7 +100,8 @@ def say():  # registered first, so it is called last
 atexit.register(say)
 import torch
 import torch.distributed as dist
-from deepspeed.moe.pipeline import host_transport, make_stage_groups
+from deepspeed.moe.pipeline import make_stage_groups
+from deepspeed.moe.pipeline.messages import host_transport
 
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)

@@ -4,7 +4,7 @@ DeepSpeed's own ``PipelineEngine`` is not used: its sends and receives block, it
 that of the last stage, no experts and no flat gradients, and it sums the gradients of tied copies
 on every process. Here a stage is an ordinary engine over the stage's process groups, so that
 masters, loss scaling, AdaFactor and ZeRO are those of a run without a pipeline; new are the order
-of the passes (schedule.py), the messages (exchange.py) and what must agree between stages
+of the passes (schedule.py), the messages (messages) and what must agree between stages
 (stage_optimizer.py, tied.py).
 """
 
@@ -19,13 +19,13 @@ from deepspeed.runtime.zero.flat_settings import FlatSettings, flat_settings
 from torch import Tensor
 
 from .checks import check_config, check_model, schedule_of
-from .exchange import Messages
+from .messages.exchange import Messages
+from .messages.transport import choose
 from .schedule import FORWARD, one_forward_one_backward
 from .stage_files import load_pipeline, save_pipeline
 from .stage_groups import StageGroups
 from .stage_model import StageModel, stage_param_groups
 from .stage_optimizer import StageOptimizer
-from .transport import choose
 
 
 class StepLoss(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .stage_groups import StageGroups
+from ..stage_groups import StageGroups
 from .transport import DOWN, UP
 
 AHEAD = 1

@@ -24,8 +24,8 @@ from deepspeed.moe.gshard.all_to_all import group_name
 from deepspeed.moe.kernels import copy_engines
 from torch import Tensor
 
+from ..stage_groups import StageGroups
 from .host_transport import HostTransport
-from .stage_groups import StageGroups
 
 DOWN, UP = "down", "up"
 SEND, RECEIVE = "send", "receive"

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .stage_groups import StageGroups
+from ..stage_groups import StageGroups
 
 LEAST_PART = 2**18  # elements; smaller messages use fewer connections
 LAST_SECONDS = 0.5
