@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.moe.pipeline.messages import exchange, host_transport, transport
+from deepspeed.moe.pipeline.schedule import FORWARD, one_forward_one_backward
 from support import patched
 from support.ranks import run_ranks
 from torch import Tensor
@@ -54,6 +55,37 @@ def test_no_gradient_is_awaited_before_its_hidden_states_are_sent() -> None:
         ("send", 0, "up"),
     ]
     messages.finish()
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "eager"])
+@pytest.mark.parametrize("stages", [2, 5])
+def test_what_was_sent_is_kept_until_it_has_arrived_and_no_longer(
+    stages: int, schedule: str
+) -> None:
+    """Of a stage in the middle: as many hidden states as it has activations, a few gradients."""
+    stage = stages // 2
+    groups = SimpleNamespace(stages=stages, stage=stage, first=stage == 0, last=stage == stages - 1)
+    form, count = (1, 2, 4), 20
+    carrier = SimpleNamespace(
+        prepare=lambda size: None,
+        receive=lambda *given: SimpleNamespace(wait=lambda: None),
+        send=lambda *given: SimpleNamespace(wait=lambda: None),
+    )
+    messages = exchange.Messages(groups, carrier, form, torch.float32, torch.device("cpu"), count)
+    hidden = torch.zeros(form)
+    order = one_forward_one_backward(stages, stage, count, schedule)
+    for passed, one in enumerate(order, 1):
+        if one.kind == FORWARD and not groups.last:
+            messages.send_hidden(hidden)
+        elif one.kind != FORWARD:
+            if not groups.last:
+                messages.receive_gradient()
+            messages.send_gradient(hidden)
+        active = sum(1 if o.kind == FORWARD else -1 for o in order[:passed])
+        assert len(messages.sent["down"]) == (0 if groups.last else active)
+        assert len(messages.sent["up"]) <= 2 * stages - 1
+    messages.finish()
+    assert not messages.sent["down"] and not messages.sent["up"]
 
 
 @pytest.mark.parametrize("processes", [2, 4])

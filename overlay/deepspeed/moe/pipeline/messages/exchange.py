@@ -51,7 +51,7 @@ class Messages:
         self.hidden.post()
         back = count if backward else 0
         self.gradients = _Receiver(self.empty, self.after, transport, UP, back)
-        self.sent: deque[tuple[Any, Tensor]] = deque()
+        self.sent: dict[str, deque[tuple[Any, Tensor]]] = {DOWN: deque(), UP: deque()}
 
     def receive_hidden(self) -> Tensor:
         """The next micro-batch's hidden states from the stage before."""
@@ -59,26 +59,33 @@ class Messages:
 
     def receive_gradient(self) -> Tensor:
         """The gradient of the next micro-batch's hidden states that this stage sent."""
-        return self.gradients.take()
+        gradient = self.gradients.take()
+        self._forget(DOWN, len(self.sent[DOWN]) - 1)  # its hidden states have arrived
+        return gradient
 
     def send_hidden(self, hidden: Tensor) -> None:
         self._send(hidden, self.after, DOWN)
 
     def send_gradient(self, gradient: Tensor) -> None:
         self._send(gradient, self.before, UP)
+        # The stage before has received what lies so far back, by either schedule: it is at most
+        # 2 (P - 1) micro-batches ahead, and this one has the hidden states that followed.
+        self._forget(UP, 2 * self.stages - 1)
 
     def finish(self) -> None:
         """Wait until everything is sent."""
-        while self.sent:
-            self.sent.popleft()[0].wait()
+        for way in self.sent:
+            self._forget(way, 0)
 
     def _send(self, value: Tensor, to: int | None, way: str) -> None:
         assert to is not None, "there is no stage there"
         value = value.detach().contiguous()
-        self.sent.append((self.transport.send(value, to, way), value))
-        # either schedule has received what lies so far back, so this waits for nothing
-        while len(self.sent) > 4 * (self.stages + 2):
-            self.sent.popleft()[0].wait()
+        self.sent[way].append((self.transport.send(value, to, way), value))
+
+    def _forget(self, way: str, kept: int) -> None:
+        """Keep the last ``kept`` buffers alone."""
+        while len(self.sent[way]) > kept:
+            self.sent[way].popleft()[0].wait()
 
 
 class _Receiver:
