@@ -32,7 +32,8 @@ SWITCHES = (
         "hierarchical",
         "With --reduce step, where hosts have several processes each, gradients are added up "
         "inside a host first and then between hosts, so that a host sends each once (the default "
-        "on CPUs; not measured on GPUs).",
+        "on CPUs; not measured on GPUs). Given, the tokens of experts that span hosts go inside a "
+        "host first, too (never the default: slower on CPUs).",
     ),
     ("cuda-graph", "The kernels of a micro-batch are started by one call."),
     ("deterministic", "Two runs on one card give the same bits; an iteration takes longer."),

@@ -50,12 +50,12 @@ def test_optimizers_and_precisions(references: References) -> None:
 
 
 def test_four_processes(references: References) -> None:
-    """Experts over two and over four of four processes, the groups in either order."""
+    """Experts over two and over four of four processes, the groups in either order, hosts first."""
     scenarios = [
         {"stage": 2, "expert_parallel": 2},
         {"stage": 2, "expert_parallel": 4, "flip_groups": True},
         {"stage": 1, "expert_parallel": 2, "flip_groups": True},
-        {"stage": 0, "expert_parallel": 4},
+        {"stage": 0, "expert_parallel": 4, "hosts": 2},
     ]
     compare(scenarios, 4, references)
 

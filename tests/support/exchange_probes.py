@@ -1,15 +1,20 @@
-"""One model over two processes: every form of the exchange of tokens, in float64."""
+"""Every form of the exchange of tokens: of one model over two processes, and over hosts."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import Any, Iterator
+from unittest import mock
 
 import torch
-from deepspeed.moe.kernels import policy
+import torch.distributed as dist
+from deepspeed.moe.expert_hosts import exchange_by_hosts, levels_for
+from deepspeed.moe.gshard.all_to_all import all_to_all, group_name
+from deepspeed.moe.kernels import exchanged_experts, policy
 from deepspeed.moe.lm import MoELM, MoELMConfig, evaluate
 from deepspeed.utils import groups
 
-from support.scenarios import OF_THIS_MACHINE, end_groups
+from support.scenarios import DEVICE, OF_THIS_MACHINE, end_groups, on_hosts
 
 CONFIG = {
     "hidden_size": 16,
@@ -76,7 +81,7 @@ class Overlapping(policy.KernelPolicy):
 
 def every_form_of_the_exchange() -> dict[str, dict]:
     """``step`` of this rank's tokens by name of the form; the experts are on two processes."""
-    rank = torch.distributed.get_rank()
+    rank = dist.get_rank()
     end_groups()
     groups.initialize(ep_size=2)
     policy.use(OF_THIS_MACHINE)
@@ -91,4 +96,95 @@ def every_form_of_the_exchange() -> dict[str, dict]:
             assert "all_to_all" not in called.names
             found["overlapped and compiled"] = step("index", tokens_of(rank), compiled=True)
     end_groups()
+    return found
+
+
+ROWS, WIDTH, HIDDEN, LOCAL = 5, 4, 6, 2
+
+
+def draws(rank: int, processes: int) -> list[torch.Tensor]:
+    """What process ``rank`` has: rows [E, R, M], their results' gradient, w1, b1, w2, b2."""
+    generator = torch.Generator().manual_seed(rank)
+    rows = (processes * LOCAL, ROWS, WIDTH)
+    weights = [(LOCAL, WIDTH, HIDDEN), (LOCAL, HIDDEN), (LOCAL, HIDDEN, WIDTH), (LOCAL, WIDTH)]
+    return [torch.randn(size, generator=generator) for size in (rows, rows, *weights)]
+
+
+@contextlib.contextmanager
+def messages_counted(hosts: int) -> Iterator[dict[int, list[int]]]:
+    """Of the messages to processes of other hosts their bytes, by the process of the run."""
+    found: dict[int, list[int]] = {}
+    per_host, own = dist.get_world_size() // hosts, dist.get_rank()
+    whole, pairs = dist.all_to_all_single, dist.batch_isend_irecv
+
+    def count(peer: int, part: torch.Tensor) -> None:
+        if peer // per_host != own // per_host:
+            found.setdefault(peer, []).append(part.nbytes)
+
+    def counted_whole(out: torch.Tensor, x: torch.Tensor, group: Any) -> None:
+        for peer, part in enumerate(x.chunk(dist.get_world_size(group))):
+            count(dist.get_global_rank(group, peer), part)
+        whole(out, x, group=group)
+
+    def counted_pairs(operations: list[Any]) -> Any:
+        for operation in operations:
+            if operation.op is dist.isend:
+                count(operation.peer, operation.tensor)
+        return pairs(operations)
+
+    with mock.patch.multiple(
+        dist, all_to_all_single=counted_whole, batch_isend_irecv=counted_pairs
+    ):
+        yield found
+
+
+def in_one_and_two_steps(hosts: int, compiled: bool = False) -> dict[str, Any]:
+    """What every form of the exchange computes over all processes on ``hosts``, in one and in two
+    steps, and its messages to other hosts; ``known``: whether two steps are taken."""
+    world = dist.get_world_size()
+    inputs = [t.to(DEVICE) for t in draws(dist.get_rank(), world)]
+    end_groups()
+    groups.initialize(ep_size=world)
+    group = groups.get_expert_parallel_group()
+    found: dict[str, Any] = {"known": [], "messages": []}
+    for wanted in (False, True):
+        with on_hosts(hosts):
+            exchange_by_hosts(wanted)
+        # On GPUs two steps by copy engines inside a host are compared with one step by NCCL.
+        libraries = policy.Libraries(copy_engines=wanted and DEVICE == "cuda")
+        policy.use(policy.KernelPolicy(libraries))
+        found["known"].append(levels_for(group) is not None)
+        results = _exchanged(inputs, group_name(group), hosts, compiled)
+        found["messages"].append({form: sent for form, (_, sent) in results.items()})
+        for form, (tensors, _) in results.items():
+            found.setdefault(form, []).append(tensors)
+    policy.use(OF_THIS_MACHINE)
+    end_groups()
+    return found
+
+
+def _exchanged(
+    inputs: list[torch.Tensor], name: str | None, hosts: int, compiled: bool
+) -> dict[str, Any]:
+    """By form of the exchange its tensors, and the bytes of its messages to other hosts."""
+    x, dy, w1, b1, w2, b2 = inputs
+    found = {}
+
+    def doubled(rows: torch.Tensor) -> torch.Tensor:
+        return all_to_all(rows * 2, name) / 2
+
+    forms = {"operator": doubled}
+    if compiled:
+        torch.compiler.reset()
+        forms["compiled"] = torch.compile(doubled, fullgraph=True, backend="aot_eager")
+    for form, exchange in forms.items():
+        rows = x.clone().requires_grad_()
+        with messages_counted(hosts) as sent:
+            y = exchange(rows)
+            y.backward(dy)
+        found[form] = [y.detach(), rows.grad], sent
+    with messages_counted(hosts) as sent:
+        y, *kept = exchanged_experts.forward(x, w1, b1, w2, b2, name)
+        gradients = exchanged_experts.backward(dy, *kept, w1, w2, name)
+    found["overlapped"] = [y, *kept, *gradients], sent
     return found

@@ -15,6 +15,7 @@ from typing import Any, Iterator
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.moe.expert_hosts import exchange_by_hosts
 from deepspeed.moe.kernels import policy
 from deepspeed.moe.lm import MoELM, MoELMConfig, param_groups
 from deepspeed.moe.utils import is_moe_param
@@ -145,6 +146,7 @@ def start_engine(scenario: dict[str, Any], model: torch.nn.Module | None = None)
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=parameters, config=engine_config(scenario)
         )
+        exchange_by_hosts(scenario["hosts"] > 1)
     return engine
 
 

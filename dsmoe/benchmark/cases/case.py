@@ -169,7 +169,7 @@ class Case:
     ``reduce``: and reduces them once a step or in every micro-batch (None: stage 1 once a step in
     fp32, stage 2 in every micro-batch); ``reduce_dtype``: in messages of this data type (None: the
     model's; int8 is for weights too); ``hierarchical``: once a step, inside each host first (None:
-    with gloo alone); ``reduce_reason``: why, where it was chosen (reduction.py);
+    with gloo alone), True: tokens too; ``reduce_reason``: why, where it was chosen (reduction.py);
     ``cuda_graph``: the passes of a micro-batch are one CUDA graph. ``deterministic``: two runs on
     one card give the same bits, at a cost in time. ``warmup`` steps are run before ``iterations``
     steps are measured. ``artifact_ids``: every token becomes 0 or 1, as

@@ -10,6 +10,7 @@ from typing import Any, Callable
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.moe.expert_hosts import exchange_by_hosts, near_group
 from deepspeed.moe.gshard.all_to_all import group_name
 from deepspeed.moe.kernels import copy_engines
 from deepspeed.moe.kernels.policy import find_ahead, kernels, notes
@@ -98,6 +99,8 @@ def start(folder: Path, stage: Stage) -> Run:
     deepspeed.init_distributed(dist_backend=backend(), verbose=False)  # type: ignore[attr-defined]
     text = corpus.prepare(Path(spec["cache"]), **spec["text"])
     engine = engine_of(case, read_json(folder / DEEPSPEED), stage)
+    # DeepSpeed's own layer knows one step only.
+    exchange_by_hosts(bool(case.hierarchical) and case.moe_implementation != "deepspeed")
     if case.compiled:
         compile_training(engine.module)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
@@ -147,13 +150,14 @@ def message_names(engine: Any) -> dict[str, str]:
 
 def kernel_names(case: Case) -> dict[str, str]:
     """What computed the products with GELU and attention's gradient, and with expert parallelism
-    what exchanged the tokens; {} if nothing is compiled."""
-    if not case.compiled:
-        return {}
-    exchange = {}
+    what exchanged the tokens; if nothing is compiled, that alone and only if it went by hosts."""
+    exchange, group = {}, groups.get_expert_parallel_group()
+    near = near_group(group)
     if case.parallel.expert_parallel_size > 1:
-        name = group_name(groups.get_expert_parallel_group())
-        exchange["exchange"] = "copy engines" if copy_engines.connected(name) else backend()
+        first = "copy engines" if copy_engines.connected(group_name(near)) else backend()
+        exchange["exchange"] = first if near is group else f"{first} in a host, {backend()} between"
+    if not case.compiled:
+        return {} if near is group else exchange
     if case.precision == "fp32":
         return {**dict.fromkeys(("products", "attention"), "torch"), **exchange}
     if case.precision == "fp8":

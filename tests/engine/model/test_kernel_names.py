@@ -51,3 +51,15 @@ def test_with_expert_parallelism_the_exchange_is_named(
     names = start.kernel_names(replace(TWO, precision=precision))
     assert names["exchange"] == ("copy engines" if connected else "nccl")
     assert not start.kernel_names(replace(TWO, compiled=False, cuda_graph=False))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_an_exchange_by_hosts_is_named_compiled_or_not(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = type("Group", (), {"group_name": "the host's"})()
+    monkeypatch.setattr(start, "near_group", lambda group: host)
+    monkeypatch.setattr(copy_engines, "connected", lambda name: name == "the host's")
+    monkeypatch.setattr(start, "backend", lambda: "nccl")
+    names = start.kernel_names(replace(TWO, compiled=compiled, cuda_graph=compiled))
+    assert names["exchange"] == "copy engines in a host, nccl between"

@@ -159,8 +159,10 @@ def test_experts_over_two_hosts_send_the_tokens_that_the_warning_says(
 
 @pytest.mark.slow
 def test_experts_inside_a_host_send_no_tokens_to_the_other(text: Path, tmp_path: Path) -> None:
-    """2 x 2: the size for the hosts is 2; a group of 4 spans them, with a warning."""
-    warned, [inside, across] = across_hosts(text, tmp_path, 2, "--setting", "")
+    """2 x 2: the size for the hosts is 2; a group of 4 spans them, with a warning, in two steps."""
+    warned, [inside, across] = across_hosts(text, tmp_path, 2, "--hierarchical", "--setting", "")
+    assert across["kernels"] == {"exchange": "gloo in a host, gloo between"}
+    assert not inside["kernels"]
     assert [r["case"]["parallel"]["expert_parallel_size"] for r in (inside, across)] == [2, 4]
     assert across["losses"] == pytest.approx(inside["losses"], rel=1e-4)
     # Beside its tokens a host sends and receives what it does inside, but for the experts'

@@ -2,7 +2,8 @@
 
 DeepSpeed's ``_AllToAll`` is an autograd function around an in-place collective. torch.compile of
 torch 2.11 traces into it and loses the gradient behind it, without an error: the experts are then
-not trained. As an operator of our own the exchange is opaque to the compiler.
+not trained. As an operator of our own the exchange is opaque to the compiler. It goes in two steps
+where expert_hosts.py says so; the gradient goes the same way.
 
 Shape suffixes: see the head of the package.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.moe.expert_hosts import levels_for
 from deepspeed.moe.kernels.policy import HAS_OPERATORS
 from deepspeed.moe.sharded_moe import _AllToAll
 from deepspeed.utils import groups
@@ -50,13 +52,24 @@ def return_from_experts(y_DPRM: Tensor, rows: int, name: str | None) -> Tensor:
     return all_to_all(y_DPRM.transpose(0, 1).reshape(-1, rows, width), name)
 
 
+def _swap_parts(x: Tensor, group: Any) -> Tensor:
+    out = torch.empty_like(x)
+    dist.all_to_all_single(out, x, group=group)
+    return out
+
+
 if HAS_OPERATORS:
     # torch reads the annotations when the operator is made, so they cannot be strings.
     def _exchange_now(x, name):  # type: ignore[no-untyped-def]
-        out = torch.empty_like(x)
         group = dist.distributed_c10d._resolve_process_group(name)
-        dist.all_to_all_single(out, x, group=group)
-        return out
+        levels = levels_for(group)
+        if levels is None:
+            return _swap_parts(x, group)
+        each = x.shape[0] // (levels.hosts * levels.near)
+        parts = x.view(levels.hosts, levels.near, each, *x.shape[1:])
+        parts = _swap_parts(parts.transpose(0, 1).contiguous(), levels.inside)
+        parts = _swap_parts(parts.transpose(0, 1).contiguous(), levels.between)
+        return parts.view_as(x)
 
     _exchange_now.__annotations__ = {"x": Tensor, "name": str, "return": Tensor}
     _exchange = torch.library.custom_op("dsmoe::all_to_all", _exchange_now, mutates_args=())

@@ -5,6 +5,7 @@ while the other processes' rows arrive, the second while results go back. In the
 gradients of the rows that stay are computed while the others arrive, and the weights' gradients
 while those of the inputs go back. Rows are received where the products read them (with copy
 engines, copy_engines.py, they are copied there from the inbox), so nothing is transposed.
+Where the group spans hosts, expert_messages.py can send in two steps.
 gshard/all_to_all.py with gshard/experts.py gives the same results but for the rounding of two
 biases, and copies rows twice each way.
 
@@ -17,65 +18,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from .copy_engines import inbox_for
+from .expert_messages import messages
 from .gelu_product import down, up
 from .linear import multiply_batch
-from .policy import HAS_OPERATORS, kernels
-
-
-class _Peers:
-    """The group of this name and this process's place in it, for messages of ``size`` bytes."""
-
-    def __init__(self, name: str, size: int) -> None:
-        self.group = dist.distributed_c10d._resolve_process_group(name)
-        self.rank = dist.get_rank(self.group)
-        self.others = [p for p in range(dist.get_world_size(self.group)) if p != self.rank]
-        wanted = kernels().libraries().copy_engines
-        self.inbox = inbox_for(name, self.group, size) if wanted else None
-
-    def swap(
-        self,
-        sent: list[list[Tensor]],
-        received: list[list[Tensor]],
-        moved: list[tuple[Tensor, Tensor]],
-    ) -> list[Any]:
-        """Start sending and receiving the tensors listed for each of ``others``, and copy the first
-        to the second of each pair in ``moved``."""
-        if self.inbox is not None:
-            return [self.inbox.swap(self.others, sent, received, moved)]
-        operations = []
-        for peer, out, into in zip(self.others, sent, received):
-            rank = dist.get_global_rank(self.group, peer)
-            operations += [dist.P2POp(dist.isend, t, rank, self.group) for t in out]
-            operations += [dist.P2POp(dist.irecv, t, rank, self.group) for t in into]
-        works = dist.batch_isend_irecv(operations) if operations else []
-        for source, target in moved:
-            target.copy_(source)
-        return works
-
-
-def _wait(works: list[Any]) -> None:
-    for work in works:
-        work.wait()
-
-
-def _start_dispatch(peers: _Peers, x_PDRM: Tensor, all_DPRM: Tensor) -> list[Any]:
-    """Start sending rows to the processes of their experts."""
-    return peers.swap(
-        [list(x_PDRM[p]) for p in peers.others],
-        [list(all_DPRM[:, p]) for p in peers.others],
-        list(zip(x_PDRM[peers.rank], all_DPRM[:, peers.rank])),
-    )
-
-
-def _start_combine(peers: _Peers, back_PDRM: Tensor, y_PDRM: Tensor) -> list[Any]:
-    """Start sending results back."""
-    return peers.swap(
-        [[back_PDRM[p]] for p in peers.others], [[y_PDRM[p]] for p in peers.others], []
-    )
+from .policy import HAS_OPERATORS
 
 
 def forward(
@@ -85,7 +33,7 @@ def forward(
     local = w1.shape[0]
     x_PDRM = x_ERM.contiguous().view(-1, local, *x_ERM.shape[1:])
     processes, _, rows, width = x_PDRM.shape
-    peers = _Peers(name, x_PDRM[0].nbytes)
+    peers = messages(name, x_PDRM[0].nbytes)
     all_DPRM = x_ERM.new_empty(local, processes, rows, width)
     a_DPRH, h_DPRH = (x_ERM.new_empty(*all_DPRM.shape[:3], w1.shape[2]) for _ in range(2))
     y_PDRM, back_PDRM = torch.empty_like(x_PDRM), torch.empty_like(x_PDRM)
@@ -96,14 +44,14 @@ def forward(
         multiply_batch(a_DPRH[place], w2, b2_DM, y_DRM[:, some])
 
     mine, half = peers.rank, rows // 2
-    dispatched = _start_dispatch(peers, x_PDRM, all_DPRM)
+    arrivals = peers.dispatch(x_PDRM, all_DPRM)
     compute(x_PDRM[mine], mine, slice(0, half), y_PDRM[mine])
-    _wait(dispatched)
-    for p in peers.others:
-        compute(all_DPRM[:, p], p, slice(0, rows), back_PDRM[p])
-    combined = _start_combine(peers, back_PDRM, y_PDRM)
+    for arrived in arrivals:
+        for p in arrived:
+            compute(all_DPRM[:, p], p, slice(0, rows), back_PDRM[p])
+    finish = peers.combine(back_PDRM, y_PDRM)
     compute(x_PDRM[mine], mine, slice(half, rows), y_PDRM[mine])
-    _wait(combined)
+    finish()
     return y_PDRM.view_as(x_ERM), all_DPRM, a_DPRH, h_DPRH
 
 
@@ -118,23 +66,24 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, w1, b1, w2 and b2, from that of the result."""
     dy_PDRM = dy_ERM.contiguous().view(-1, w1.shape[0], *dy_ERM.shape[1:])
-    peers = _Peers(name, dy_PDRM[0].nbytes)
+    peers = messages(name, dy_PDRM[0].nbytes)
     dy_DPRM, dh_DPRH = torch.empty_like(all_DPRM), torch.empty_like(h_DPRH)
     dx_PDRM, back_PDRM = torch.empty_like(dy_PDRM), torch.empty_like(dy_PDRM)
     mine = peers.rank
-    dispatched = _start_dispatch(peers, dy_PDRM, dy_DPRM)
-    sums = [down(dy_PDRM[mine], w2, h_DPRH[:, mine], False, dh_DPRH[:, mine])[1]]
-    _wait(dispatched)
-    for p in peers.others:
-        sums.append(down(dy_DPRM[:, p], w2, h_DPRH[:, p], False, dh_DPRH[:, p])[1])
-        torch.bmm(dh_DPRH[:, p], w1.transpose(1, 2), out=back_PDRM[p])
-    combined = _start_combine(peers, back_PDRM, dx_PDRM)
+    arrivals = peers.dispatch(dy_PDRM, dy_DPRM)
+    sums = {mine: down(dy_PDRM[mine], w2, h_DPRH[:, mine], False, dh_DPRH[:, mine])[1]}
+    for arrived in arrivals:
+        for p in arrived:
+            sums[p] = down(dy_DPRM[:, p], w2, h_DPRH[:, p], False, dh_DPRH[:, p])[1]
+            torch.bmm(dh_DPRH[:, p], w1.transpose(1, 2), out=back_PDRM[p])
+    finish = peers.combine(back_PDRM, dx_PDRM)
     torch.bmm(dh_DPRH[:, mine], w1.transpose(1, 2), out=dx_PDRM[mine])
     x_DrM, a_DrH, dh_DrH, dy_DrM = (t.flatten(1, 2) for t in (all_DPRM, a_DPRH, dh_DPRH, dy_DPRM))
     dw1 = torch.bmm(x_DrM.transpose(1, 2), dh_DrH)
     dw2 = torch.bmm(a_DrH.transpose(1, 2), dy_DrM)
-    db1_DH, db2_DM = torch.stack(sums).sum(0), dy_DrM.sum(1)
-    _wait(combined)
+    # in the order of the processes, whichever came first
+    db1_DH, db2_DM = torch.stack([sums[p] for p in sorted(sums)]).sum(0), dy_DrM.sum(1)
+    finish()
     return dx_PDRM.view_as(dy_ERM), dw1, db1_DH, dw2, db2_DM
 
 
