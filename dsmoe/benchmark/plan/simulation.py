@@ -97,9 +97,10 @@ def policy_of(case: Case, device: str) -> Any:
     return planned_kernels(fuses, device == "cuda" or not case.dropout, case.compiled)
 
 
-def masks_of(device: str) -> Any:
-    """Dropout as on ``device``: a context."""
-    return ByteMasks() if device == "cuda" else contextlib.nullcontext()
+def masks_of(case: Case, device: str) -> Any:
+    """A context: dropout as on ``device``. Not where layers are recomputed, which keep no masks: a
+    backward pass, which recomputes them, does not see the context."""
+    return ByteMasks() if device == "cuda" and not case.remat else contextlib.nullcontext()
 
 
 def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     from dsmoe.benchmark.train.start import model_config
 
     ledger = Ledger()
-    with using(policy_of(case, device)), masks_of(device), ledger:
+    with using(policy_of(case, device)), masks_of(case, device), ledger:
         with ledger.kind(PARAMETERS), torch.device("meta"):
             model = MoELM(model_config(case)).to(DTYPES[case.weight_precision])
         made = param_groups(model)

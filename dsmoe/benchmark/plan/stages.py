@@ -55,7 +55,7 @@ def _stage(
 
     stages, count = groups.stages, case.micro_batches
     ledger = Ledger()
-    with using(policy_of(case, device)), masks_of(device), ledger:
+    with using(policy_of(case, device)), masks_of(case, device), ledger:
         with ledger.kind(PARAMETERS), torch.device("meta"):
             model = StageModel(model_config(case), stages, stage).to(DTYPES[case.weight_precision])
         buffers = _Buffers(model, case, config, groups, ledger)

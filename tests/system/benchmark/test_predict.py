@@ -43,7 +43,7 @@ MEMORY = {
     ),
 }
 #: A search leaves 8 % of the memory free, and dsmoe plan counts what it found.
-TOLERANCE = 0.08
+TOLERANCE = 0.05
 #: Of a CPU's seconds, where nothing else runs on it.
 CPU_TOLERANCE = 0.20
 #: A machine whose iterations spread more than this is shared: no time on it means anything.
