@@ -15,7 +15,14 @@ from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.benchmark.predict.rates import choose
 from dsmoe.benchmark.predict.rates.cluster import FOLDER, load_cluster, parse
 from dsmoe.benchmark.predict.rates.measured import cluster_of
-from dsmoe.benchmark.predict.search import USABLE, NothingFits, explanation, search, search_lines
+from dsmoe.benchmark.predict.search import (
+    USABLE,
+    NothingFits,
+    explanation,
+    next_best,
+    search,
+    search_lines,
+)
 from dsmoe.benchmark.predict.stages import stage_case
 from dsmoe.common.errors import UsageError
 
@@ -34,6 +41,10 @@ def test_what_is_ranked_fits_and_is_in_order() -> None:
     assert max(map(len, lines[:-1])) <= 80
     words = explanation(found[0], found[1])
     assert found[1].words in words or "same time" in words
+    # the settings that reduce in 16 bit and in 32 take the same time and memory
+    other = next_best(found)
+    assert found[1].peak == found[0].peak and other is not found[1]
+    assert "s less than the next, whose" in explanation(found[0], other)
 
 
 def test_nothing_that_fits_is_one_line() -> None:
