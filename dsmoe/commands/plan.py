@@ -185,7 +185,13 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
 def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_hosts: Any) -> int:
     """Print the settings of each case, ranked. Raises UsageError where that cannot be."""
     from dsmoe.benchmark.cases.choice import in_words
-    from dsmoe.benchmark.predict.search import NothingFits, explanation, search, search_lines
+    from dsmoe.benchmark.predict.search import (
+        NothingFits,
+        explanation,
+        next_best,
+        search,
+        search_lines,
+    )
 
     if cluster is None or cluster.device == "cpu":
         raise UsageError("--search is for GPUs; name a suite or model of GPUs and a --cluster")
@@ -202,7 +208,9 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
         except NothingFits as nothing:
             print(f"does not fit: {nothing}", file=sys.stderr)
             return DOES_NOT_FIT
-        why = explanation(found[0], found[1]) if options.explain and len(found) > 1 else None
+        why = (
+            explanation(found[0], next_best(found)) if options.explain and len(found) > 1 else None
+        )
         ranked = [
             {
                 "options": one.words,

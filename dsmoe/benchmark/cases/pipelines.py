@@ -7,6 +7,7 @@ from typing import Any, Callable, Sequence
 
 from dsmoe.benchmark.cases.case import PIPELINE_SCHEDULES, Case, Parallel
 from dsmoe.common.errors import UsageError
+from dsmoe.common.overlay import load
 
 #: Takes the cases that can be and the processes of a host, and picks one of them.
 Fastest = Callable[[Sequence[Case], int], Case]
@@ -24,9 +25,14 @@ def pipeline_of(case: Case, asked: Any) -> int:
     return case.parallel.pipeline_parallel_size if asked is None else int(asked)
 
 
-def in_flight(stages: int, schedule: str) -> int:
-    """Micro-batches whose activations the first of ``stages`` holds, at most."""
-    return (2 if schedule == "eager" else 1) * (stages - 1) + 1
+def ahead_of_next(schedule: str) -> int:
+    """Forward passes that a stage is ahead of the next one."""
+    return int(load("deepspeed/moe/pipeline/schedule.py").AHEAD[schedule])
+
+
+def in_flight(stages: int, stage: int, schedule: str, micro_batches: int) -> int:
+    """Micro-batches whose activations ``stage`` (from 0) of ``stages`` holds, at most."""
+    return min(ahead_of_next(schedule) * (stages - 1 - stage) + 1, micro_batches)
 
 
 def schedule_of(parallel: Parallel, stages: int, asked: str | None) -> str:

@@ -31,6 +31,16 @@ ORDER = (
     "activations",
 )
 
+#: What is sent -> how the table says it.
+SENT = {
+    "all-to-all": "all-to-all, experts' tokens",
+    "reduce": "reduce, gradients to owners",
+    "reduce-scatter": "reduce-scatter, gradients",
+    "all-reduce": "all-reduce, gradients",
+    "all-to-all, int8": "all-to-all, gradients in int8",
+    "all-gather": "all-gather, new weights",
+}
+
 
 def estimate(case: Case, device: str, checkout: Path) -> dict[str, Any]:
     """The plan of one case on ``device`` (cpu or cuda), by the model of ``checkout``.
@@ -99,12 +109,14 @@ def plan_lines(case: Case, plan: dict[str, Any], memory: int | None, where: str)
         f"  sent by a process in a step, {unit}",
     ]
     sent = {kind: bytes_ for kind, bytes_ in sorted(plan["sent"].items()) if bytes_}
-    lines += [f"    {kind:<31}{bytes_ / size:>14.3f}" for kind, bytes_ in sent.items()]
+    lines += [
+        f"    {SENT.get(kind, kind):<31}{bytes_ / size:>14.3f}" for kind, bytes_ in sent.items()
+    ]
     lines += [] if sent else ["    nothing"]
     between = plan.get("exchange_between_hosts", 0)
     if between:
         lines.append(f"  sent by a host to other hosts in a step, {unit}")
-        lines.append(f"    {'all-to-all':<31}{between / size:>14.3f}")
+        lines.append(f"    {SENT['all-to-all']:<31}{between / size:>14.3f}")
     if plan.get("stages"):
         lines.append(f"  by stage, {unit}{'memory':>30}{'sent':>14}")
         for number, stage in enumerate(plan["stages"], 1):

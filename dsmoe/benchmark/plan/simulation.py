@@ -6,9 +6,12 @@ case's size (program.py), so that its experts are those of a real process.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.plan.flat import Flat
@@ -19,25 +22,51 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class FlatAttention(torch.autograd.Function):
-    """Stands for a fused attention kernel: keeps its inputs, output and one number a row."""
+    """Stands for a fused attention kernel: keeps its inputs, output and one number a row.
+
+    ``keeps``: the output also where the layer is recomputed, as a compiled one does (remat.py).
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keeps: bool
+    ) -> torch.Tensor:
         out = torch.empty_like(q)
+        ctx.kept = out.detach() if keeps else None
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         q, k, v, _, _ = ctx.saved_tensors
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        ctx.kept = None
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
 
 
-def planned_kernels(fuses: bool, flat_attention: bool) -> Any:
+class ByteMasks(TorchFunctionMode):
+    """Dropout keeps a mask of one byte an element, as kernels of GPUs do; that of meta tensors is
+    as wide as its input."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.dropout:
+            return func(*args, **kwargs)
+
+        def masked(x: torch.Tensor, p: float = 0.5, training: bool = True, *_: Any) -> torch.Tensor:
+            return torch.native_dropout(x, p, training)[0]
+
+        kwargs.pop("inplace", None)
+        return masked(*args, **kwargs)
+
+
+def planned_kernels(fuses: bool, flat_attention: bool, keeps: bool = False) -> Any:
     """The policy of a planned step: eager operations on meta tensors stand for the real kernels.
 
     ``fuses``: products with GELU and the loss are the operators of a compiled region;
-    ``flat_attention``: attention keeps what a fused kernel keeps, else what its formula keeps.
+    ``flat_attention``: attention keeps what a fused kernel keeps, else what its formula keeps;
+    ``keeps``: its output also where the layer is recomputed.
     """
     from deepspeed.moe.kernels.policy import KernelPolicy, Libraries
     from deepspeed.moe.lm.attention import math_attention
@@ -53,7 +82,7 @@ def planned_kernels(fuses: bool, flat_attention: bool) -> Any:
             self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float
         ) -> torch.Tensor:
             if flat_attention:
-                out: torch.Tensor = FlatAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
+                out: torch.Tensor = FlatAttention.apply(q, k, v, keeps)  # type: ignore[no-untyped-call]
                 return out
             return math_attention(q, k, v, dropout)
 
@@ -65,7 +94,13 @@ def policy_of(case: Case, device: str) -> Any:
     # In a compiled region products with GELU, and the loss, are one operator each.
     fuses = case.compiled and device == "cuda" and case.precision != "fp32"
     # With dropout the CPU has no fused kernel: torch computes the products whole.
-    return planned_kernels(fuses, device == "cuda" or not case.dropout)
+    return planned_kernels(fuses, device == "cuda" or not case.dropout, case.compiled)
+
+
+def masks_of(case: Case, device: str) -> Any:
+    """A context: dropout as on ``device``. Not where layers are recomputed, which keep no masks: a
+    backward pass, which recomputes them, does not see the context."""
+    return ByteMasks() if device == "cuda" and not case.remat else contextlib.nullcontext()
 
 
 def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
@@ -84,7 +119,7 @@ def simulate(case: Case, config: dict[str, Any], device: str) -> dict[str, Any]:
     from dsmoe.benchmark.train.start import model_config
 
     ledger = Ledger()
-    with using(policy_of(case, device)), ledger:
+    with using(policy_of(case, device)), masks_of(case, device), ledger:
         with ledger.kind(PARAMETERS), torch.device("meta"):
             model = MoELM(model_config(case)).to(DTYPES[case.weight_precision])
         made = param_groups(model)

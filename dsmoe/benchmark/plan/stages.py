@@ -17,6 +17,7 @@ from dsmoe.benchmark.plan.ledger import Ledger
 from dsmoe.benchmark.plan.simulation import (
     DTYPES,
     dispatch_bytes,
+    masks_of,
     optimizer_on,
     policy_of,
 )
@@ -54,7 +55,7 @@ def _stage(
 
     stages, count = groups.stages, case.micro_batches
     ledger = Ledger()
-    with using(policy_of(case, device)), ledger:
+    with using(policy_of(case, device)), masks_of(case, device), ledger:
         with ledger.kind(PARAMETERS), torch.device("meta"):
             model = StageModel(model_config(case), stages, stage).to(DTYPES[case.weight_precision])
         buffers = _Buffers(model, case, config, groups, ledger)
@@ -90,20 +91,15 @@ def _stage(
     }
 
 
-def _forward(model: Any, shape: tuple[int, int], dtype: torch.dtype) -> tuple[list[Any], list[Any]]:
-    """The outputs of a forward pass that a backward pass begins from, and their gradients."""
+def _forward(model: Any, shape: tuple[int, int], dtype: torch.dtype) -> tuple[list[Any], Any]:
+    """What a backward pass begins from: the losses of a forward pass, and its hidden states."""
     tokens = torch.empty(shape, dtype=torch.int64, device="meta")
     inputs = tokens
     if not model.is_first:
         width = model.config.hidden_size
         inputs = torch.empty(*shape, width, dtype=dtype, device="meta", requires_grad=True)
     hidden, loss = model(inputs, tokens if model.is_last else None)
-    outputs: list[Any] = [loss] if loss.requires_grad else []
-    gradients: list[Any] = [None] * len(outputs)
-    if hidden is not None:
-        outputs.append(hidden)
-        gradients.append(hidden.new_empty(hidden.shape))
-    return outputs, gradients
+    return ([loss] if loss.requires_grad else []), hidden
 
 
 class _Buffers:
@@ -137,7 +133,12 @@ class _Buffers:
             for param in made.params:
                 param.register_post_accumulate_grad_hook(lambda p: ledger.move(p.grad, GRADIENTS))
 
-    def backward(self, outputs: list[Any], gradients: list[Any]) -> None:
+    def backward(self, losses: list[Any], hidden: Any) -> None:
+        """From the losses, and from the hidden states with the gradient that has arrived."""
+        outputs, gradients = [*losses], [None] * len(losses)
+        if hidden is not None:
+            outputs.append(hidden)
+            gradients.append(hidden.new_empty(hidden.shape))
         torch.autograd.backward(outputs, gradients)
         for param in self.model.parameters():
             param.grad = None

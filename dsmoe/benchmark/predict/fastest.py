@@ -6,9 +6,9 @@ import dataclasses
 from typing import Sequence
 
 from dsmoe.benchmark.cases.case import Case
-from dsmoe.benchmark.cases.pipelines import Fastest, in_flight
+from dsmoe.benchmark.cases.pipelines import Fastest
 from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
-from dsmoe.benchmark.predict.memory import peak_bytes
+from dsmoe.benchmark.predict.memory import pipeline_peak_bytes
 from dsmoe.benchmark.predict.rates.choose import cluster_for
 from dsmoe.benchmark.predict.search import USABLE
 from dsmoe.benchmark.predict.stages import predict_case, stage_case
@@ -51,8 +51,7 @@ def fastest_for(name: str | None, device: str, gpu: str, memory: int | None) -> 
 
 def needed(case: Case, device: str) -> int:
     """Bytes at the peak of the largest stage, by formula."""
-    stages = case.parallel.pipeline_parallel_size
-    stage = stage_case(case, stages, case.micro_batches) if stages > 1 else case
-    held = in_flight(stages, case.parallel.pipeline_schedule)
+    stages, schedule = case.parallel.pipeline_parallel_size, case.parallel.pipeline_schedule
+    stage = stage_case(case, stages, case.micro_batches)
     context = CUDA_CONTEXT_BYTES if device == "cuda" else 0
-    return peak_bytes(stage, held) + context
+    return pipeline_peak_bytes(stage, stages, schedule) + context

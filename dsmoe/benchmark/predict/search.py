@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Iterator
 
 from dsmoe.benchmark.cases.case import PIPELINE_SCHEDULES, Case, Parallel
-from dsmoe.benchmark.cases.pipelines import in_flight
 from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
-from dsmoe.benchmark.predict.memory import peak_bytes
+from dsmoe.benchmark.predict.memory import pipeline_peak_bytes
 from dsmoe.benchmark.predict.rates.cluster import Cluster
 from dsmoe.benchmark.predict.stages import predict_pipeline, stage_case
 from dsmoe.benchmark.predict.time import Prediction
@@ -30,7 +29,7 @@ class NothingFits(Exception):
 class Candidate:
     """One setting, its prediction and the bytes of a process at the peak.
 
-    ``case`` is the whole case, or one of its stages where ``stages`` is more than 1.
+    ``case`` is the whole case, or as one of its stages has it where ``stages`` is more than 1.
     """
 
     case: Case
@@ -68,7 +67,7 @@ def search(
         for setting in _settings(case, number):
             for schedule in PIPELINE_SCHEDULES if number > 1 else ("1f1b",):
                 tried += 1
-                peak = peak_bytes(setting, in_flight(number, schedule)) + context
+                peak = pipeline_peak_bytes(setting, number, schedule) + context
                 if peak <= USABLE * memory:
                     prediction = predict_pipeline(setting, cluster, number, schedule)
                     found.append(Candidate(setting, number, schedule, prediction, peak))
@@ -82,9 +81,9 @@ def search(
 
 
 def _settings(case: Case, stages: int) -> Iterator[Case]:
-    """Every setting of ``case`` that can be; for a pipeline of ``stages``, of one stage."""
+    """Every setting of ``case`` that can be; for a pipeline of ``stages``, as each stage has it."""
     parallel, experts = case.parallel, case.model.num_experts
-    if parallel.processes % stages or case.model.num_layers % (2 * stages):  # equal stages
+    if parallel.processes % stages or stages > case.model.num_layers:
         return
     if parallel.pipeline_parallel_size > 1:  # its own pipeline is one of those that are tried
         graph = case.compiled and case.flat_gradients
@@ -110,6 +109,20 @@ def _settings(case: Case, stages: int) -> Iterator[Case]:
                 cut = Parallel(width, size, zero)
                 for remat in (False, True):
                     yield dataclasses.replace(stage, parallel=cut, reduce=reduce, remat=remat)
+
+
+def next_best(found: list[Candidate]) -> Candidate:
+    """The first after the best that differs from it in time or memory; the second where none does.
+
+    In a pipeline the reduction is hidden in 16 bit as in 32, so that both often take the same.
+    """
+    best = found[0]
+    others = (
+        one
+        for one in found[1:]
+        if one.peak != best.peak or one.found.seconds > best.found.seconds * (1 + 1e-6)
+    )
+    return next(others, found[1])
 
 
 def explanation(best: Candidate, other: Candidate) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.placement import exchanged_share
-from dsmoe.benchmark.predict.parameters import held
+from dsmoe.benchmark.predict.parameters import Part, held, whole
 from dsmoe.benchmark.predict.work import BYTES, Sizes, sizes_of
 
 
@@ -95,8 +95,11 @@ def handed_over(case: Case) -> int:
     return sizes.R * sizes.H * sizes.e * exchanges(case) * layers
 
 
-def exchange(case: Case, sizes: Sizes, per_host: int, passes: int) -> Sent:
-    """The tokens' exchange of one micro-batch: ``passes`` all-to-alls a mixture layer."""
+def exchange(
+    case: Case, sizes: Sizes, per_host: int, passes: int, part: Part | None = None
+) -> Sent:
+    """The tokens' exchange of one micro-batch: ``passes`` all-to-alls a mixture layer of ``part``
+    (None: of the whole model)."""
     parallel = case.parallel
     size = parallel.expert_parallel_size
     if size == 1:
@@ -104,17 +107,17 @@ def exchange(case: Case, sizes: Sizes, per_host: int, passes: int) -> Sent:
     per_host = min(per_host, parallel.processes)
     far = exchanged_share(parallel, per_host)
     near = (size - 1) / size - far
-    count = passes * (case.model.num_layers // 2)
+    count = passes * (part or whole(case.model)).mixtures
     message = float(sizes.R * sizes.H * sizes.e)
     between = message * far * per_host
     return Sent(message * near, between, between, 1.0).times(count)
 
 
-def reduction(case: Case, per_host: int, device: str) -> Sent:
-    """The gradients of an iteration."""
-    own = held(case)
+def reduction(case: Case, per_host: int, device: str, part: Part | None = None) -> Sent:
+    """The gradients of an iteration: those of ``part`` (None: of the whole model)."""
+    own = held(case, part)
     dense, experts = groups_of(case, per_host)
-    times, width, kind = reduction_kind(case, device)
+    times, width, kind = reduction_kind(case, device, part is not None and part.is_stage)
     sent = Sent()
     for group, count in ((dense, own.dense), (experts, own.experts)):
         size = float(count * width)
@@ -135,29 +138,32 @@ def bucket_elements(case: Case) -> float:
     return 5e8 if not case.flat_gradients else 2.5e7
 
 
-def reduction_kind(case: Case, device: str) -> tuple[int, int, str]:
+def reduction_kind(case: Case, device: str, staged: bool) -> tuple[int, int, str]:
     """How often an iteration reduces, bytes an element, and how: owner, scatter, all, or by an
-    exchange (to the owners, where a group is on one host)."""
+    exchange (to the owners, where a group is on one host). A stage of a pipeline (``staged``)
+    reduces its sums once, in fp32 where 16 bit are not asked for."""
     width = BYTES[case.weight_precision]
     stage = case.parallel.zero_stage
+    if staged and case.reduce is None:
+        width = 4
     if stage == 0:
         return 1, width, "all"
     each = case.micro_batches
-    if not case.flat_gradients:
-        return (each if stage == 2 else 1), width, "owner"
-    if case.reduce == "step":
+    if case.reduce == "step" or staged:
         by_hosts = device == "cpu" if case.hierarchical is None else case.hierarchical
         return 1, width, "exchange" if by_hosts else "owner"
+    if not case.flat_gradients:
+        return (each if stage == 2 else 1), width, "owner"
     scatter = "scatter" if device == "cuda" else "all"
     if case.reduce == "micro_batch" or stage == 2:
         return each, width, scatter
     return 1, 4, scatter
 
 
-def gather(case: Case, per_host: int) -> Sent:
-    """The new weights of an iteration."""
+def gather(case: Case, per_host: int, part: Part | None = None) -> Sent:
+    """The new weights of an iteration: those of ``part`` (None: of the whole model)."""
     if case.parallel.zero_stage == 0:
         return Sent()
-    own, width = held(case), BYTES[case.weight_precision]
+    own, width = held(case, part), BYTES[case.weight_precision]
     dense, experts = groups_of(case, per_host)
     return dense.gathered(float(own.dense * width)) + experts.gathered(float(own.experts * width))

@@ -10,16 +10,20 @@ from typing import Any
 
 import pytest
 
-from dsmoe.benchmark.cases.case import Parallel
 from dsmoe.benchmark.cases.choice import Changes, case_of_model
 from dsmoe.benchmark.cases.suites import find_case
-from dsmoe.benchmark.predict.memory import peak_bytes
 from dsmoe.benchmark.predict.rates import choose
 from dsmoe.benchmark.predict.rates.cluster import FOLDER, load_cluster, parse
 from dsmoe.benchmark.predict.rates.measured import cluster_of
-from dsmoe.benchmark.predict.search import USABLE, NothingFits, explanation, search, search_lines
-from dsmoe.benchmark.predict.stages import predict_case, predict_pipeline, stage_case
-from dsmoe.benchmark.predict.time import predict
+from dsmoe.benchmark.predict.search import (
+    USABLE,
+    NothingFits,
+    explanation,
+    next_best,
+    search,
+    search_lines,
+)
+from dsmoe.benchmark.predict.stages import stage_case
 from dsmoe.common.errors import UsageError
 
 GIB = 1 << 30
@@ -37,49 +41,15 @@ def test_what_is_ranked_fits_and_is_in_order() -> None:
     assert max(map(len, lines[:-1])) <= 80
     words = explanation(found[0], found[1])
     assert found[1].words in words or "same time" in words
+    # the settings that reduce in 16 bit and in 32 take the same time and memory
+    other = next_best(found)
+    assert found[1].peak == found[0].peak and other is not found[1]
+    assert "s less than the next, whose" in explanation(found[0], other)
 
 
 def test_nothing_that_fits_is_one_line() -> None:
     with pytest.raises(NothingFits, match=r"none of 930 settings fits into 8\.0 GiB"):
         search(find_case("paper", 64), load_cluster("p3.16xlarge"), 8 * GIB)
-
-
-def test_a_stage_has_its_share_and_waits_for_the_others() -> None:
-    cluster = load_cluster("p3.16xlarge")
-    case = find_case("paper", 16)
-    stage = stage_case(case, 2, 16)
-    assert stage.model.num_layers * 2 == case.model.num_layers
-    assert stage.parallel.processes * 2 == case.parallel.processes
-    assert stage.micro_batch_size == 1024 // 8 // 16
-    found = predict_pipeline(stage, cluster, 2)
-    alone = predict(stage, cluster)
-    work = ("products", "attention", "elementwise", "loss", "exchange", "launch")
-    assert found.exposed["bubble"] == pytest.approx(sum(alone.exposed[n] for n in work) / 16)
-    # a hidden state and its gradient, of each micro-batch, from each of a host's processes
-    assert found.sent["pipeline"] == 2 * 16 * 8 * (8 * 1024 * 1536 * 2)
-    # of the messages, 1f1b shows a half with two stages, and eager the first and last of 16
-    strict = predict_pipeline(stage, cluster, 2, "1f1b")
-    shown = [p.exposed["exchange"] - alone.exposed["exchange"] for p in (found, strict)]
-    assert shown[1] == pytest.approx(8 * shown[0]) and strict.seconds > found.seconds
-    with pytest.raises(UsageError, match="3 stages"):
-        stage_case(case, 3, 16)
-    # the plan and a run's record ask for the whole case
-    whole = dataclasses.replace(
-        case,
-        micro_batches=16,
-        cuda_graph=False,
-        parallel=Parallel(16, 8, 1, pipeline_parallel_size=2),
-        reduce="step",
-    )
-    alone = stage_case(whole, 2, 16)
-    assert alone.parallel == Parallel(8, 8, 1)
-    assert predict_case(whole, cluster) == predict_pipeline(alone, cluster, 2, "1f1b")
-
-
-def test_a_pipeline_holds_a_micro_batch_for_each_stage() -> None:
-    stage = dataclasses.replace(stage_case(find_case("paper", 16), 2, 16), remat=False)
-    one, two, three = (peak_bytes(stage, in_flight=n) for n in (1, 2, 3))
-    assert 0 < two - one == three - two
 
 
 def test_pipelines_are_ranked_where_they_are_asked_for() -> None:
@@ -95,8 +65,7 @@ def test_pipelines_are_ranked_where_they_are_asked_for() -> None:
         ("scaled", "paper", 8, "p3.16xlarge", 16),
         ("scaled", "paper", 16, "p3.16xlarge", 16),
         ("scaled", "paper", 32, "p3.16xlarge", 16),
-        # of 32: with many micro-batches in flight the plan counts 7 % more than the formula
-        ("scaled", "paper", 64, "p3.16xlarge", 30),
+        ("scaled", "paper", 64, "p3.16xlarge", 32),
         ("tuned", "tuned", 16, "h100-400g", 80),
         ("tuned", "tuned", 32, "h100-400g", 80),
         ("tuned", "tuned", 64, "h100-400g", 80),

@@ -9,6 +9,8 @@ import pytest
 from support.records import record as ok_record
 
 from dsmoe import cli
+from dsmoe.benchmark.cases.suites import find_case
+from dsmoe.benchmark.plan.estimate import SENT, plan_lines
 from dsmoe.benchmark.results.comparison import load_reference
 from dsmoe.benchmark.results.page import page
 from dsmoe.benchmark.results.predicted import CURVES, load_alpa
@@ -77,3 +79,11 @@ def test_what_does_not_go_together_is_one_line(
 ) -> None:
     assert cli.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_plan_says_of_what_its_messages_are() -> None:
+    """Words that fit the column."""
+    assert all(len(words) < 31 for words in SENT.values())
+    plan = {"peak": 1, "kinds": {}, "most": {}, "dispatch": 0, "local_parameters": 1}
+    lines = plan_lines(find_case("tuned", 1), {**plan, "sent": {"reduce": 2**20}}, None, "cpu")
+    assert "    reduce, gradients to owners             1.000" in lines
