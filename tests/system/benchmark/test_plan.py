@@ -179,18 +179,18 @@ def test_a_plan_of_a_thousand_gpus_needs_none(checkout: Path, capsys, monkeypatc
         return known[key]
 
     monkeypatch.setattr("dsmoe.benchmark.plan.estimate.simulated", once)
-    arguments = ["plan", 1024, "--model", "70B", "--device-memory", 80]
+    arguments = ["plan", 1024, "--model", "27B", "--device-memory", 30]
     assert dsmoe(*arguments) == 0
     said = capsys.readouterr().out
-    assert "plan 70B on 1024 processes: ZeRO-2, expert parallel 8" in said
-    # Two bytes a local parameter, by the closed formula: 64 experts of 16 layers, 8 to a process.
-    model, h = MODELS["70B"], 2048
+    assert "plan 27B on 1024 processes: ZeRO-2, expert parallel 8" in said
+    # Two bytes a local parameter, by the closed formula: 48 experts of 8 layers, 6 to a process.
+    model, h = MODELS["27B"], 2048
     expert = 2 * 8 * h * h + 8 * h + h
-    local = model.parameter_count - 16 * (64 - 8) * expert
+    local = model.parameter_count - 8 * (48 - 6) * expert
     assert re.search(rf"parameters +{2 * local / 2**30:.3f} ", said)
     assert "all-to-all" in said and "all-gather" in said and "fits: " in said
     # As JSON, and with too little memory: exit code 1, and the verdict says so.
-    assert dsmoe(*arguments[:-1], 20, "--json") == 1
+    assert dsmoe(*arguments[:-1], 8, "--json") == 1
     plan = json.loads(capsys.readouterr().out)
     assert plan["fits"] is False and plan["verdict"].startswith("does not fit: ")
     assert plan["local_parameters"] == local
