@@ -105,8 +105,8 @@ def test_gradients_reduced_once_a_step_on_two_processes(references: References) 
     compare(two, 2, references)
 
 
-# On 0.5.4 test_optimizers_and_precisions has 16 bit, and the test above the hooks of this reduction,
-# whose body is the same file on both bases.
+# On 0.5.4 test_optimizers_and_precisions has 16 bit, and the test above has the hooks of this
+# reduction, whose body is the same file on both bases.
 @pytest.mark.slow_on("0.5.4")
 def test_gradients_in_16_bit_reduced_once_a_step(references: References) -> None:
     """bf16 and fp16, in messages of the model's dtype and in fp32."""
