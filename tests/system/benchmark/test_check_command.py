@@ -17,9 +17,9 @@ from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK
 from dsmoe.benchmark.preflight.probe import SIGN
 from dsmoe.benchmark.run import patched_deepspeed
 
-# Host a answers for real, from this machine, and then the same again but for the clock, as importing
-# torch and a look at the checkout take three seconds. b wants a password; c is another kind of
-# machine; d has no such Python. What ssh was called with is kept.
+# Host a answers for real, from this machine, and later the same but for the clock: importing torch
+# and a look at the checkout take three seconds. b wants a password; c is another kind of machine; d
+# has no such Python. What ssh was called with is kept.
 SSH = """#!{python}
 import json, os, shlex, subprocess, sys, time
 host, command = sys.argv[-2:]
