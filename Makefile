@@ -5,7 +5,7 @@ SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/t
 	tests/engine/test_flat_gradients.py
 # Three processes, as tests wait for others half of their time; tests/conftest.py has the order.
 PARALLEL = -n 3
-# Of few files, which keep the processes of tests/support/ranks.py busy: each one more takes ten
+# Of few files, which keep the processes of tests/support/ranks.py busy: each one more takes five
 # seconds of processor time to start.
 PARALLEL_SHORT = -n 2
 LINT = "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
