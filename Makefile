@@ -5,6 +5,9 @@ SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/t
 	tests/engine/test_flat_gradients.py
 # Three processes, as tests wait for others half of their time; tests/conftest.py has the order.
 PARALLEL = -n 3
+# Of few files, which keep the processes of tests/support/ranks.py busy: each one more takes five
+# seconds of processor time to start.
+PARALLEL_SHORT = -n 2
 LINT = "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
 	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then "$$python" -m mypy; \
 	else echo "mypy is not run: it needs Python 3.11 or newer"; fi
@@ -14,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 test:
 	@python=$(PYTHON) && $(LINT) && "$$python" -m pytest $(PARALLEL) -m "not slow" && \
-	DSMOE_BASE=0.5.4 "$$python" -m pytest -q $(PARALLEL) -m "not slow" $(SHORT)
+	DSMOE_BASE=0.5.4 "$$python" -m pytest -q $(PARALLEL_SHORT) -m "not slow" $(SHORT)
 
 test-all: lint
 	@python=$(PYTHON) && scripts/test-ray.sh "$$python" && "$$python" -m pytest $(PARALLEL) && \

@@ -80,6 +80,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if mark.args[0] == patched.base().name:
                 reason = f"base {mark.args[0]}: {mark.kwargs['reason']}"
                 item.add_marker(pytest.mark.skip(reason=reason))
+        for mark in item.iter_markers("slow_on"):
+            from support import patched
+
+            if mark.args[0] == patched.base().name:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, file_name
+from dsmoe.common.arguments import OneLineParser, add_json, file_name
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.places import DEFAULT_BASE
 
@@ -48,7 +47,7 @@ def make_parser(prog: str) -> OneLineParser:
         action="store_true",
         help="The deepspeed package of this Python environment is taken instead of PATH.",
     )
-    shared.add_json(parser)
+    add_json(parser)
     group = parser.add_argument_group("what is done (default: the series is applied)")
     action = group.add_mutually_exclusive_group()
     for name, text in (

@@ -6,8 +6,7 @@ import argparse
 import errno
 import json
 
-from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, count, file_name
+from dsmoe.common.arguments import OneLineParser, add_json, count, file_name
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, exit_code_lines
 from dsmoe.common.files import expanded, refuse_output, write_output
 
@@ -45,7 +44,7 @@ def make_parser(prog: str) -> OneLineParser:
         help="Collectives are measured with up to N processes (default: the GPUs that are here, "
         "or on the CPU one for each core, at most 4).",
     )
-    shared.add_json(parser)
+    add_json(parser)
     return parser
 
 

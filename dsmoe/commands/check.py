@@ -6,8 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from dsmoe.commands import launching
-from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, file_name
+from dsmoe.common.arguments import OneLineParser, add_json, add_output, file_name
 from dsmoe.common.errors import EnvironmentProblem, exit_code_lines
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ def make_parser(prog: str) -> OneLineParser:
         metavar="FILE",
         help="The hosts of this file are asked too, through ssh.",
     )
-    shared.add_output(parser, "results", "The disk of this folder is checked")
-    shared.add_json(parser)
+    add_output(parser, "results", "The disk of this folder is checked")
+    add_json(parser)
     return parser
 
 

@@ -6,7 +6,7 @@ import argparse
 
 from dsmoe.benchmark.cases.case import SECOND_EXPERT_POLICIES
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, count, positive, seed
+from dsmoe.common.arguments import OneLineParser, add_output, count, positive, seed
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.files import expanded
 from dsmoe.common.interrupts import StopSignals
@@ -113,7 +113,7 @@ def make_parser(prog: str) -> OneLineParser:
         help="An expert has room for X times its even share (default: 1).",
     )
     results = parser.add_argument_group("results")
-    shared.add_output(results, OUTPUT, "Curves, summary and figure go to this folder")
+    add_output(results, OUTPUT, "Curves, summary and figure go to this folder")
     add = results.add_argument
     add("--resume", action="store_true", help="Runs that --output has finished are not repeated.")
     add("--plot-only", action="store_true", help="Nothing is trained; --output is drawn again.")

@@ -7,8 +7,7 @@ import json
 import sys
 from typing import Any
 
-from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.arguments import OneLineParser, add_json
 from dsmoe.common.errors import UsageError, exit_code_lines
 
 NEEDS = ("git",)
@@ -64,7 +63,7 @@ def make_parser(prog: str) -> OneLineParser:
         action="store_true",
         help="docs/reference/defects-by-release.md is written from what was kept.",
     )
-    shared.add_json(parser)
+    add_json(parser)
     return parser
 
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, count
+from dsmoe.common.arguments import OneLineParser, add_json, count
 from dsmoe.common.errors import exit_code_lines
 from dsmoe.common.files import expanded
 from dsmoe.common.output import end_process
@@ -53,7 +53,7 @@ def make_parser(prog: str) -> OneLineParser:
         help="At most N sequences are taken, evenly spaced (default: 512; of a folder of dsmoe "
         "train without --data those that its held-out loss is of, in the same batches).",
     )
-    shared.add_json(parser)
+    add_json(parser)
     return parser
 
 

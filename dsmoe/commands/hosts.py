@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Sequence
 
-from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, file_name
+from dsmoe.common.arguments import OneLineParser, add_json, file_name
 from dsmoe.common.errors import HostProblem, UsageError, exit_code_lines
 from dsmoe.hosts import identity, ssh_port, writer
 from dsmoe.hosts.host import Host, check_slots
@@ -98,7 +97,7 @@ def make_parser(prog: str) -> OneLineParser:
         metavar="DIR",
         help="The files go to this folder (default: this one).",
     )
-    shared.add_json(parser)
+    add_json(parser)
     return parser
 
 

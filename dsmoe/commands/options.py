@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.cases.case import (
@@ -21,7 +20,7 @@ from dsmoe.benchmark.cases.choice import Changes, Wanted
 from dsmoe.benchmark.cases.placement import AUTO
 from dsmoe.benchmark.cases.suites import SUITES
 from dsmoe.benchmark.data.sources import TEXT_FIELD
-from dsmoe.common.arguments import count, file_name, listed, positive, seed, whole
+from dsmoe.common.arguments import count, listed, positive, seed, whole
 
 ARTIFACT_IDS = "artifact-ids"
 SWITCHES = (
@@ -247,22 +246,6 @@ def add_plan_options(group: argparse._ArgumentGroup) -> None:
 def text_paths(options: argparse.Namespace) -> list[str]:
     """The paths of ``--data``; none for the default text, as it is or with the artifact's ids."""
     return [] if options.data == [ARTIFACT_IDS] else list(options.data)
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json", action="store_true", help="The result is one JSON object on standard output."
-    )
-
-
-def add_output(parser: argparse._ActionsContainer, default: str, words: str) -> None:
-    parser.add_argument(
-        "--output",
-        type=file_name,
-        default=Path(default),
-        metavar="PATH",
-        help=f"{words} (default: {default}).",
-    )
 
 
 def changes_of(options: argparse.Namespace) -> Changes:

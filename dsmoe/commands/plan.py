@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dsmoe.benchmark.launchers.names import AUTO
 from dsmoe.commands import launching
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, count
+from dsmoe.common.arguments import OneLineParser, add_json, count
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import checkout_folder
@@ -77,7 +77,7 @@ def make_parser(prog: str) -> OneLineParser:
         "(default: the plan asks none).",
     )
     parser.set_defaults(hostfile=None)
-    shared.add_json(parser)
+    add_json(parser)
     return parser
 
 

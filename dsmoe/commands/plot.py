@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, file_name
+from dsmoe.common.arguments import OneLineParser, add_output, file_name
 from dsmoe.common.errors import ResultsError, UsageError, exit_code_lines
 
 NEEDS = ("filelock", "psutil", "matplotlib")
@@ -36,7 +35,7 @@ def make_parser(prog: str) -> OneLineParser:
         metavar="RESULTS",
         help="The rows come from these results folders, .tsv or .jsonl files.",
     )
-    shared.add_output(parser, "figure", "The figure is written to PATH.png and PATH.pdf")
+    add_output(parser, "figure", "The figure is written to PATH.png and PATH.pdf")
     parser.add_argument(
         "--cpu", action="store_true", help="The figure shows tokens/s of the CPU runs instead."
     )

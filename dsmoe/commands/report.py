@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, file_name
+from dsmoe.common.arguments import OneLineParser, add_output, file_name
 from dsmoe.common.errors import exit_code_lines
 
 NEEDS = ("filelock", "psutil", "matplotlib", "jinja2")
@@ -31,7 +30,7 @@ def make_parser(prog: str) -> OneLineParser:
         metavar="RESULTS",
         help="The records come from this results folder or .jsonl file.",
     )
-    shared.add_output(parser, "report.html", "The page is written to this file")
+    add_output(parser, "report.html", "The page is written to this file")
     return parser
 
 

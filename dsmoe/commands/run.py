@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dsmoe.commands import launching
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, count, file_name, plain_name, positive
+from dsmoe.common.arguments import OneLineParser, add_output, count, file_name, plain_name, positive
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, UsageError, exit_code_lines
 from dsmoe.common.files import expanded
 from dsmoe.common.interrupts import StopSignals
@@ -50,7 +50,7 @@ def make_parser(prog: str) -> OneLineParser:
     shared.add_case_options(parser)
     shared.add_text_options(parser)
     results = parser.add_argument_group("results")
-    shared.add_output(results, "results", "Rows, records and run folders go to this folder")
+    add_output(results, "results", "Rows, records and run folders go to this folder")
     results.add_argument(
         "--resume", action="store_true", help="Cases that --output has finished are skipped."
     )

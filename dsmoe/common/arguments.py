@@ -1,4 +1,4 @@
-"""Command lines: mistakes are one line, and the types of numbers that options take."""
+"""Command lines: mistakes are one line, types of numbers, and options that need no case."""
 
 from __future__ import annotations
 
@@ -144,3 +144,19 @@ def file_name(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
     return Path(text)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="The result is one JSON object on standard output."
+    )
+
+
+def add_output(parser: argparse._ActionsContainer, default: str, words: str) -> None:
+    parser.add_argument(
+        "--output",
+        type=file_name,
+        default=Path(default),
+        metavar="PATH",
+        help=f"{words} (default: {default}).",
+    )

@@ -9,6 +9,7 @@ filters and lazy fetching of a partial clone are all off.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 from dsmoe.common import programs
 from dsmoe.common.errors import EnvironmentProblem, GitFailed
@@ -189,10 +190,6 @@ class Git:
         self, args: tuple[str, ...], stdin: bytes, env: dict[str, str], neutral: bool
     ) -> GitOutput:
         python_git = require_git()
-        # GitPython always starts from os.environ, so the variables are dropped by env(1); a
-        # GIT_DIR of a calling hook would otherwise send our writes to another repository.
-        unset = [part for name in os.environ if _unwanted(name) for part in ("-u", name)]
-        command = ["env"] + unset if unset else []
         settings = {**env, **_OFFLINE}
         overrides = list(_OVERRIDES)
         if neutral and self.index is None and args[0] in _COMPARING:
@@ -208,10 +205,7 @@ class Git:
         if self.objects is not None:
             settings["GIT_OBJECT_DIRECTORY"] = str(self.objects)
             settings["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = _alternate(self.alternates)
-        if unset:  # env -u would drop ours too: name them on its command line instead
-            command += [f"{name}={value}" for name, value in settings.items()]
-            settings = {}
-        command += ["git", "-C", str(self.path)]
+        command = ["git", "-C", str(self.path)]
         if neutral:
             command += [part for item in overrides for part in ("-c", item)]
         if self.excludes is not None:
@@ -224,9 +218,10 @@ class Git:
         with tempfile.TemporaryFile() as source:
             source.write(stdin)
             source.seek(0)
-            started = python_git().execute(
-                command, istream=source, env=settings, as_process=True, **extra
-            )
+            with _without_unwanted():
+                started = python_git().execute(
+                    command, istream=source, env=settings, as_process=True, **extra
+                )
             process = started.proc
             # Not GitPython's own limit, which waits for programs that git started.
             try:
@@ -239,6 +234,20 @@ class Git:
             finally:
                 programs.end(process)
         return GitOutput(process.returncode, out, err.decode("utf-8", "replace").rstrip("\n"))
+
+
+@contextlib.contextmanager
+def _without_unwanted() -> Iterator[None]:
+    """The environment, while a process is started, without the variables that it must not have.
+
+    GitPython always starts from os.environ; a GIT_DIR of a calling hook would send our writes to
+    another repository. env(1) drops them too, for a quarter of a git's time.
+    """
+    kept = {name: os.environ.pop(name) for name in list(os.environ) if _unwanted(name)}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _without_filters(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -1,6 +1,7 @@
-"""Imports once what the processes of ranks.Pool need, then forks them: a line on stdin a pool.
+"""Imports once what the processes of ranks.Pool need, then forks them: a line a pool.
 
-Importing torch and DeepSpeed takes five seconds a process. A line is ``FOLDER PROCESSES``.
+Importing torch and DeepSpeed takes five seconds a process. ``python forker.py PLACE`` reads lines
+``FOLDER PROCESSES`` from the FIFO ``PLACE/calls`` until nobody can write there, and removes PLACE.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -25,6 +27,7 @@ PROGRAM = str(Path(worker.__file__).resolve())
 
 def become(folder: Path, rank: int, processes: int) -> None:
     """The forked process of ``rank``, which never returns."""
+    calls.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     log = os.open(folder / f"log{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -36,11 +39,14 @@ def become(folder: Path, rank: int, processes: int) -> None:
     worker.serve(folder, rank, processes)
 
 
+# not waiting for a writer: where none is left, there is nothing to read
+calls = os.fdopen(os.open(f"{sys.argv[1]}/calls", os.O_RDONLY | os.O_NONBLOCK))
+os.set_blocking(calls.fileno(), True)
 # Each engine collects garbage several times, which must not look at all of torch each time.
 gc.collect()
 gc.freeze()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies: a process that ended is gone
-for line in iter(sys.stdin.readline, ""):
+for line in iter(calls.readline, ""):
     place, count = line.split()
     for number in range(int(count)):
         if os.fork() == 0:
@@ -50,3 +56,5 @@ for line in iter(sys.stdin.readline, ""):
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)  # gloo's threads can abort an orderly exit
+shutil.rmtree(sys.argv[1], ignore_errors=True)
+Path(f"{sys.argv[1]}.lock").unlink()

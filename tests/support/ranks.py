@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 SECONDS_BETWEEN_LOOKS = 0.2  # whether a process has ended
@@ -64,8 +65,7 @@ class Pool:
         self._done = os.open(self.here / "done", os.O_RDWR)
         self._ends.append(self._done)
         self._forker = forker()
-        self._forker.stdin.write(f"{self.here} {processes}\n".encode())
-        self._forker.stdin.flush()
+        self._forker.fork(self.here, processes)
 
     def start(self, function: str, arguments: tuple[Any, ...]) -> None:
         self.calls += 1
@@ -86,7 +86,7 @@ class Pool:
         return [torch.load(output, map_location="cpu") for output in outputs]
 
     def _one_ended(self) -> bool:
-        return self._forker.poll() is not None or not all(map(psutil.pid_exists, self.pids()))
+        return not self._forker.alive() or not all(map(psutil.pid_exists, self.pids()))
 
     def pids(self) -> list[int]:
         """The processes that have started."""
@@ -106,11 +106,48 @@ class Pool:
         self._folder.cleanup()
 
 
+class Forker:
+    """The process whose children those of every pool are; it ends with the last test process.
+
+    The processes of pytest-xdist share one, since each takes five seconds of processor time to
+    start. Its environment is that of the test process that started it.
+    """
+
+    def __init__(self) -> None:
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}-{time.monotonic_ns()}")
+        place = Path(tempfile.gettempdir()) / f"dsmoe-forker-{run}"
+        place.mkdir(exist_ok=True)
+        calls, number = place / "calls", place / "pid"
+        self._started: subprocess.Popen | None = None
+        with FileLock(f"{place}.lock"):
+            self.pid = int(number.read_text()) if number.exists() else 0
+            begun = self.alive()
+            if not begun:
+                calls.unlink(missing_ok=True)
+                os.mkfifo(calls)
+            # Opened for reading too, because this must not wait for the reader.
+            self._calls = os.open(calls, os.O_RDWR)
+            if not begun:
+                command = [sys.executable, str(HERE / "forker.py"), str(place)]
+                self._started = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+                self.pid = self._started.pid
+                number.write_text(str(self.pid))
+
+    def fork(self, folder: Path, processes: int) -> None:
+        os.write(self._calls, f"{folder} {processes}\n".encode())
+
+    def alive(self) -> bool:
+        if self._started is not None:
+            return self._started.poll() is None
+        try:
+            return self.pid > 0 and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
 @functools.lru_cache(maxsize=None)
-def forker() -> subprocess.Popen:
-    """The process whose children the processes of every pool are; it ends with this one."""
-    command = [sys.executable, str(HERE / "forker.py")]
-    return subprocess.Popen(command, stdin=subprocess.PIPE)
+def forker() -> Forker:
+    return Forker()
 
 
 @atexit.register

@@ -16,7 +16,8 @@ def exchange_warning(case: Case, devices: int, device: str, checkout: Path) -> s
 
     ``devices`` processes are on each host, on ``device`` (cpu or cuda). The bytes are what a
     process hands to the exchange in a step, and the share of it that leaves the host: by the
-    formula, which test_plan.py compares with a real step; for a pipeline by a plan, in seconds.
+    formula, which test_step_plan.py compares with a real step; for a pipeline by a plan, in
+    seconds.
     """
     parallel = case.parallel
     share = exchanged_share(parallel, devices)

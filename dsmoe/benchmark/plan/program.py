@@ -11,16 +11,20 @@ import json
 import logging
 import sys
 
+import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.plan.simulation import simulate
 from dsmoe.benchmark.plan.stages import simulate_stages
+from dsmoe.common.packages.no_compiler import without_compiler_anywhere
 
-with contextlib.suppress(ImportError):
-    # torch 2.8 has the collectives of meta tensors in this module alone; 2.11 has them at once
-    from torch.distributed._tools import fake_collectives  # noqa: F401
+# torch 2.8 has the collectives of meta tensors in this module alone; 2.11 has them at once, and
+# the module's package would import torch's compiler, two seconds.
+if not torch._C._dispatch_has_kernel_for_dispatch_key("c10d::allreduce_", "Meta"):
+    with contextlib.suppress(ImportError):
+        from torch.distributed._tools import fake_collectives  # noqa: F401
 
 
 def main() -> None:
@@ -36,6 +40,7 @@ def main() -> None:
         groups.initialize(
             ep_size=parallel["expert_parallel_size"], expert_layout=parallel["expert_layout"]
         )
+    without_compiler_anywhere()
     plans = [plan(Case.from_dict(spec["case"]), spec["config"], spec["device"]) for spec in specs]
     print(json.dumps(plans))
 

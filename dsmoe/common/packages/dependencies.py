@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from importlib import metadata
 from typing import NamedTuple
 
 from dsmoe.common import places
@@ -110,6 +109,8 @@ def _is_here(item: Requirement) -> bool:
 
 def version_of(package: str) -> str | None:
     """The release of ``package`` that is installed here; None where it is missing."""
+    from importlib import metadata  # which imports the standard library's reader of mails
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -148,6 +149,8 @@ def _table(text: str, name: str) -> str:
 
 def _from_metadata() -> dict[str, list[Requirement]]:
     """The same from the metadata that the wheel carries."""
+    from importlib import metadata
+
     try:
         message = metadata.metadata("dsmoe")
         lines = metadata.requires("dsmoe") or []

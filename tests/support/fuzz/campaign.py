@@ -35,6 +35,7 @@ PRELOADED = (
     "safetensors.torch",
     "tokenizers",
     "tensorboard",
+    "setuptools",  # before pip, after whose import it cannot be imported (_distutils_hack)
     "pip",
     "ray",
     "rich.table",

@@ -1,170 +1,21 @@
-"""The plan against measured live tensor bytes of real steps, and its table."""
+"""The plan's table, and a plan against what a GPU takes."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import ROOT
 from support.commands import cases_of, dsmoe
 
-from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
-from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
+from dsmoe.benchmark.cases.case import Case, Parallel
 from dsmoe.benchmark.cases.suites import MODELS
-from dsmoe.benchmark.launchers.deepspeed_runner import free_port
 from dsmoe.benchmark.plan.estimate import estimate, simulated
-from dsmoe.benchmark.plan.flat import GRADIENTS_BY_BLOCK
-from dsmoe.benchmark.predict.traffic import handed_over
 from dsmoe.benchmark.results.store import read_records
 from dsmoe.benchmark.run import patched_deepspeed
-
-# The count is of the same tensors; what is left is scalars and the fused kernel's own scratch.
-TOLERANCE = 0.01
-# With flat gradients the measured peak of one case was 1.6 % higher in one run of several, by
-# 130,056 bytes. Why was not found; the reduction, which runs beside the next micro-batch there, is
-# the suspect.
-TOLERANCE_BESIDE = 0.03
-MODEL = ModelCase("plan", 64, 4, 4, num_heads=4, sequence_length=64, vocab_size=1000)
-BASE = Case(
-    "plan", MODEL, Parallel(2, 2), 16, 2, "fp32", remat=False, dropout=0.0, optimizer="adamw"
-)
-CASES = {
-    "zero 2, AdamW": BASE,
-    "zero 2, AdaFactor, remat, bf16": replace(
-        BASE, optimizer="adafactor", remat=True, precision="bf16"
-    ),
-    "zero 1, SGD": replace(BASE, optimizer="sgd", parallel=Parallel(2, 2, 1)),
-    "zero 0, AdamW, dropout": replace(BASE, dropout=0.1, parallel=Parallel(2, 2, 0)),
-    "zero 2, AdaFactor, one micro-batch": replace(BASE, optimizer="adafactor", micro_batches=1),
-    "zero 2, AdaFactor, remat, bf16, flat": replace(
-        BASE, optimizer="adafactor", remat=True, precision="bf16", flat_gradients=True
-    ),
-    "zero 2, AdaFactor, bf16, reduced once a step": replace(
-        BASE, optimizer="adafactor", precision="bf16", flat_gradients=True, reduce="step"
-    ),
-    "zero 2, AdaFactor, bf16, once a step in int8": replace(
-        BASE,
-        optimizer="adafactor",
-        precision="bf16",
-        flat_gradients=True,
-        reduce="step",
-        reduce_dtype="int8",
-    ),
-    "zero 1, AdamW, flat": replace(BASE, parallel=Parallel(2, 2, 1), flat_gradients=True),
-}
-# Each part of the others (stage, optimizer, dropout, remat, reduction) is in one of these too.
-FAST = (
-    "zero 2, AdaFactor, remat, bf16",
-    "zero 0, AdamW, dropout",
-    "zero 2, AdaFactor, remat, bf16, flat",
-    "zero 2, AdaFactor, bf16, reduced once a step",
-    "zero 1, AdamW, flat",
-)
-NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-# Smaller than the model, so that buckets fill in the middle of the backward pass.
-BUCKET = 100_000
-
-
-def config_of(case: Case) -> dict[str, Any]:
-    config = deepspeed_config(case, "cpu")
-    if "zero_optimization" in config:
-        for name in ("reduce_bucket_size", "allgather_bucket_size"):
-            config["zero_optimization"][name] = BUCKET
-    return config
-
-
-@pytest.fixture(scope="module")
-def asked(request: pytest.FixtureRequest) -> dict[str, Case]:
-    """The cases whose tests were selected."""
-    calls = [getattr(item, "callspec", None) for item in request.session.items]
-    names = {call.params["name"] for call in calls if call and "name" in call.params}
-    return {name: case for name, case in CASES.items() if name in names}
-
-
-@pytest.fixture(scope="module")
-def measured(
-    asked: dict[str, Case], checkout: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, Any]]:
-    """Peak bytes and bytes sent on rank 0 of two real processes, by the name of the case."""
-    file = tmp_path_factory.mktemp("plan") / "cases.json"
-    file.write_text(json.dumps([[case.to_dict(), config_of(case)] for case in asked.values()]))
-    script = ROOT / "tests" / "support" / "plan_measured.py"
-    port = str(free_port())
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common["CUDA_VISIBLE_DEVICES"] = ""  # a plan for the CPU, also where there are GPUs
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(file)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
-    lines = [line for line in outputs[0].splitlines() if line.startswith("measured ")]
-    return dict(zip(asked, (json.loads(line.split(" ", 1)[1]) for line in lines)))
-
-
-@pytest.fixture(scope="module")
-def planned(asked: dict[str, Case], checkout: Path) -> dict[str, dict[str, Any]]:
-    """The plans of the same cases."""
-    specs = [
-        {"case": case.to_dict(), "config": config_of(case), "device": "cpu"}
-        for case in asked.values()
-    ]
-    return dict(zip(asked, simulated(specs, checkout)))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_plan_is_what_a_real_step_takes(
-    name: str, planned: dict[str, dict[str, Any]], measured: dict[str, dict[str, Any]]
-) -> None:
-    plan, real = planned[name], measured[name]
-    tolerance = TOLERANCE_BESIDE if CASES[name].flat_gradients else TOLERANCE
-    assert plan["peak"] == pytest.approx(real["peak"], rel=tolerance)
-    assert sum(plan["kinds"].values()) == plan["peak"]
-    assert all(plan["most"][kind] >= size for kind, size in plan["kinds"].items())
-    case = CASES[name]
-    # The experts' exchange is the real model's, to the byte.
-    tokens = plan["sent"]["all-to-all"]
-    assert tokens == handed_over(case)
-    if case.reduce_dtype == "int8":  # a message's last block may be part empty
-        blocks = real["sent"]["all-to-all"] - tokens
-        assert plan["sent"][GRADIENTS_BY_BLOCK] == pytest.approx(blocks, rel=0.02)
-        assert plan["sent"]["all-gather"] == pytest.approx(real["sent"]["all-gather"], rel=0.02)
-        return
-    assert tokens == real["sent"]["all-to-all"] > 0
-    # Every parameter's gradient is reduced, the experts' over a group of one process; the plan
-    # leaves those out, which cost nothing.
-    times = case.micro_batches if case.parallel.zero_stage == 2 else 1
-    size = 2 if case.precision == "bf16" else 4
-    width, hidden = MODEL.hidden_size, MODEL.hidden_size * MODEL.ffn_multiplier
-    experts = 2 * 2 * (2 * width * hidden + hidden + width)  # 2 layers, 2 experts a process
-    if case.reduce == "step":
-        dense = (plan["local_parameters"] - experts) * 2
-        assert plan["sent"]["reduce"] == real["sent"]["reduce"] == dense
-        return
-    if case.flat_gradients:  # the dense parameters, with padding; the experts are not reduced
-        size = 2 if case.parallel.zero_stage == 2 and case.precision == "bf16" else 4
-        dense = (plan["local_parameters"] - experts) * size * times
-        assert plan["sent"]["all-reduce"] == pytest.approx(dense, abs=4 * size * times)
-        assert real["sent"]["all-reduce"] >= plan["sent"]["all-reduce"]
-        return
-    kind = "reduce" if case.parallel.zero_stage else "all-reduce"
-    if case.parallel.zero_stage:
-        assert real["sent"][kind] == plan["local_parameters"] * size * times
-    assert plan["sent"][kind] == (plan["local_parameters"] - experts) * size * times
 
 
 def test_a_plan_of_a_thousand_gpus_needs_none(checkout: Path, capsys, monkeypatch) -> None:
@@ -179,18 +30,18 @@ def test_a_plan_of_a_thousand_gpus_needs_none(checkout: Path, capsys, monkeypatc
         return known[key]
 
     monkeypatch.setattr("dsmoe.benchmark.plan.estimate.simulated", once)
-    arguments = ["plan", 1024, "--model", "70B", "--device-memory", 80]
+    arguments = ["plan", 1024, "--model", "27B", "--device-memory", 30]
     assert dsmoe(*arguments) == 0
     said = capsys.readouterr().out
-    assert "plan 70B on 1024 processes: ZeRO-2, expert parallel 8" in said
-    # Two bytes a local parameter, by the closed formula: 64 experts of 16 layers, 8 to a process.
-    model, h = MODELS["70B"], 2048
+    assert "plan 27B on 1024 processes: ZeRO-2, expert parallel 8" in said
+    # Two bytes a local parameter, by the closed formula: 48 experts of 8 layers, 6 to a process.
+    model, h = MODELS["27B"], 2048
     expert = 2 * 8 * h * h + 8 * h + h
-    local = model.parameter_count - 16 * (64 - 8) * expert
+    local = model.parameter_count - 8 * (48 - 6) * expert
     assert re.search(rf"parameters +{2 * local / 2**30:.3f} ", said)
     assert "all-to-all" in said and "all-gather" in said and "fits: " in said
     # As JSON, and with too little memory: exit code 1, and the verdict says so.
-    assert dsmoe(*arguments[:-1], 20, "--json") == 1
+    assert dsmoe(*arguments[:-1], 8, "--json") == 1
     plan = json.loads(capsys.readouterr().out)
     assert plan["fits"] is False and plan["verdict"].startswith("does not fit: ")
     assert plan["local_parameters"] == local

@@ -54,9 +54,10 @@ def imports(module: str, path: Path) -> tuple[Import, ...]:
                 up = node.level - (path.name == "__init__.py")
                 source = ".".join([*inside[: len(inside) - up], *filter(None, [source])])
             yield from (Import(source, alias.name, later) for alias in node.names)
-        inner = later or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        inner = later or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         for child in ast.iter_child_nodes(node):
-            yield from visit(child, inner)
+            if not isinstance(child, ast.expr):  # which holds no statement
+                yield from visit(child, inner)
 
     return tuple(visit(tree_of(path), False))
 

@@ -1,15 +1,8 @@
-"""One process that trains two steps of each case for real and measures what the plan predicts.
-
-``python plan_measured.py FILE``: FILE holds [[case, DeepSpeed configuration], …] as JSON; a line
-of JSON for each is printed by rank 0. Started once a rank with RANK, WORLD_SIZE and so on set.
-"""
+"""What the processes of the plan's tests do: train steps for real and measure what it predicts."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -18,11 +11,24 @@ from deepspeed.moe.lm import MoELM, param_groups
 from deepspeed.utils import groups
 
 from dsmoe.benchmark.cases.case import Case
-from dsmoe.benchmark.plan.ledger import Ledger
 from dsmoe.benchmark.train.start import model_config
+from support.scenarios import end, end_groups
 
 
-def measure(case: Case, config: dict) -> dict:
+def measured_steps(pairs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Bytes at the peak of the second of two real steps, and bytes sent, of each case.
+
+    A pair is a case and its DeepSpeed configuration.
+    """
+    return [_measured(Case.from_dict(values), config) for values, config in pairs]
+
+
+def _measured(case: Case, config: dict[str, Any]) -> dict[str, Any]:
+    # the plan's alone: torch 1.10, on which every other scenario runs, has no TorchDispatchMode
+    from dsmoe.benchmark.plan.ledger import Ledger
+
+    end_groups()
+    groups.initialize(ep_size=dist.get_world_size())
     torch.manual_seed(0)
     ledger = Ledger()
     with ledger:
@@ -39,15 +45,6 @@ def measure(case: Case, config: dict) -> dict:
                 engine.backward(loss)
                 engine.step()
                 del loss, tokens
-    return {"peak": ledger.peak, "sent": ledger.sent}
-
-
-deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-groups.initialize(ep_size=dist.get_world_size())
-for case, config in json.loads(Path(sys.argv[1]).read_text()):
-    found = measure(Case.from_dict(case), config)
-    if dist.get_rank() == 0:
-        print("measured " + json.dumps(found), flush=True)
-dist.barrier()
-sys.stdout.flush()
-os._exit(0)
+    found = {"peak": ledger.peak, "sent": dict(ledger.sent)}
+    end(engine)
+    return found
