@@ -111,7 +111,7 @@ def test_the_formula_is_exact_where_one_stage_is_slower(
 #: How far the formula may be from the simulation, below and above, for stages that differ by up to
 #: a quarter, and messages up to a forward pass, with at least three micro-batches a stage: 1f1b
 #: waits for messages in bursts, which the formula spreads over the step.
-#: (Of 180,000 random ones the farthest were −5.4 and +10 % for 1f1b, −1.6 and 0 % for eager.)
+#: (Of 180,000 random ones the farthest were -5.4 and +10 % for 1f1b, -1.6 and 0 % for eager.)
 BELOW, ABOVE = {"1f1b": 0.07, "eager": 0.03}, {"1f1b": 0.12, "eager": 0.002}
 
 
