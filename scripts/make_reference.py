@@ -88,8 +88,9 @@ def exit_codes() -> str:
             MADE,
             "A code means the same in every command. A command ends with 0 when it has done what "
             "it was asked to do, and only then. A failure that is expected prints one line on "
-            "standard error: what was found, what was expected and what to do. A Python traceback "
-            "is a bug of this project (Python's exit code for it is 1).",
+            "standard error: what was found, what was expected and what to do. The reason of a run "
+            "that failed is in its row, its record and the table on standard output. A Python "
+            "traceback is a bug of this project (Python's exit code for it is 1).",
             "",
             "| code | meaning |",
             "| --- | --- |",

@@ -32,7 +32,7 @@ SWITCHES = (
         "With --reduce step, where hosts have several processes each, gradients are added up "
         "inside a host first and then between hosts, so that a host sends each once (the default "
         "on CPUs; not measured on GPUs). Given, the tokens of experts that span hosts go inside a "
-        "host first, too (never the default: slower on CPUs).",
+        "host first, too (never the default: no faster on CPUs).",
     ),
     ("cuda-graph", "The kernels of a micro-batch are started by one call."),
     ("deterministic", "Two runs on one card give the same bits; an iteration takes longer."),
@@ -141,8 +141,9 @@ def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[ar
         type=_count_or_auto,
         metavar="{P,auto}",
         help="The layers are cut into P stages of neighbouring processes, so that a stage is a "
-        "host or more; between stages only hidden states travel. auto: the stages, and "
-        "micro-batches of no more than the case's size, that are predicted to be fastest.",
+        "host, several, or a part of one; between stages only hidden states travel. auto: the "
+        "stages, and micro-batches of no more than the case's size, that are predicted to be "
+        "fastest.",
     )
     add(
         "--pipeline-schedule",

@@ -144,7 +144,7 @@ EXIT_CODES: dict[int, str] = {
     7: "local changes or untracked files are in the way; each is listed",
     8: "a tool, a package, a right, a port or disk space is missing; dsmoe check: a check failed",
     9: "the text or the tokenizer cannot be used",
-    10: "results cannot be read or written",
+    10: "results cannot be read or written, also for want of disk space",
     11: "the edits in the checkout cannot be exported as asked",
     12: "the command needs an applied series",
     13: "git failed for a reason that no other code names",

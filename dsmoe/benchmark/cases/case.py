@@ -141,8 +141,8 @@ class Parallel:
         schedules = PIPELINE_SCHEDULES if stages > 1 else ("1f1b",)
         _require(
             self.pipeline_schedule in schedules,
-            f"pipeline_schedule {self.pipeline_schedule!r} with {stages} pipeline stages; expected "
-            f"--pipeline-schedule {' or '.join(schedules)}, or --pipeline 2 or more",
+            f"the pipeline's schedule is {self.pipeline_schedule!r} with --pipeline {stages}; "
+            f"expected {' or '.join(schedules)}",
         )
         _require(
             self.zero_stage in (0, 1, 2),
@@ -264,8 +264,8 @@ class Case:
         )
         _require(
             self.hierarchical is None or self.reduce == "step",
-            f"{name}: hierarchical {self.hierarchical} with reduce {self.reduce}; expected "
-            "--reduce step, or neither --hierarchical nor --no-hierarchical",
+            f"{name}: --{'' if self.hierarchical else 'no-'}hierarchical without --reduce step; "
+            "expected both, or neither",
         )
         _require(
             not self.compiled or self.moe_implementation != "deepspeed",
@@ -276,13 +276,13 @@ class Case:
             self.precision != "fp8" or self.moe_implementation != "deepspeed",
             f"{name}: precision fp8 with DeepSpeed's own MoE layer; expected --moe-layer index",
         )
+        if self.parallel.pipeline_parallel_size > 1:
+            self._check_pipeline(name)
         _require(
             not self.cuda_graph or (self.compiled and self.flat_gradients),
             f"{name}: cuda_graph without compiled and flat_gradients, which it needs; expected "
             "both, or --no-cuda-graph",
         )
-        if self.parallel.pipeline_parallel_size > 1:
-            self._check_pipeline(name)
         _require(self.seed >= 0, f"{name}: seed {self.seed} is negative")
         _require(self.iterations >= 1 and self.warmup >= 0, f"{name}: no iteration is measured")
 

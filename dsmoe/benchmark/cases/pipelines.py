@@ -37,7 +37,12 @@ def in_flight(stages: int, stage: int, schedule: str, micro_batches: int) -> int
 
 def schedule_of(parallel: Parallel, stages: int, asked: str | None) -> str:
     """The schedule of ``stages`` that is ``asked`` for. None: the case's own; eager, which hides
-    messages, where the case has no pipeline."""
+    messages, where the case has no pipeline. Raises UsageError for one without stages."""
+    if asked and stages == 1:
+        raise UsageError(
+            f"--pipeline-schedule {asked} without a pipeline; expected --pipeline 2 or more with "
+            "it, or no schedule"
+        )
     own = parallel.pipeline_schedule if parallel.pipeline_parallel_size > 1 else "eager"
     return asked or (own if stages > 1 else "1f1b")
 

@@ -48,8 +48,10 @@ def run_cases(request: Request, stop: StopSignals) -> int:
     processes = request.cases[0][0].parallel.processes
     print(f"see the results:             {program('report')} {output}")
     print(f"                             {program('plot')} {output}{figure}")
+    if not all(record.status == "ok" for record in records):
+        return RUN_FAILED
     print(f"keep a model that generates: {program('train')} {processes} --steps 200 --save model")
-    return FINISHED if all(record.status == "ok" for record in records) else RUN_FAILED
+    return FINISHED
 
 
 def check_layout(layout: Layout, request: Request) -> None:

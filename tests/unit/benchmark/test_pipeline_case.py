@@ -61,12 +61,11 @@ def test_zero_0_has_no_flat_gradients_to_ask_for() -> None:
         ("--pipeline 2 --reduce micro_batch", "reduce micro_batch; expected --reduce step"),
         ("--pipeline 2 --no-flat-gradients", "expected --flat-gradients, or --zero-stage 0"),
         ("--pipeline 2 --moe-layer deepspeed", "MoE layer; expected --moe-layer index"),
-        (
-            "--pipeline-schedule eager",
-            "'eager' with 1 pipeline stages; expected --pipeline-schedule",
-        ),
+        ("--pipeline-schedule eager", "eager without a pipeline; expected --pipeline 2 or more"),
+        ("--pipeline-schedule 1f1b", "1f1b without a pipeline; expected --pipeline 2 or more"),
         ("--pipeline 2 --tensorboard curves", "--tensorboard with a pipeline"),
         ("--pipeline 2 --cuda-graph --compiled", "expected --no-cuda-graph"),
+        ("--pipeline 2 --cuda-graph", "2 pipeline stages with cuda_graph"),
         ("--pipeline 2 --method published --suite artifact", "the published method with another"),
     ],
 )
@@ -156,7 +155,9 @@ def test_auto_is_the_fastest_that_fits(devices: int) -> None:
             if stages == 1 and schedule == "eager":
                 continue
             changes = Changes(
-                pipeline_parallel_size=stages, micro_batch_size=size, pipeline_schedule=schedule
+                pipeline_parallel_size=stages,
+                micro_batch_size=size,
+                pipeline_schedule=schedule if stages > 1 else None,
             )
             wanted = Wanted(16, "tuned", changes=changes)
             [other] = chosen_cases(wanted, "cuda", None, lambda processes: devices)

@@ -92,7 +92,7 @@ def test_a_data_type_goes_with_the_choice() -> None:
     assert flat == {"reduce": "step", "dtype": "int8", "hierarchical": False}
     with pytest.raises(UsageError, match="expected --reduce step"):
         chosen(4, "smoke", 4, reduce_dtype="int8")
-    with pytest.raises(UsageError, match="hierarchical False with reduce None; expected --reduce"):
+    with pytest.raises(UsageError, match="--no-hierarchical without --reduce step; expected both"):
         chosen(4, "smoke", 4, hierarchical=False)
 
 
