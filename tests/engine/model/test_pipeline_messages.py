@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,6 +113,17 @@ def test_an_error_of_a_message_is_raised_where_it_is_waited_for() -> None:
     with pytest.raises(RuntimeError, match="the other end is gone"):
         waiting.wait()
     assert courier.give(lambda: 4).result() == 4  # the thread goes on
+
+
+def test_a_courier_holds_no_message_that_is_gone() -> None:
+    courier, message = host_transport.Courier("test"), torch.zeros(8)
+    gone = weakref.ref(message)
+    courier.give(functools.partial(message.sum)).result()
+    del message
+    deadline = time.monotonic() + 20
+    while gone() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert gone() is None
 
 
 def test_a_courier_ends_with_its_transport(monkeypatch: pytest.MonkeyPatch) -> None:

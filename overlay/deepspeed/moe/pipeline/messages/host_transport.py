@@ -168,8 +168,13 @@ def _end(jobs: Any, thread: threading.Thread) -> None:
 
 
 def _work(jobs: Any) -> None:
-    for future, job in iter(jobs.get, None):
+    while True:
+        given = jobs.get()
+        if given is None:
+            return
+        future, job = given
         try:
             future.set_result(job())
         except BaseException as error:  # raised again where the message is waited for
             future.set_exception(error)
+        del given, future, job  # they hold the message's memory
