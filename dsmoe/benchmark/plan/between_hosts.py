@@ -7,7 +7,7 @@ from pathlib import Path
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.placement import exchanged_share, group_hosts
 from dsmoe.benchmark.plan.estimate import GIB, MIB, estimate
-from dsmoe.benchmark.predict.traffic import handed_over
+from dsmoe.benchmark.predict.amounts.traffic import handed_over
 from dsmoe.common.errors import EnvironmentProblem
 
 

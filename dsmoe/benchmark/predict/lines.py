@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.flops import tflops
+from dsmoe.benchmark.predict.amounts.work import PARTS
 from dsmoe.benchmark.predict.time import Prediction
-from dsmoe.benchmark.predict.work import PARTS
 
 
 def prediction_lines(case: Case, found: Prediction) -> list[str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.pipelines import in_flight
-from dsmoe.benchmark.predict.parameters import Part, held, parts, whole
-from dsmoe.benchmark.predict.work import BYTES, sizes_of
+from dsmoe.benchmark.predict.amounts.parameters import Part, held, parts, whole
+from dsmoe.benchmark.predict.amounts.work import BYTES, sizes_of
 
 #: Hidden states (T H e bytes) that a compiled layer keeps for its backward pass, beside its
 #: feed-forward width: input, first norm's output, q, k and v, attention's output, residual.

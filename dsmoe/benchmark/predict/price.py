@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, Iterable, Mapping
 
+from dsmoe.benchmark.predict.amounts.traffic import Sent
+from dsmoe.benchmark.predict.amounts.work import Work
 from dsmoe.benchmark.predict.rates.cluster import Cluster
-from dsmoe.benchmark.predict.traffic import Sent
-from dsmoe.benchmark.predict.work import Work
 
 #: Seconds a step of a running count over the tokens takes: torch's cumsum over the first dimension
 #: of [8192, 8] took 1.27 ms, and 1.43 in another run, on an H200 (docs/lab/performance.md).

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import Mapping
 
 from dsmoe.benchmark.cases.case import Case
-from dsmoe.benchmark.predict import compiled, eager
-from dsmoe.benchmark.predict.parameters import Part, held
-from dsmoe.benchmark.predict.price import Prices
-from dsmoe.benchmark.predict.rates.cluster import Cluster
-from dsmoe.benchmark.predict.traffic import (
+from dsmoe.benchmark.predict.amounts import compiled, eager
+from dsmoe.benchmark.predict.amounts.parameters import Part, held
+from dsmoe.benchmark.predict.amounts.traffic import (
     Sent,
     bucket_elements,
     exchange,
@@ -18,7 +16,9 @@ from dsmoe.benchmark.predict.traffic import (
     gather,
     reduction,
 )
-from dsmoe.benchmark.predict.work import BYTES, PARTS, Pass, Work, sizes_of
+from dsmoe.benchmark.predict.amounts.work import BYTES, PARTS, Pass, Work, sizes_of
+from dsmoe.benchmark.predict.price import Prices
+from dsmoe.benchmark.predict.rates.cluster import Cluster
 
 #: Operations that the optimizer and ZeRO start for each parameter in a step, and in a micro-batch
 #: with ZeRO's own hooks (a copy into the bucket, one out of it, an addition, its bookkeeping).

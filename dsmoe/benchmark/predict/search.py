@@ -8,11 +8,11 @@ from typing import Iterator
 
 from dsmoe.benchmark.cases.case import PIPELINE_SCHEDULES, Case, Parallel
 from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
+from dsmoe.benchmark.predict.amounts.work import PARTS
 from dsmoe.benchmark.predict.memory import pipeline_peak_bytes
 from dsmoe.benchmark.predict.rates.cluster import Cluster
 from dsmoe.benchmark.predict.stages import predict_pipeline, stage_case
 from dsmoe.benchmark.predict.time import Prediction
-from dsmoe.benchmark.predict.work import PARTS
 from dsmoe.common.tables import columns
 
 #: Share of a device's memory that a plan may use: the allocator's free blocks come on top.

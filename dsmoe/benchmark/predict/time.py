@@ -7,10 +7,10 @@ from typing import Any
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.flops import tflops
-from dsmoe.benchmark.predict.parameters import whole
+from dsmoe.benchmark.predict.amounts.parameters import whole
+from dsmoe.benchmark.predict.amounts.work import PARTS
 from dsmoe.benchmark.predict.process import Process
 from dsmoe.benchmark.predict.rates.cluster import Cluster
-from dsmoe.benchmark.predict.work import PARTS
 
 
 @dataclass(frozen=True)

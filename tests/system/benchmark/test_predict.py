@@ -17,8 +17,8 @@ from dsmoe.benchmark.cases.choice import Changes, changed
 from dsmoe.benchmark.cases.pipelines import in_flight
 from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.benchmark.plan.estimate import estimate
+from dsmoe.benchmark.predict.amounts.parameters import parts
 from dsmoe.benchmark.predict.memory import peak_bytes, pipeline_peak_bytes
-from dsmoe.benchmark.predict.parameters import parts
 from dsmoe.benchmark.predict.stages import stage_case
 from dsmoe.benchmark.results.store import read_records
 

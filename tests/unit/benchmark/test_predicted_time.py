@@ -14,12 +14,12 @@ from dsmoe.benchmark.cases.choice import Changes, changed
 from dsmoe.benchmark.cases.flops import tflops, useful_flop
 from dsmoe.benchmark.cases.published import published
 from dsmoe.benchmark.cases.suites import SUITES, find_case
-from dsmoe.benchmark.predict import compiled, eager
-from dsmoe.benchmark.predict.parameters import held
+from dsmoe.benchmark.predict.amounts import compiled, eager
+from dsmoe.benchmark.predict.amounts.parameters import held
+from dsmoe.benchmark.predict.amounts.traffic import Group, exchange, gather, reduction
+from dsmoe.benchmark.predict.amounts.work import PARTS, Work, sizes_of, total
 from dsmoe.benchmark.predict.rates.cluster import Cluster, load_cluster, names
 from dsmoe.benchmark.predict.time import predict
-from dsmoe.benchmark.predict.traffic import Group, exchange, gather, reduction
-from dsmoe.benchmark.predict.work import PARTS, Work, sizes_of, total
 from dsmoe.benchmark.results.comparison import load_reference
 
 MEASURED = json.loads((ROOT / "docs/lab/predicted.json").read_text(encoding="utf-8"))["rows"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -70,19 +71,16 @@ def in_a_fork() -> None:
         if isinstance(found, FunctionType):
             found.__dict__.pop(KEPT, None)
     sys.modules["torch._dynamo"] = None  # type: ignore[assignment]
-    try:
+    # Some torches need no compiler here; with those it must do no harm.
+    with contextlib.suppress(ImportError):
         step_without_values()
-    except ImportError:
-        without_compiler_anywhere()
-        step_without_values()
-        os._exit(0)
-    os._exit(77)
+    without_compiler_anywhere()
+    step_without_values()
+    os._exit(0)
 
 
 def test_a_step_without_values_works_without_the_compiler() -> None:
     child = multiprocessing.get_context("fork").Process(target=in_a_fork)
     child.start()
     child.join()
-    if child.exitcode == 77:
-        pytest.skip("this torch's kernels do not import its compiler")
     assert child.exitcode == 0

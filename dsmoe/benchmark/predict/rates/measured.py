@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, Iterable, Mapping
 
+from dsmoe.benchmark.predict.amounts.work import ATTENTION_SIZE
 from dsmoe.benchmark.predict.rates.cluster import RATES, SCHEMA
-from dsmoe.benchmark.predict.work import ATTENTION_SIZE
 
 Row = Mapping[str, Any]
 #: Products of attention forward (two) and backward (five), over those forward.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Tuple
 
-from dsmoe.benchmark.predict.work import Pass, Sizes, Work
+from dsmoe.benchmark.predict.amounts.work import Pass, Sizes, Work
 
 Works = Tuple[Work, ...]
 

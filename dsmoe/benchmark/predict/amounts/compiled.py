@@ -6,7 +6,7 @@ write theirs at the products' rate.
 
 from __future__ import annotations
 
-from dsmoe.benchmark.predict.work import Pass, Sizes, Work
+from dsmoe.benchmark.predict.amounts.work import Pass, Sizes, Work
 
 #: GELU in the products' epilogues: passes over the feed-forward width that a product with it takes
 #: longer. Alone it is two passes forward and three backward. docs/lab/performance.md, cuBLASLt, one

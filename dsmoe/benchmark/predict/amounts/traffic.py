@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.placement import exchanged_share
-from dsmoe.benchmark.predict.parameters import Part, held, whole
-from dsmoe.benchmark.predict.work import BYTES, Sizes, sizes_of
+from dsmoe.benchmark.predict.amounts.parameters import Part, held, whole
+from dsmoe.benchmark.predict.amounts.work import BYTES, Sizes, sizes_of
 
 
 @dataclass(frozen=True)
