@@ -10,6 +10,7 @@ from pathlib import Path
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.choice import in_words
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
+from dsmoe.benchmark.data.corpus import CorpusInfo
 from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.preflight import local
 from dsmoe.benchmark.run import launch, patched_deepspeed
@@ -80,7 +81,7 @@ def train_and_keep(request: Request, plan: Plan, stop: SavingStop) -> int:
     check_layout(layout, request)
     options = request.text.options()
     kept.describe(plan.save, case, text.info.content, request.text.tokenizer, options)
-    run_dir = _prepare(case, request, plan)
+    run_dir = _prepare(case, request, plan, text.info)
     unit = "GPU" if request.machine.device == "cuda" else "CPU process"
     step(f"training {in_words(case, unit)}" + (f", from iteration {done}" if done else ""))
     ended = _launch(case, request, run_dir, done, stop)
@@ -137,7 +138,7 @@ def check_plan(plan: Plan, case: Case) -> int:
     return before.step
 
 
-def _prepare(case: Case, request: Request, plan: Plan) -> Path:
+def _prepare(case: Case, request: Request, plan: Plan, content: CorpusInfo) -> Path:
     config = deepspeed_config(case, request.machine.device)
     if plan.rate_warmup:
         warmup = {
@@ -150,6 +151,7 @@ def _prepare(case: Case, request: Request, plan: Plan) -> Path:
         "case": case.to_dict(),
         "cache": str(request.cache),
         "text": request.text.options(),
+        "known": dataclasses.asdict(content),
         "limits": vars(request.limits),
         "kept": {
             key: str(value.absolute()) if isinstance(value, Path) else value

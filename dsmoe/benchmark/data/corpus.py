@@ -19,7 +19,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -98,6 +98,7 @@ def prepare(
     held_out: float = 0.05,
     cap: int | None = None,
     field: str = TEXT_FIELD,
+    known: CorpusInfo | None = None,
 ) -> Corpus:
     """The corpus of ``paths``, from the cache folder if nothing changed, else built there.
 
@@ -105,8 +106,10 @@ def prepare(
     means the standard library. ``held_out``: the share of documents kept for evaluation, chosen
     by a hash of their names; a corpus of two or more documents keeps at least one, one document
     keeps none; lines of JSON, whose text is their ``field``, are kept as documents.Documents says.
-    ``cap``: see sources.survey. Processes that prepare the same corpus at once
-    wait for the first, also across machines that share the folder.
+    ``cap``: see sources.survey. ``known``: what another process has just found; where that is
+    still there, the text is not looked at again, which takes seconds for a folder of many files.
+    Processes that prepare the same corpus at once wait for the first, also across machines that
+    share the folder.
 
     Raises :class:`DataError` for text, tokenizer or cache problems, each in one line.
     """
@@ -114,24 +117,35 @@ def prepare(
         raise DataError(f"held-out share {held_out}: expected a number from 0 to below 1")
     if is_pair(paths):
         refuse_field(field, [])
-        return _from_pair(str(paths[0]), held_out)
+        return _from_pair(str(paths[0]), held_out, known)
     encoder = tokenizers.load_tokenizer(tokenizer, end_name)
-    sources, left_out = survey(paths, cap)
-    refuse_field(field, [source.path for source in sources])
     request = [str(expanded(path).absolute()) for path in paths]
     settings = [FORMAT, encoder.identity, held_out] + ([field] if field != TEXT_FIELD else [])
-    files = [[s.name, str(s.path), s.size, s.changed] for s in sources]
-    fingerprint = _digest(settings + files + ([left_out] if left_out else []))
     folder = cache / _digest(settings + [request, cap])[:16]
     source = ", ".join(map(str, paths)) or "the standard library"
+    if known:
+        with _locked(cache, folder):
+            if _read_info(folder, known.fingerprint) is not None:
+                return _open(folder, source, known.fingerprint)
+    sources, left_out = survey(paths, cap)
+    refuse_field(field, [source.path for source in sources])
+    files = [[s.name, str(s.path), s.size, s.changed] for s in sources]
+    fingerprint = _digest(settings + files + ([left_out] if left_out else []))
+    with _locked(cache, folder):
+        if _read_info(folder, fingerprint) is None:
+            found = Documents(field, held_out, cap)
+            found.left_out.update(left_out)
+            _build(folder, sources, encoder, found, fingerprint)
+        return _open(folder, source, fingerprint)
+
+
+@contextlib.contextmanager
+def _locked(cache: Path, folder: Path) -> Iterator[None]:
+    """With the cache made, and no other process at ``folder`` in it. Raises DataError."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock", timeout=LOCK_SECONDS):
-            if _read_info(folder, fingerprint) is None:
-                found = Documents(field, held_out, cap)
-                found.left_out.update(left_out)
-                _build(folder, sources, encoder, found, fingerprint)
-            return _open(folder, source, fingerprint)
+            yield
     except Timeout as error:
         raise DataError(
             f"{folder}.lock: held by another process for {LOCK_SECONDS} s; end it or remove the "
@@ -246,8 +260,11 @@ def _write(
     return tokens, largest
 
 
-def _from_pair(prefix: str, held_out: float) -> Corpus:
-    """An existing pair, used where it lies; the last documents are the held-out ones."""
+def _from_pair(prefix: str, held_out: float, known: CorpusInfo | None) -> Corpus:
+    """An existing pair, used where it lies; the last documents are the held-out ones.
+
+    All tokens are read for the largest id, but not where the pair is ``known``.
+    """
     pair = TokenPair(prefix)
     documents = pair.num_documents
     kept = 0
@@ -258,15 +275,17 @@ def _from_pair(prefix: str, held_out: float) -> Corpus:
     if cut == 0:
         raise DataError(f"{prefix}: the documents left for training hold no tokens")
     content = hashlib.sha256(pair.idx_path.read_bytes()).hexdigest()
+    fingerprint = _digest([FORMAT, content, held_out])
+    same = known and known.fingerprint == fingerprint
     info = CorpusInfo(
-        fingerprint=_digest([FORMAT, content, held_out]),
+        fingerprint=fingerprint,
         content=content,
         tokenizer="unknown (existing pair)",
         documents=documents,
         held_out_documents=kept,
         train_tokens=cut,
         held_out_tokens=pair.tokens.size - cut,
-        largest_id=pair.max_id(),
+        largest_id=known.largest_id if known and same else pair.max_id(),
         end_of_document=None,
     )
     kept_tokens = pair.tokens[cut:] if cut < pair.tokens.size else None

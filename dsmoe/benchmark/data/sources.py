@@ -6,6 +6,7 @@ import glob
 import gzip
 import io
 import os
+import stat
 import sysconfig
 import zlib
 from pathlib import Path
@@ -24,12 +25,13 @@ SKIPPED_FOLDERS = {"test", "tests", "idlelib", "idle_test", "site-packages", "di
 
 class Source(NamedTuple):
     """A file of one document, or of one a line (:func:`is_lines`): its name in the corpus, its
-    path, its size in bytes, its change time in ns."""
+    path, its size in bytes, its change time in ns, its device and number there."""
 
     name: str
     path: Path
     size: int
     changed: int
+    file: tuple[int, int] = (0, 0)
 
 
 def is_lines(path: Path) -> bool:
@@ -92,12 +94,9 @@ def survey(paths: Sequence[str] = (), cap: int | None = None) -> Survey:
         cap = STDLIB_CAP if cap is None else cap
     else:
         found = [source for path in paths for source in _named(str(path), left_out)]
-    unique: dict[str, Source] = {}
-    for source in found:
-        unique.setdefault(os.path.realpath(source.path), source)
     chosen: list[Source] = []
     total = 0
-    for source in unique.values():
+    for source in _once(found):
         size = 0 if is_lines(source.path) else source.size
         if cap is not None and total + size > cap:
             break
@@ -112,6 +111,21 @@ def survey(paths: Sequence[str] = (), cap: int | None = None) -> Survey:
     return Survey(chosen, left_out)
 
 
+def _once(found: Sequence[Source]) -> Iterator[Source]:
+    """``found`` without files that were met before under another path."""
+    met: dict[tuple[int, int], set[str]] = {}
+    shared = {file for file, count in Counter(s.file for s in found).items() if count > 1}
+    for source in found:
+        # Two hard links are two documents. Paths are resolved for few files: each takes as many
+        # system calls as it has folders.
+        if source.file in shared:
+            place = os.path.realpath(source.path)
+            if place in met.setdefault(source.file, set()):
+                continue
+            met[source.file].add(place)
+        yield source
+
+
 def _named(path: str, left_out: Counter[str]) -> list[Source]:
     place = expanded(path)
     if place.is_dir():
@@ -124,7 +138,7 @@ def _named(path: str, left_out: Counter[str]) -> list[Source]:
     if not matches:
         raise DataError(f"{path}: no such file or folder; expected text to train on")
     files = [Path(match) for match in matches if not Path(match).is_dir()]
-    return [_file(file, str(file)) for file in files if _is_text(file, left_out)]
+    return [source for file in files for source in _texts(file, str(file), left_out)]
 
 
 def _folder(root: Path, skipped: set[str], left_out: Counter[str]) -> list[Source]:
@@ -141,28 +155,42 @@ def _folder(root: Path, skipped: set[str], left_out: Counter[str]) -> list[Sourc
             if name not in skipped and name != "__pycache__" and not name.startswith(".")
         ]
         for name in files:
-            path = Path(where, name)
-            if not name.startswith(".") and _is_text(path, left_out):
-                found.append(_file(path, path.relative_to(root).as_posix()))
+            if not name.startswith("."):
+                path = Path(where, name)
+                found += _texts(path, path.relative_to(root).as_posix(), left_out)
     return sorted(found)
 
 
-def _is_text(path: Path, left_out: Counter[str]) -> bool:
-    problem = _problem(path)
-    if problem:
-        left_out[problem] += 1
-    return problem is None
+def _texts(path: Path, name: str, left_out: Counter[str]) -> list[Source]:
+    """The file as a source; none, and counted as left out, where it holds no text."""
+    found = _source(path, name)
+    if isinstance(found, Source):
+        return [found]
+    left_out[found] += 1
+    return []
 
 
-def _problem(path: Path) -> str | None:
-    """Why ``path`` is no text to train on; None if it is."""
-    if not path.exists():
-        return "dangling link"
-    if not path.is_file():
+def _file(path: Path, name: str) -> Source:
+    found = _source(path, name)
+    if isinstance(found, Source):
+        return found
+    raise DataError(f"{path}: {found}; expected a file or folder of text in UTF-8")
+
+
+def _source(path: Path, name: str) -> Source | str:
+    """The file as a source, or why it is no text to train on.
+
+    Looked at once, and by few system calls: a folder can have a hundred thousand files.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        return "unreadable file" if isinstance(error, PermissionError) else "dangling link"
+    if not stat.S_ISREG(state.st_mode):
         return "no regular file"
     try:
         packed = is_lines(path) and path.suffix.lower() == ".gz"
-        with gzip.open(path) if packed else path.open("rb") as file:
+        with path.open("rb", buffering=0) as raw, gzip.open(raw) if packed else raw as file:
             begin = file.read(HEAD_BYTES)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         return "damaged gzip file"
@@ -171,15 +199,9 @@ def _problem(path: Path) -> str | None:
     if not begin:
         return "empty file"
     # As git and grep tell: no encoding of text but UTF-16 and UTF-32 has this byte.
-    return "binary file" if b"\0" in begin else None
-
-
-def _file(path: Path, name: str) -> Source:
-    problem = _problem(path)
-    if problem:
-        raise DataError(f"{path}: {problem}; expected a file or folder of text in UTF-8")
-    state = path.stat()
-    return Source(name, path, state.st_size, state.st_mtime_ns)
+    if b"\0" in begin:
+        return "binary file"
+    return Source(name, path, state.st_size, state.st_mtime_ns, (state.st_dev, state.st_ino))
 
 
 def read_pieces(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def run_case(
     with reserved(request.output):
         try:
             run_dir = make_run_folder(request.output, run_name(case))
-            config = prepare_folder(run_dir, case, request)
+            config = prepare_folder(run_dir, case, request, content)
         except OSError as error:
             raise ResultsError(f"{request.output}: cannot be written: {error.strerror}") from error
         job = Job(
@@ -124,7 +125,9 @@ def run_case(
     return record
 
 
-def prepare_folder(run_dir: Path, case: Case, request: Request) -> dict[str, Any]:
+def prepare_folder(
+    run_dir: Path, case: Case, request: Request, content: corpus.CorpusInfo
+) -> dict[str, Any]:
     """Write what the training processes read; returns the DeepSpeed configuration."""
     tensorboard = None
     if request.tensorboard:
@@ -134,6 +137,7 @@ def prepare_folder(run_dir: Path, case: Case, request: Request) -> dict[str, Any
         "case": case.to_dict(),
         "cache": str(request.cache),
         "text": request.text.options(),
+        "known": asdict(content),
         "limits": vars(request.limits),
         "link": request.link,
     }

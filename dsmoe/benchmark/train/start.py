@@ -97,7 +97,8 @@ def start(folder: Path, stage: Stage) -> Run:
     if interface:
         os.environ[INTERFACE] = interface
     deepspeed.init_distributed(dist_backend=backend(), verbose=False)  # type: ignore[attr-defined]
-    text = corpus.prepare(Path(spec["cache"]), **spec["text"])
+    known = corpus.CorpusInfo(**spec["known"]) if "known" in spec else None
+    text = corpus.prepare(Path(spec["cache"]), **spec["text"], known=known)
     engine = engine_of(case, read_json(folder / DEEPSPEED), stage)
     # DeepSpeed's own layer knows one step only.
     exchange_by_hosts(bool(case.hierarchical) and case.moe_implementation != "deepspeed")

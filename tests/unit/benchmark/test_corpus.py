@@ -123,6 +123,30 @@ def test_a_cache_is_kept_until_something_changes(texts: Path, tmp_path: Path) ->
     assert len(held(run())) == 6
 
 
+def test_what_is_known_is_opened_without_a_look_at_the_text(texts: Path, tmp_path: Path) -> None:
+    cache, paths = tmp_path / "cache", [str(texts)]
+    first = prepare(cache, paths)
+    (texts / "a.txt").write_bytes(b"changed")  # after the command has said what it trains on
+    known = prepare(cache, paths, known=first.info)
+    assert inode(known) == inode(first) and known.info == first.info
+    # Another host, whose cache is its own, and a cache of another text: the text is read.
+    elsewhere = prepare(tmp_path / "other", paths, known=first.info)
+    assert b"changed" in held(elsewhere)
+    assert b"changed" in held(prepare(cache, paths))
+    assert b"changed" in held(prepare(cache, paths, known=first.info))
+
+
+def test_the_tokens_of_a_known_pair_are_not_read(tmp_path: Path, monkeypatch) -> None:
+    with PairWriter(tmp_path / "web", np.int32) as writer:
+        writer.add_document(np.array([1, 7]))
+    first = prepare(tmp_path, [str(tmp_path / "web")]).info
+    with PairWriter(tmp_path / "other", np.int32) as writer:
+        writer.add_document(np.array([9, 1, 3]))
+    monkeypatch.setattr(TokenPair, "max_id", lambda pair: 1000)
+    assert prepare(tmp_path, [str(tmp_path / "web")], known=first).info == first
+    assert prepare(tmp_path, [str(tmp_path / "other")], known=first).info.largest_id == 1000
+
+
 def test_content_is_the_same_wherever_the_text_lies(texts: Path, tmp_path: Path) -> None:
     first = prepare(tmp_path / "cache", [str(texts)])
     texts.rename(tmp_path / "moved")

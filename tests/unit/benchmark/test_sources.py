@@ -25,6 +25,27 @@ def test_what_is_no_text_is_counted_and_left_out(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_that_is_met_twice_counts_once_and_a_hard_link_is_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text")
+    (folder / "link.txt").symlink_to("a.txt")
+    (tmp_path / "same").symlink_to(folder)
+    os.link(folder / "a.txt", folder / "hard.txt")
+    found = find_sources([str(folder), str(tmp_path / "same"), str(folder / "a.txt")])
+    assert [source.name for source in found] == ["a.txt", "hard.txt"]
+
+
+def test_each_file_is_opened_once(tmp_path: Path, monkeypatch) -> None:
+    for name in ("a.txt", "b.md", "empty"):
+        (tmp_path / name).write_text("" if name == "empty" else "text")
+    opened: list[str] = []
+    own = Path.open
+    monkeypatch.setattr(Path, "open", lambda p, *a, **k: opened.append(p.name) or own(p, *a, **k))
+    assert len(find_sources([str(tmp_path)])) == 2
+    assert sorted(opened) == ["a.txt", "b.md", "empty"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_folder_is_counted(tmp_path: Path) -> None:
     (tmp_path / "good.txt").write_text("text")
