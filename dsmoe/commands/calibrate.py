@@ -55,6 +55,8 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.benchmark.predict.rates.measured import cluster_of
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.preflight.probe import cores
+    from dsmoe.benchmark.run import patched_deepspeed
+    from dsmoe.common.places import checkout_folder
 
     output = expanded(options.output or calibrated_file())
     if options.output is None:
@@ -74,10 +76,13 @@ def run(options: argparse.Namespace) -> int:
         raise EnvironmentProblem(
             f"--processes {processes}: this machine has {machine.gpus} GPUs; name at most that many"
         )
+    say = print if not options.json else (lambda line: None)
+    checkout = checkout_folder()
+    if machine.device == "cpu":  # whose layers are measured as a whole
+        patched_deepspeed.ensure(checkout, say=say)
     kept = output.with_name(output.name + ".rows")
     kept.unlink(missing_ok=True)
-    say = print if not options.json else (lambda line: None)
-    rows = measured_rows(machine.device, processes, cores(), kept, say)
+    rows = measured_rows(machine.device, processes, cores(), kept, say, checkout)
     failed = [row for row in rows if "error" in row]
     if len(failed) == len(rows):
         reason = failed[0]["error"] if failed else "no process wrote a row"

@@ -20,6 +20,7 @@ def main() -> None:
 
     from dsmoe.benchmark.calibrate.clock import Clock
     from dsmoe.benchmark.calibrate.collectives import measure_collectives
+    from dsmoe.benchmark.calibrate.layers import measure_layers
     from dsmoe.benchmark.calibrate.shapes import CPU, GPU
     from dsmoe.benchmark.calibrate.work import measure_device
 
@@ -35,6 +36,8 @@ def main() -> None:
         if orders["collectives"]:
             measure_collectives(clock, shapes, rank, world)
         else:
+            if not cuda:  # a GPU's operations take as long alone as in a step
+                measure_layers(clock, shapes)
             measure_device(clock, shapes)
     sys.stdout.flush()
     os._exit(0)  # gloo's threads can abort an orderly end

@@ -17,13 +17,18 @@ DEVICE_SECONDS, COLLECTIVE_SECONDS, START_SECONDS = 110.0, 45.0, 30.0
 
 
 def measured_rows(
-    device: str, processes: int, cores: int, file: Path, say: Callable[[str], object]
+    device: str,
+    processes: int,
+    cores: int,
+    file: Path,
+    say: Callable[[str], object],
+    checkout: Path,
 ) -> list[dict[str, Any]]:
     """Every row of one device, and of the collectives of ``processes``; errors are rows too.
 
     ``cores`` of a CPU are shared by its processes, as a run shares them: there the rates are
     measured once for each number of processes, while the others do the same, and a row says how
-    many there were (``processes``). Rows are added to ``file`` as they are measured.
+    many there were (``processes``). The layers are those of ``checkout``. Rows are added to ``file`` as they are measured.
     """
     problems: list[dict[str, Any]] = []
     together = [1] if device == "cuda" else [n for n in (1, 2, 4, 8, 16) if n <= processes]
@@ -31,11 +36,11 @@ def measured_rows(
         what = "one GPU" if device == "cuda" else f"the CPU in {number} process(es)"
         say(f"measuring {what}, up to 2 minutes")
         threads = max(1, cores // number)
-        problems += _phase(device, number, False, DEVICE_SECONDS, threads, file)
+        problems += _phase(device, number, False, DEVICE_SECONDS, threads, file, checkout)
     if processes > 1:
         say(f"measuring collectives of {processes} processes, up to 1 minute")
         threads = max(1, cores // processes)
-        problems += _phase(device, processes, True, COLLECTIVE_SECONDS, threads, file)
+        problems += _phase(device, processes, True, COLLECTIVE_SECONDS, threads, file, checkout)
     return [*read_rows(file), *problems]
 
 
@@ -51,7 +56,13 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _phase(
-    device: str, world: int, collectives: bool, seconds: float, threads: int, file: Path
+    device: str,
+    world: int,
+    collectives: bool,
+    seconds: float,
+    threads: int,
+    file: Path,
+    checkout: Path,
 ) -> list[dict[str, Any]]:
     """Run one group of processes to its end, or to the limit; what went wrong, as rows."""
     with socket.socket() as free:
@@ -67,7 +78,7 @@ def _phase(
             environment = {
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(
-                    filter(None, [str(import_root()), os.environ.get("PYTHONPATH")])
+                    filter(None, [str(checkout), str(import_root()), os.environ.get("PYTHONPATH")])
                 ),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),

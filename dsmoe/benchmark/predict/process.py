@@ -15,8 +15,10 @@ from dsmoe.benchmark.predict.amounts.traffic import (
     exchanges,
     gather,
     reduction,
+    reduction_kind,
 )
 from dsmoe.benchmark.predict.amounts.work import BYTES, PARTS, Pass, Work, sizes_of
+from dsmoe.benchmark.predict.cpu import GATHER, REDUCTIONS
 from dsmoe.benchmark.predict.price import Prices
 from dsmoe.benchmark.predict.rates.cluster import Cluster
 
@@ -69,11 +71,11 @@ class Process:
     def __init__(self, case: Case, cluster: Cluster, beside: int) -> None:
         self.case, self.cluster = case, cluster
         self.per_host = min(cluster.gpus_per_host, case.parallel.processes)
-        self.prices = Prices(cluster, case.precision, beside)
+        self.sizes = sizes_of(case)
+        self.prices = Prices(cluster, case.precision, beside, self.sizes)
         self.on_gpu = cluster.device == "cuda"
         self.fused = case.compiled and self.on_gpu
         self.graph = case.cuda_graph and self.on_gpu
-        self.sizes = sizes_of(case)
         dense, mixture = self._layers()
         self.dense, self.mixture = self._priced(dense), self._priced(mixture)
         loss = compiled.loss(self.sizes) if self.fused else eager.loss(self.sizes)
@@ -97,12 +99,13 @@ class Process:
         """The end of an iteration of ``part``, each of whose micro-batches takes ``each``."""
         reduced = reduction(self.case, self.per_host, self.cluster.device, part)
         gathered = gather(self.case, self.per_host, part)
-        seconds = self.prices.message(reduced)
+        kind = reduction_kind(self.case, self.cluster.device, part.is_stage)[2]
+        seconds = self.prices.message(reduced, REDUCTIONS[kind])
         optimizer, launch = self._optimizer(part)
         return Step(
             reduction=seconds,
             hidden=min(self._beside(part, each, seconds), seconds),
-            gather=self.prices.message(gathered),
+            gather=self.prices.message(gathered, GATHER),
             optimizer=optimizer,
             launch=launch,
             sent={"reduction": reduced, "gather": gathered},
