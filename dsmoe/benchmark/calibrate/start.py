@@ -28,7 +28,8 @@ def measured_rows(
 
     ``cores`` of a CPU are shared by its processes, as a run shares them: there the rates are
     measured once for each number of processes, while the others do the same, and a row says how
-    many there were (``processes``). The layers are those of ``checkout``. Rows are added to ``file`` as they are measured.
+    many there were (``processes``). The layers are those of ``checkout``. Rows are added to
+    ``file`` as they are measured.
     """
     problems: list[dict[str, Any]] = []
     together = [1] if device == "cuda" else [n for n in (1, 2, 4, 8, 16) if n <= processes]
