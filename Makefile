@@ -13,11 +13,15 @@ LINT = "$$python" -m ruff check . && "$$python" -m ruff format --check . && \
 	else echo "mypy is not run: it needs Python 3.11 or newer"; fi
 # Hundreds of processes are started, each of which would compile every file that it imports.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: test test-unit test-all test-matrix test-ray test-wheel test-report test-prediction bench bench-gpu fuzz kills docs lint coverage dist series
+.PHONY: test test-long test-unit test-all test-matrix test-ray test-wheel test-report test-prediction bench bench-gpu fuzz kills docs lint coverage dist series
 
 test:
-	@python=$(PYTHON) && $(LINT) && "$$python" -m pytest $(PARALLEL) -m "not slow" && \
-	DSMOE_BASE=0.5.4 "$$python" -m pytest -q $(PARALLEL_SHORT) -m "not slow" $(SHORT)
+	@python=$(PYTHON) && $(LINT) && "$$python" -m pytest $(PARALLEL) -m "not slow and not long" && \
+	DSMOE_BASE=0.5.4 "$$python" -m pytest -q $(PARALLEL_SHORT) -m "not slow and not long" $(SHORT)
+
+# Further cases, of three minutes: .ci/run has them beside make test.
+test-long:
+	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) -m "long and not slow"
 
 test-all: lint
 	@python=$(PYTHON) && scripts/test-ray.sh "$$python" && "$$python" -m pytest $(PARALLEL) && \

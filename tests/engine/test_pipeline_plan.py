@@ -29,6 +29,7 @@ CASES = {
 FIRST, *OTHERS = CASES
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 )

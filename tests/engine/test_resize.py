@@ -71,6 +71,7 @@ def test_from_three_processes(which: tuple[int, ...], tmp_path: Path) -> None:
     _check([SCENARIOS[i] for i in which], tmp_path, (3, 1), [(1, 1), (4, 1)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", [(0, 4, 5), pytest.param((1, 2, 3), marks=pytest.mark.slow)])
 def test_to_another_expert_parallel_size(which: tuple[int, ...], tmp_path: Path) -> None:
     """Experts are told apart and laid out anew."""

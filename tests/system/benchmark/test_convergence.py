@@ -23,6 +23,7 @@ def command(capfd: pytest.CaptureFixture[str], *options: object) -> tuple[int, s
     return code, out, err
 
 
+@pytest.mark.long
 def test_two_arms_train_for_real(
     checkout: Path,
     tmp_path: Path,

@@ -221,6 +221,7 @@ def by_themselves(
     return runs
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number(by_themselves: dict[str, StartedRun]) -> None:
     run = by_themselves["nan"]
     assert run.code == 1 and run.failure().startswith("the loss is "), run.said

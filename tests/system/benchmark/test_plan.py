@@ -18,6 +18,7 @@ from dsmoe.benchmark.results.store import read_records
 from dsmoe.benchmark.run import patched_deepspeed
 
 
+@pytest.mark.long
 def test_a_plan_of_a_thousand_gpus_needs_none(checkout: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(patched_deepspeed, "ensure", lambda path, say=print: None)
     # The second command asks for the same simulation.

@@ -74,6 +74,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_resumed_deterministic_training_has_the_bits_of_the_whole(tmp_path: Path) -> None:
     """From the checkpoint in its middle, as a kill would have left it. Draws in every layer."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -91,6 +92,7 @@ def test_a_resumed_deterministic_training_has_the_bits_of_the_whole(tmp_path: Pa
     assert first.keys() == second.keys()
 
 
+@pytest.mark.long
 def test_it_goes_on_with_another_number_of_processes(whole: Path, tmp_path: Path) -> None:
     """From the checkpoint in its middle, as a kill would have left it.
 

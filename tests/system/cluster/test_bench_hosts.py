@@ -147,6 +147,7 @@ def across_hosts(
     return warned, [json.loads(line) for line in (output / "results_e2e.jsonl").open()]
 
 
+@pytest.mark.long
 def test_experts_over_two_hosts_send_the_tokens_that_the_warning_says(
     text: Path, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from dsmoe.benchmark.results.store import ROWS
 from dsmoe.hosts.spaces.cluster import Cluster
 
 
+@pytest.mark.long
 def test_the_environment_of_every_host(hosts: Cluster, folder: Path) -> None:
     """n1 and n2 are right in every respect; n4, whose cable is pulled, is one failure."""
     hosts.plug("n4", "down")
@@ -60,6 +61,7 @@ def test_four_hosts_train_as_one(hosts: Cluster, folder: Path, on_one_host: list
     assert losses == pytest.approx(on_one_host, rel=TOLERANCE)
 
 
+@pytest.mark.long
 def test_a_host_is_cut_off(hosts: Cluster, folder: Path) -> None:
     """Within 30 s nothing runs anywhere; a row with -1 and the reason; a status that is not 0."""
     options = ["--hostfile", "hostfile_2node", "--output", "cut", "--steps", "100000"]

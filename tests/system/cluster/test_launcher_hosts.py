@@ -126,6 +126,7 @@ def test_interrupt_ends_both(launch) -> None:
     assert launcher.seconds_until_gone("n2") < 5
 
 
+@pytest.mark.long
 def test_cut_off_host_ends_by_itself(launch, hosts: Cluster) -> None:
     """The cable of n2 is pulled: within 30 s nothing runs on either side, and it is a failure."""
     launcher = launch("n1 slots=1\nn2 slots=1\n", MARK, "wait")

@@ -62,6 +62,7 @@ def test_two_hosts_meet(hosts: Cluster, folder: Path) -> None:
     assert not (folder / "planted").exists()
 
 
+@pytest.mark.long
 def test_a_failed_host_is_a_failed_run(hosts: Cluster, folder: Path) -> None:
     done = launch(hosts, folder, "word", "fail")
     assert done.returncode == 7, done.stdout + done.stderr

@@ -87,6 +87,7 @@ class Allocated:
         return said
 
 
+@pytest.mark.long
 def test_a_printed_batch_script_trains_as_one_host_does(
     hosts: Cluster, slurm: Slurm, folder: Path, on_one_host: list[float]
 ) -> None:

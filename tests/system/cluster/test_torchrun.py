@@ -85,6 +85,7 @@ class Torchrun:
         return self.end(2 * END_SECONDS)
 
 
+@pytest.mark.long
 def test_torchrun_trains_as_one_host_does(
     hosts: Cluster, folder: Path, on_one_host: list[float]
 ) -> None:

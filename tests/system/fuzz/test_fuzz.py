@@ -15,6 +15,7 @@ CASES = 80
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and Linux's devices")
 
 
+@pytest.mark.long
 def test_no_case_ends_badly() -> None:
     done = campaign.run_cases(CASES)
     print(done.summary())
@@ -23,6 +24,7 @@ def test_no_case_ends_badly() -> None:
     assert len(done.codes) >= 4 and done.codes[0] < CASES / 2  # cases of many kinds
 
 
+@pytest.mark.long
 def test_a_wrong_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same cases with a defect in the wrapper: the oracle is no formality."""
     monkeypatch.setattr("dsmoe.cli.guarded", lambda command, wants_json: command())

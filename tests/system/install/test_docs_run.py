@@ -23,6 +23,8 @@ FOUND = [
     if page.parent.name != "api"  # signatures, made from the code
     for language, text in blocks(page)
 ]
+# Pages whose blocks take long: they train and generate.
+LONG = ("docs/guide/models.md",)
 # (page, a line of the block) -> why it is not run here
 WHY_NOT = {
     ("README.md", line): "make test-wheel runs it: tests/system/install/test_wheel_as_user.py"
@@ -48,7 +50,13 @@ def test_every_reason_belongs_to_a_block() -> None:
         assert any(where == page and line in text for where, _, text in FOUND), (page, line)
 
 
-@pytest.mark.parametrize("page", sorted({page for page, *_ in FOUND}))
+RUN = [
+    pytest.param(page, marks=pytest.mark.long) if page in LONG else page
+    for page in sorted({page for page, *_ in FOUND})
+]
+
+
+@pytest.mark.parametrize("page", RUN)
 def test_blocks_run_when_they_are_pasted(page: str, tmp_path: Path) -> None:
     reasons = []
     for where, language, text in FOUND:

@@ -93,6 +93,7 @@ def site(pristine: Path, tmp_path: Path) -> Path:
     return tmp_path / "site"
 
 
+@pytest.mark.long
 def test_apply_train_refuse_an_edit_and_revert(site: Path, tmp_path: Path) -> None:
     before = snapshot(site)
     assert status(site) == 20 and tool(site, "--check").returncode == 0
@@ -162,6 +163,7 @@ def test_edited_files_are_listed_and_kept(site: Path) -> None:
 
 
 @pytest.mark.parametrize("action", ["apply", pytest.param("revert", marks=pytest.mark.slow)])
+@pytest.mark.long
 def test_a_killed_run_is_finished_or_taken_back(action: str, site: Path) -> None:
     """Killed while it writes the files: the state has a name, and both ways out work."""
     before = snapshot(site)

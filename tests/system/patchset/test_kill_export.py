@@ -29,6 +29,7 @@ def edited(project: Project, checkout: Path) -> Path:
     return checkout
 
 
+@pytest.mark.long
 def test_killed_between_any_two_lines(project: Project, edited: Path, tmp_path: Path) -> None:
     kept, root = tmp_path / "kept", tmp_path / "root"
     shutil.copytree(edited, kept, symlinks=True)

@@ -127,6 +127,7 @@ def test_every_real_base_is_in_order(base, tmp_path: Path) -> None:
         assert git(tmp_path / "DeepSpeed", "rev-parse", f"HEAD:{top}") == oid
 
 
+@pytest.mark.long
 def test_the_series_of_0_5_4_is_that_of_bd3ebd(tmp_path: Path) -> None:
     """Carrying it over again changes nothing: neither was edited without the other."""
     for name in ("bd3ebd", "0.5.4"):

@@ -93,6 +93,7 @@ def test_the_locked_result_is_that_of_the_series(
     assert check(release_checkout, [real_base], quiet).name == "would-apply"
 
 
+@pytest.mark.long
 def test_the_real_series(release_checkout: Path, project_copy: Base, tmp_path: Path, quiet) -> None:
     """Applies in under 2 s to what plain git gives; export changes nothing; revert is exact."""
     base = project_copy
