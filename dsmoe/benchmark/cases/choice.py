@@ -220,10 +220,13 @@ def _parallel(case: Case, changes: Changes, devices: int) -> Parallel:
     if stages > 1 and changes.zero_stage is None:
         zero_stage = min(zero_stage, 1)  # a pipeline has no other
     size = changes.expert_parallel_size
+    experts = changes.num_experts or case.model.num_experts
     free = case.suite in AUTO_SUITES or changes.expert_layout
-    outside = width % parallel.expert_parallel_size  # the case's own is for all processes
-    if size == AUTO or (size is None and (free or outside)):
-        experts = changes.num_experts or case.model.num_experts
+    # the case's own is for its stages and, where it may be another one, for one host
+    as_meant = stages == parallel.pipeline_parallel_size and width <= devices
+    own = as_meant and not changes.expert_layout and experts % parallel.expert_parallel_size == 0
+    outside = width % parallel.expert_parallel_size
+    if size == AUTO or (size is None and (outside or (free and not own))):
         size = auto_size(width, min(devices, width), experts, layout)
     return dataclasses.replace(
         parallel,

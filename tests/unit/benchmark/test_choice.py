@@ -21,7 +21,7 @@ def test_suite_tuned_takes_larger_micro_batches_where_they_fit() -> None:
     for gib in (None, 80, 141):
         found = cases_of("4", "--all", "--suite", "tuned", memory=gib and gib * GIB)
         sizes[gib] = [case.micro_batch_size for case in found]
-    assert sizes == {None: [64, 64, 32], 80: [64, 64, 32], 141: [128, 128, 32]}
+    assert sizes == {None: [64, 64, 32], 80: [64, 64, 32], 141: [128, 128, 64]}
     [case] = cases_of("1", "--suite", "tuned", "--micro-batch-size", "32", memory=2**38)
     assert case.micro_batch_size == 32
     assert cases_of("1", memory=2**38)[0].micro_batch_size == 8
