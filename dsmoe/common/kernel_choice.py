@@ -12,7 +12,12 @@ VARIABLE = str(kernel_choices().VARIABLE)
 
 def check_kernels(environment: Mapping[str, str]) -> None:
     """Raises UsageError for a choice that the training processes would refuse."""
+    allowed_kernels(environment)
+
+
+def allowed_kernels(environment: Mapping[str, str]) -> str:
+    """The choice of DSMOE_KERNELS. Raises UsageError for one that is none."""
     try:
-        kernel_choices().chosen(environment)
+        return str(kernel_choices().chosen(environment))
     except ValueError as error:
         raise UsageError(str(error)) from None

@@ -66,10 +66,11 @@ def _micro_batch(clock: Clock, shapes: Shapes, width: int, tokens: int) -> Calla
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed's own notes
         import torch.distributed as dist
         from deepspeed.moe.lm import MoELM, MoELMConfig
-        from deepspeed.utils import groups
+        from deepspeed.utils import groups  # type: ignore[attr-defined]
 
         if not dist.is_initialized():  # experts belong to a group, here of this process alone
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            alone = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group("gloo", store=alone, rank=0, world_size=1)
             groups.initialize(ep_size=1)
     config = MoELMConfig(
         hidden_size=width,

@@ -15,13 +15,15 @@ SCAN_STEP = 1.3e-3 / 8192
 
 
 class Prices:
-    """Rates of ``cluster`` for ``precision`` (fp32, fp16, bf16) with ``processes`` on a host; those
-    of a CPU for layers of about ``sizes``."""
+    """Rates of ``cluster`` for ``precision`` (fp32, fp16, bf16, fp8) with ``processes`` on a host;
+    those of a CPU for layers of about ``sizes``. ``fused``: for layers that are compiled."""
 
-    def __init__(self, cluster: Cluster, precision: str, processes: int, sizes: Sizes) -> None:
+    def __init__(
+        self, cluster: Cluster, precision: str, processes: int, sizes: Sizes, fused: bool
+    ) -> None:
         self.cluster = cluster
-        wide = precision == "fp32"
-        self.product = cluster.rate("product_fp32" if wide else "product_16bit") * 1e12
+        name = "product_quack" if fused and cluster.quack else "product_16bit"
+        self.product = cluster.rate("product_fp32" if precision == "fp32" else name) * 1e12
         self.attention = cluster.rate("attention") * 1e12
         self.memory = cluster.rate("memory") * 1e9
         self.rows = CpuRows(cluster, processes, sizes) if cluster.device == "cpu" else None

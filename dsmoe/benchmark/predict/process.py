@@ -72,9 +72,9 @@ class Process:
         self.case, self.cluster = case, cluster
         self.per_host = min(cluster.gpus_per_host, case.parallel.processes)
         self.sizes = sizes_of(case)
-        self.prices = Prices(cluster, case.precision, beside, self.sizes)
         self.on_gpu = cluster.device == "cuda"
         self.fused = case.compiled and self.on_gpu
+        self.prices = Prices(cluster, case.precision, beside, self.sizes, self.fused)
         self.graph = case.cuda_graph and self.on_gpu
         dense, mixture = self._layers()
         self.dense, self.mixture = self._priced(dense), self._priced(mixture)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.predict.rates.cluster import Cluster, load_cluster, names
 from dsmoe.common.errors import UsageError
+from dsmoe.common.kernel_choice import allowed_kernels
 from dsmoe.common.places import work_folder
 
 #: For a plan of GPUs on a machine whose GPU no cluster of this project has.
@@ -22,14 +25,13 @@ def cluster_for(name: str | None, device: str, gpu: str) -> Cluster | None:
     """The cluster ``name``; else this machine's calibrated one, else a known one with its ``gpu``.
 
     ``device``: cpu or cuda, what the case runs on. None: for a CPU there is none without
-    calibration. Raises UsageError.
+    calibration. Products are quack's where the cluster has their rate, unless DSMOE_KERNELS leaves
+    them out. Raises UsageError.
     """
-    if name is not None:
-        return load_cluster(name)
-    own = known_here(device, gpu)
-    if own is None and device == "cuda":
-        return load_cluster(DEFAULT)
-    return own
+    found = load_cluster(name) if name is not None else known_here(device, gpu)
+    if found is None and device == "cuda":
+        found = load_cluster(DEFAULT)
+    return found and found.with_quack(allowed_kernels(os.environ))
 
 
 def known_here(device: str, gpu: str) -> Cluster | None:
@@ -58,4 +60,6 @@ def prediction_here(case: Any, devices: int, machine: Any) -> dict[str, Any]:
     cluster = known_here(machine.device, str(machine.hardware.get("device_name", "")))
     if cluster is None or (case.precision == "fp8" and "product_fp8" not in cluster.rates):
         return {}
+    if importlib.util.find_spec("quack") is not None:
+        cluster = cluster.with_quack(allowed_kernels(os.environ))
     return predict_case(case, cluster.with_hosts_of(devices)).to_dict(case)

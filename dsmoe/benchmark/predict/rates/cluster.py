@@ -30,7 +30,7 @@ RATES = {
     "between_latency": "us",
 }
 #: Rates that a cluster may lack.
-FURTHER = {"product_fp8": "TFLOP/s"}
+FURTHER = {"product_fp8": "TFLOP/s", "product_quack": "TFLOP/s"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Cluster:
 
     ``duplex``: a link between hosts carries its rate in both directions at a time; not so a
     loopback, whose directions share it. ``rows``: those of dsmoe calibrate, where it made the file.
+    ``quack``: products of compiled layers by quack-kernels (:meth:`with_quack`).
     """
 
     name: str
@@ -50,6 +51,7 @@ class Cluster:
     sources: Mapping[str, str]
     duplex: bool = True
     rows: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    quack: bool = False
 
     def rate(self, name: str) -> float:
         """The value of a rate, in the unit of RATES or FURTHER.
@@ -62,6 +64,11 @@ class Cluster:
                 "measured; expected --precision bf16, or another --cluster"
             )
         return self.rates[name]
+
+    def with_quack(self, choice: str) -> Cluster:
+        """The same with quack's products, where ``choice`` (of DSMOE_KERNELS) allows them and the
+        rate is known."""
+        return replace(self, quack=choice in ("all", "nccl") and "product_quack" in self.rates)
 
     def with_hosts_of(self, devices: int) -> Cluster:
         """The same with ``devices`` GPUs on each host."""

@@ -1,0 +1,104 @@
+"""A CPU's seconds by the rows of dsmoe calibrate, against hand-made rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from dsmoe.benchmark.cases.suites import find_case
+from dsmoe.benchmark.predict.amounts.traffic import Sent
+from dsmoe.benchmark.predict.amounts.work import Sizes, sizes_of
+from dsmoe.benchmark.predict.cpu import EXCHANGE, REDUCTIONS, CpuRows, stack_of
+from dsmoe.benchmark.predict.price import Prices
+from dsmoe.benchmark.predict.rates.cluster import Cluster, load_cluster
+
+WHOLE, PRODUCTS, ATTENTION = 40.0, 15.0, 5.0
+
+
+def layers(width: int, tokens: int, scale: float = 1.0) -> list[dict[str, Any]]:
+    what = {"kind": "layers", "processes": 1, "width": width, "tokens": tokens, "count": 4}
+    what.update(heads=4, length=128, factor=8, vocabulary=320, experts=4)
+    parts = {"whole": WHOLE, "products": PRODUCTS, "attention": ATTENTION}
+    return [{**what, "name": name, "ms": ms * scale} for name, ms in parts.items()]
+
+
+def cluster_of(*rows: dict[str, Any]) -> Cluster:
+    product = {"kind": "product", "processes": 1, "shape": [1, 1, 1, 1], "ms": 1.0}
+    gelu = {"kind": "pass", "processes": 1, "name": "gelu", "elements": 1000, "ms": 0.5}
+    return dataclasses.replace(
+        load_cluster("h200-400g"), device="cpu", rows=(product, gelu, *rows), gpus_per_host=2
+    )
+
+
+def sizes(processes: int = 1) -> Sizes:
+    return sizes_of(find_case("smoke", processes))
+
+
+def test_the_layers_that_were_measured_take_what_was_measured() -> None:
+    """By construction: what is not of products and attention is stretched to the rest."""
+    rows = layers(64, 512)
+    prices = Prices(cluster_of(*rows), "fp32", 1, sizes(), False)
+    works = stack_of(rows[0])
+    by_part = dict.fromkeys(("products", "attention"), 0.0)
+    rest = 0.0
+    for work in works:
+        known = prices.rows.seconds(work)  # type: ignore[union-attr]
+        if work.part in by_part:
+            by_part[work.part] += prices.device(work, False)
+        else:
+            rest += known or 0.0
+    assert by_part["products"] == pytest.approx(PRODUCTS / 1000)
+    assert by_part["attention"] == pytest.approx(ATTENTION / 1000)
+    half = [dataclasses.replace(work, launches=work.launches / 2) for work in works]
+    rest += prices.host(half, True, False) + prices.host(half, False, False)
+    assert rest == pytest.approx((WHOLE - PRODUCTS - ATTENTION) / 1000)
+
+
+def test_the_layers_of_the_nearest_size_count() -> None:
+    near, far = layers(64, 512), layers(128, 2048, scale=100.0)
+    one = CpuRows(cluster_of(*near), 1, sizes())
+    both = CpuRows(cluster_of(*far, *near), 1, sizes())
+    assert both.rates == one.rates and both.slower == one.slower
+    wide = dataclasses.replace(sizes(), T=2048, H=128)
+    assert CpuRows(cluster_of(*far, *near), 1, wide).rates != one.rates
+
+
+def test_a_file_without_layers_has_its_single_operations() -> None:
+    """One of an earlier version, or of a machine where the layers failed."""
+    failed = {**layers(64, 512)[0], "error": "no"}
+    rows = CpuRows(cluster_of(failed), 1, sizes())
+    assert rows.rates == {} and rows.slower == 1.0
+
+
+def test_messages_take_what_their_collective_took() -> None:
+    def row(name: str, size: int, ms: float) -> dict[str, Any]:
+        return {
+            "kind": "collective",
+            "processes": 2,
+            "name": name,
+            "group": 2,
+            "bytes": size,
+            "ms": ms,
+        }
+
+    rows = CpuRows(
+        cluster_of(
+            row("all-to-all-in-step", 1000, 2.0),
+            row("all-to-all-in-step", 3000, 4.0),
+            row("all-reduce", 1000, 1.0),
+            row("all-reduce", 3000, 3.0),
+        ),
+        2,
+        sizes(2),
+    )
+    # of 2,000 bytes handed over half go to the other process; 10 calls
+    assert rows.message(Sent(inside=1e4, calls=10), EXCHANGE) == pytest.approx(10 * 3.0e-3)
+    # less than the smallest takes as long; more goes on along the line
+    assert rows.message(Sent(inside=1.0, calls=1), EXCHANGE) == pytest.approx(2.0e-3)
+    assert rows.message(Sent(inside=2500.0, calls=1), EXCHANGE) == pytest.approx(6.0e-3)
+    # an all-reduce is counted as two calls, each of which moves the whole once
+    assert rows.message(Sent(inside=2e3, calls=2), REDUCTIONS["all"]) == pytest.approx(2.0e-3)
+    assert rows.message(Sent(inside=1e3, calls=1), ("broadcast", 1)) is None
+    assert rows.message(Sent(), EXCHANGE) is None
