@@ -111,7 +111,7 @@ class _Pipeline:
                 },
                 "pipeline": sent.between,
             },
-            cluster=self.cluster.name,
+            cluster=self.cluster.label(self.case.compiled),
         )
 
     def _turns(self, message: float) -> float:

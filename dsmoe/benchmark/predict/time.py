@@ -57,5 +57,5 @@ def predict(case: Case, cluster: Cluster) -> Prediction:
             "exchange": count * each.sent.between,
             **{name: sent.between for name, sent in step.sent.items()},
         },
-        cluster=cluster.name,
+        cluster=cluster.label(case.compiled),
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from dsmoe.benchmark.predict.amounts import compiled, eager
 from dsmoe.benchmark.predict.amounts.parameters import held
 from dsmoe.benchmark.predict.amounts.traffic import Group, exchange, gather, reduction
 from dsmoe.benchmark.predict.amounts.work import PARTS, Work, sizes_of, total
+from dsmoe.benchmark.predict.rates.choose import cluster_for, prediction_here
 from dsmoe.benchmark.predict.rates.cluster import Cluster, load_cluster, names
 from dsmoe.benchmark.predict.stages import predict_case
 from dsmoe.benchmark.predict.time import predict
@@ -180,3 +183,39 @@ def test_remat_adds_a_forward_pass() -> None:
     layer = eager.dense(s, "megatron")
     assert total(layer.all(True), "flop") == total(layer.all(False), "flop") * 4 / 3
     assert Work("products", flop=3.0, launches=2).times(2) == Work("products", flop=6.0, launches=4)
+
+
+def test_quack_is_taken_where_it_is_known_and_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = find_case("tuned", 1)
+
+    def seconds(name: str, choice: str, case: Case = case) -> tuple[str, float]:
+        monkeypatch.setenv("DSMOE_KERNELS", choice)
+        cluster = cluster_for(name, "cuda", "")
+        assert cluster is not None
+        found = predict(case, cluster.with_hosts_of(1))
+        return found.cluster, found.seconds
+
+    quick, slow = seconds("h200-400g", ""), seconds("h200-400g", "cublas")
+    assert quick[0] == "h200-400g, quack-kernels" and slow[0] == "h200-400g"
+    assert quick[1] == pytest.approx(0.936 * slow[1], rel=0.005)
+    assert seconds("h200-400g", "nccl") == quick and seconds("h200-400g", "torch") == slow
+    # no Hopper GPU, and no compiled layers
+    assert seconds("p4d.24xlarge", "") == seconds("p4d.24xlarge", "cublas")
+    eager = dataclasses.replace(case, compiled=False, cuda_graph=False)
+    assert seconds("h200-400g", "", eager) == seconds("h200-400g", "cublas", eager)
+
+
+def test_a_run_is_predicted_with_quack_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DSMOE_KERNELS", raising=False)
+    machine = SimpleNamespace(device="cuda", hardware={"device_name": "NVIDIA H200"})
+    found = importlib.util.find_spec
+    for there in (True, False):
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name, *a, there=there: there or None if name == "quack" else found(name, *a),
+        )
+        predicted = prediction_here(find_case("tuned", 1), 1, machine)
+        assert predicted["cluster"].endswith("quack-kernels") == there

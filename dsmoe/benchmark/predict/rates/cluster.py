@@ -65,6 +65,10 @@ class Cluster:
             )
         return self.rates[name]
 
+    def label(self, compiled: bool) -> str:
+        """The name, and whose products a case has that is ``compiled`` or not."""
+        return f"{self.name}, quack-kernels" if self.quack and compiled else self.name
+
     def with_quack(self, choice: str) -> Cluster:
         """The same with quack's products, where ``choice`` (of DSMOE_KERNELS) allows them and the
         rate is known."""
