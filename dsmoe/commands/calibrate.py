@@ -13,7 +13,7 @@ from dsmoe.common.files import expanded, refuse_output, write_output
 NEEDS = ("torch", "numpy", "psutil")
 
 EXAMPLES = """examples:
-  dsmoe calibrate                                one minute on two CPU cores, two to four on GPUs
+  dsmoe calibrate                                two minutes on two CPU cores, two to four on GPUs
   dsmoe calibrate --output here.json
   dsmoe plan 2 --cluster here.json               the time of a run on this machine
 
@@ -25,8 +25,9 @@ def make_parser(prog: str) -> OneLineParser:
     parser = OneLineParser(
         prog=prog,
         description="Measures what this machine does in a second: matrix products of the models' "
-        "shapes, attention,\npasses over memory, starting an operation, and collectives of "
-        "several processes. The file is a cluster\nfor dsmoe plan --cluster; every measured row "
+        "shapes, attention,\npasses over memory, starting an operation, and collectives of several "
+        "processes; on a CPU also whole\nlayers of the model, for which the DeepSpeed checkout is "
+        "built if it is missing. The file is a cluster\nfor dsmoe plan --cluster; every measured row "
         "is in it. Nothing else should run meanwhile.",
         epilog=EXAMPLES + exit_code_lines(0, 2, 8, 10, 130),
     )

@@ -20,6 +20,7 @@ REDUCTIONS = {
     "scatter": ("all-reduce", 1),
     "all": ("all-reduce", 2),
 }
+LAYER_PARTS = ("products", "attention")
 EXCHANGE, GATHER = ("all-to-all-in-step", 1), ("all-gather", 1)
 
 
@@ -40,7 +41,7 @@ class CpuRows:
         self.rates: dict[str, float] = {}
         self.slower = 1.0
         layers = self._layers(sizes)
-        if layers:
+        if {"whole", *LAYER_PARTS} <= layers.keys():  # not where a measuring process was ended
             self._take(cluster, layers)
 
     def seconds(self, work: Work) -> float | None:
@@ -89,14 +90,15 @@ class CpuRows:
         whole = layers["whole"]
         works = stack_of(whole)
         rest = whole["ms"]
-        for part in ("products", "attention"):
+        for part in LAYER_PARTS:
             ms = layers[part]["ms"]
-            self.rates[part] = 1000 * total((w for w in works if w.part == part), "flop") / ms
+            if ms > 0:
+                self.rates[part] = 1000 * total((w for w in works if w.part == part), "flop") / ms
             rest -= ms
         alone = sum(1000 * (self.seconds(w) or 0.0) for w in works if w.part not in self.rates)
         half = total(works, "launches") / 2
         alone += half * (cluster.rate("launch") + cluster.rate("launch_backward")) / 1000
-        self.slower = rest / alone
+        self.slower = max(rest, 0.0) / alone
 
     def _pass(self, work: Work) -> float | None:
         """Seconds of the operations ``work``, by the nearest size."""

@@ -66,10 +66,11 @@ def test_the_layers_of_the_nearest_size_count() -> None:
 
 
 def test_a_file_without_layers_has_its_single_operations() -> None:
-    """One of an earlier version, or of a machine where the layers failed."""
-    failed = {**layers(64, 512)[0], "error": "no"}
-    rows = CpuRows(cluster_of(failed), 1, sizes())
-    assert rows.rates == {} and rows.slower == 1.0
+    """One of an earlier version, where the layers failed, or whose process was ended."""
+    whole, *_ = layers(64, 512)
+    for left in ([], [{**whole, "error": "no"}], [whole]):
+        rows = CpuRows(cluster_of(*left), 1, sizes())
+        assert rows.rates == {} and rows.slower == 1.0
 
 
 def test_messages_take_what_their_collective_took() -> None:
