@@ -27,8 +27,8 @@ def make_parser(prog: str) -> OneLineParser:
         description="Measures what this machine does in a second: matrix products of the models' "
         "shapes, attention,\npasses over memory, starting an operation, and collectives of several "
         "processes; on a CPU also whole\nlayers of the model, for which the DeepSpeed checkout is "
-        "built if it is missing. The file is a cluster\nfor dsmoe plan --cluster; every measured row "
-        "is in it. Nothing else should run meanwhile.",
+        "built if it is missing. The file is a cluster\nfor dsmoe plan --cluster; every measured "
+        "row is in it. Nothing else should run meanwhile.",
         epilog=EXAMPLES + exit_code_lines(0, 2, 8, 10, 130),
     )
     parser.add_argument(
