@@ -126,7 +126,7 @@ def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[ar
         type=_count_or_auto,
         metavar="{N,auto}",
         help="N processes share the experts of a layer; auto: as many as stay inside a host and "
-        "divide the experts (default in suites tuned and smoke).",
+        "divide the experts (default in suites tuned and smoke on several hosts).",
     )
     add(
         "--expert-layout",
