@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +16,8 @@ from dsmoe.benchmark.predict.amounts.traffic import Sent
 from dsmoe.benchmark.predict.amounts.work import Sizes, sizes_of
 from dsmoe.benchmark.predict.cpu import EXCHANGE, REDUCTIONS, CpuRows, stack_of
 from dsmoe.benchmark.predict.price import Prices
-from dsmoe.benchmark.predict.rates.cluster import Cluster, load_cluster
+from dsmoe.benchmark.predict.rates import choose
+from dsmoe.benchmark.predict.rates.cluster import RATES, Cluster, load_cluster, parse
 
 WHOLE, PRODUCTS, ATTENTION = 40.0, 15.0, 5.0
 
@@ -103,3 +108,43 @@ def test_messages_take_what_their_collective_took() -> None:
     assert rows.message(Sent(inside=2e3, calls=2), REDUCTIONS["all"]) == pytest.approx(2.0e-3)
     assert rows.message(Sent(inside=1e3, calls=1), ("broadcast", 1)) is None
     assert rows.message(Sent(), EXCHANGE) is None
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{k: v for k, v in row.items() if k != "tokens"} for row in layers(64, 512)],
+        [{**row, "experts": 0} for row in layers(64, 512)],
+    ],
+)
+def test_damaged_rates_cost_a_run_its_prediction_alone(
+    rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The row of a run is written after it: a traceback there would lose what was measured."""
+    rates = {name: {"value": 1.0} for name in RATES}
+    product = {"kind": "product", "processes": 1, "shape": [1, 1, 1, 1], "ms": 1.0}
+    values = {"schema": 1, "device": "cpu", "gpu": "", "gpus_per_host": 1, "memory_bytes": 1}
+    file = tmp_path / "cluster.json"
+    file.write_text(json.dumps({**values, "rates": rates, "rows": rows and [product, *rows]}))
+    monkeypatch.setattr(choose, "calibrated_file", lambda: file)
+    machine = SimpleNamespace(device="cpu", hardware={})
+    assert choose.prediction_here(find_case("smoke", 1), 1, machine) == {}
+    [line] = capsys.readouterr().err.splitlines()
+    assert str(file) in line and "make it again" in line
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (None, "rows is a NoneType, expected a list"),
+        ([{"ms": 1.0}], "row 1 has no kind"),
+        ([{"kind": "pass", "processes": 1, "ms": -1.0}], "row 1: ms is -1.0"),
+        ([{"kind": "pass", "processes": 1, "ms": math.nan}], "row 1: ms is nan"),
+        ([{"kind": "pass", "processes": "1", "ms": 1.0}], "row 1: processes is '1'"),
+    ],
+)
+def test_rows_that_were_edited_are_refused_in_one_line(rows: Any, words: str) -> None:
+    rates = {name: {"value": 1.0} for name in RATES}
+    values = {"schema": 1, "device": "cpu", "gpus_per_host": 1, "memory_bytes": 1, "rates": rates}
+    with pytest.raises(ValueError, match=words):
+        parse({**values, "rows": rows})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,25 @@ def known_here(device: str, gpu: str) -> Cluster | None:
 def prediction_here(case: Any, devices: int, machine: Any) -> dict[str, Any]:
     """What a record keeps of the prediction for its own run; {} where no rates are known.
 
-    ``devices`` processes are on each host of ``machine``'s kind.
+    ``devices`` processes are on each host of ``machine``'s kind. It is made after the run, whose
+    row must not be lost for a file of rates that was edited or cut off: that is said instead.
     """
+    try:
+        found = _prediction(case, devices, machine)
+        if found and not 0 < found["seconds"] < math.inf:
+            raise ValueError(f"seconds would be {found['seconds']}")
+        return found
+    except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        print(
+            f"no prediction is kept: found {type(error).__name__} ({str(error)[:80]}) with the "
+            f"rates of {calibrated_file()}; expected a file that dsmoe calibrate wrote: make it "
+            "again",
+            file=sys.stderr,
+        )
+        return {}
+
+
+def _prediction(case: Any, devices: int, machine: Any) -> dict[str, Any]:
     from dsmoe.benchmark.predict.stages import predict_case
 
     cluster = known_here(machine.device, str(machine.hardware.get("device_name", "")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping
@@ -96,7 +97,7 @@ def load_cluster(name: str) -> Cluster:
             )
     try:
         return parse(json.loads(read_large(path)))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(
             f"--cluster {name}: {error}; expected a file that dsmoe calibrate wrote"
         ) from error
@@ -123,6 +124,7 @@ def parse(values: Any) -> Cluster:
             raise ValueError(f"{name} is {values.get(name)!r}, expected a count of at least 1")
     if values.get("device") not in ("cpu", "cuda"):
         raise ValueError(f"device is {values.get('device')!r}, expected cpu or cuda")
+    _check_rows(values.get("rows", []))
     known = [*RATES, *(name for name in FURTHER if name in rates)]
     return Cluster(
         name=str(values.get("name", "")),
@@ -135,3 +137,19 @@ def parse(values: Any) -> Cluster:
         duplex=values.get("duplex") is not False,
         rows=tuple(values.get("rows", ())),
     )
+
+
+def _check_rows(rows: Any) -> None:
+    """Raises ValueError for rows that dsmoe calibrate does not write: kinds, and figures below 0 or
+    not finite."""
+    if not isinstance(rows, list):
+        raise ValueError(f"rows is a {type(rows).__name__}, expected a list")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+            raise ValueError(f"row {number} has no kind")
+        if "error" in row:
+            continue
+        for name in {"ms", "processes", *row} - {"kind", "name", "dtype", "backend", "shape"}:
+            value: Any = row.get(name)
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise ValueError(f"row {number}: {name} is {value!r:.40}, expected a number from 0")
