@@ -149,7 +149,7 @@ def _check_rows(rows: Any) -> None:
             raise ValueError(f"row {number} has no kind")
         if "error" in row:
             continue
-        for name in {"ms", "processes", *row} - {"kind", "name", "dtype", "backend", "shape"}:
+        for name in set(row) - {"kind", "name", "dtype", "backend", "shape"}:
             value: Any = row.get(name)
             if type(value) not in (int, float) or not 0 <= value < math.inf:
                 raise ValueError(f"row {number}: {name} is {value!r:.40}, expected a number from 0")
