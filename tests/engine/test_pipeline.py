@@ -59,6 +59,7 @@ def test_two_stages_in_16_bit(references: References) -> None:
     compare(two, 2, references)
 
 
+@pytest.mark.long
 def test_four_processes(references: References) -> None:
     """Two stages of two processes, and four stages; five layers do not divide."""
     four: list[dict[str, Any]] = [

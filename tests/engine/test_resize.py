@@ -65,6 +65,7 @@ def _check(scenarios: list[dict], folder: Path, start: tuple, others: list[tuple
 
 
 # Each setting meets one of the two changes of layout, and in test-all both.
+@pytest.mark.long
 @pytest.mark.parametrize("which", [(1, 2, 3), pytest.param((0, 4, 5), marks=pytest.mark.slow)])
 def test_from_three_processes(which: tuple[int, ...], tmp_path: Path) -> None:
     """To fewer and more, of which the numbers of elements divide otherwise."""

@@ -89,6 +89,7 @@ def first_difference(expected: dict[str, Any], found: dict[str, Any]) -> str:
 STAGES = [pytest.param(0, marks=pytest.mark.slow), 2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_schedule_goes_on(stage: int, tmp_path: Path) -> None:
     """Defects 29 to 31: under ZeRO the first resumed steps had the rate of the configuration."""

@@ -111,6 +111,7 @@ def test_bytes_grow_with_the_micro_batches_of_the_bases_zero(text: Path, tmp_pat
     assert each["losses"] == pytest.approx(once["losses"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_pipeline_sends_the_hidden_states_of_its_boundary(text: Path, tmp_path: Path) -> None:
     """2 x 2, a stage a host: each token's hidden state goes over the link once forward and its
     gradient once back, and half of the tied embedding's sum each way twice; nothing grows with the

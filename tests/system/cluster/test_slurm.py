@@ -106,6 +106,7 @@ def test_a_printed_batch_script_trains_as_one_host_does(
     assert "n2: " in text and "deepspeed/launcher" not in text
 
 
+@pytest.mark.long
 def test_a_killed_process_is_named(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
     run = Allocated(slurm, folder, "killed", *LONG)
     run.wait_for_iterations()
