@@ -16,6 +16,7 @@ from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem
 
 pytestmark = pytest.mark.skipif(compile_problem() is not None, reason=str(compile_problem()))
 OPERATORS = {"product", "product_gelu", "causal_attention", "output_losses"}
+OPERATORS |= {f"packed_{name}" for name in ("up", "down", "product", "weight_gradient")}
 
 
 def library(name: str) -> Any:

@@ -7,7 +7,8 @@ One micro-batch passes these files in this order:
 3. routing.py is Algorithm 1: experts, slots and weights of each token, and the balance loss;
 4. dispatch.py copies tokens to the slots of their experts (product_form.py: the paper's einsum);
 5. all_to_all.py exchanges slots between the processes of an expert parallel group;
-6. experts.py computes the experts of this process (activation.py: GELU);
+6. experts.py computes the experts of this process (activation.py: GELU; on Hopper, with all
+   experts on this process, ../packed computes the rows that are filled alone);
 7. all_to_all.py and dispatch.py bring the results back, weighted.
 
 Shape suffixes of all these files:

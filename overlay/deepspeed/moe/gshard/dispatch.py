@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .routing import Routing
@@ -27,13 +28,27 @@ class SlotIndices(NamedTuple):
     """The choice (of K N, choice-major) in each of the E R rows, 0 where the row is empty."""
     filled_R: Tensor
     num_experts: int
+    first_row_E1: Tensor | None
+    """First row of each expert and the end of the last, int32, [E + 1]; None: e R."""
 
 
-def slot_indices(routing: Routing) -> SlotIndices:
-    """Flat indices of a routing; expert e has rows e R to (e + 1) R, group after group."""
+def slot_indices(routing: Routing, packed: bool = False) -> SlotIndices:
+    """Flat indices of a routing; expert e has rows e R to (e + 1) R, group after group.
+
+    ``packed`` moves all rows that are filled to the front: those of expert e follow those of the
+    experts before it, and the empty ones come last.
+    """
     choices, groups, size = routing.expert_KGS.shape
-    group_G1 = torch.arange(groups, device=routing.expert_KGS.device)[:, None]
-    slot_KGS = (routing.expert_KGS * groups + group_G1) * routing.capacity + routing.slot_KGS
+    first_row_E1 = None
+    if packed:
+        taken_EG = routing.taken_GE.t()
+        end_EG = taken_EG.reshape(-1).cumsum(0).reshape(taken_EG.shape)
+        first_row_E1 = F.pad(end_EG[:, -1], (1, 0)).to(torch.int32)
+        before_GE = (end_EG - taken_EG).t()[None].expand(choices, -1, -1)
+        slot_KGS = before_GE.gather(2, routing.expert_KGS) + routing.slot_KGS
+    else:
+        group_G1 = torch.arange(groups, device=routing.expert_KGS.device)[:, None]
+        slot_KGS = (routing.expert_KGS * groups + group_G1) * routing.capacity + routing.slot_KGS
     slot_KN = slot_KGS.reshape(choices, groups * size)
     kept_KN = routing.kept_KGS.reshape(choices, groups * size)
     rows = routing.num_experts * groups * routing.capacity
@@ -48,6 +63,7 @@ def slot_indices(routing: Routing) -> SlotIndices:
         choice_R=choice_R.clamp_min(0),
         filled_R=choice_R >= 0,
         num_experts=routing.num_experts,
+        first_row_E1=first_row_E1,
     )
 
 
@@ -101,14 +117,16 @@ class _Combine(torch.autograd.Function):
 def dispatch(x_NM: Tensor, slots: SlotIndices) -> Tensor:
     """Copy each token to the slots of its kept choices: [N, M] to [E, R, M], empty rows 0.
 
-    N is at least 1.
+    If the slots are packed, to [E R, M]. N is at least 1.
     """
     rows = _Dispatch.apply(x_NM, slots.slot_KN, slots.kept_KN, slots.choice_R, slots.filled_R)
+    if slots.first_row_E1 is not None:
+        return rows
     return rows.reshape(slots.num_experts, -1, x_NM.shape[-1])
 
 
 def combine(y_ERM: Tensor, weight_KN: Tensor, slots: SlotIndices) -> Tensor:
-    """Each token's weighted sum of its kept choices' outputs: [E, R, M] to [N, M].
+    """Each token's weighted sum of its kept choices' outputs: [E, R, M] or [E R, M] to [N, M].
 
     Products and sums are in the dtype of ``weight_KN`` (fp32), the result in that of ``y_ERM``.
     """

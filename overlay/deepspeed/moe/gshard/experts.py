@@ -14,6 +14,7 @@ from deepspeed.moe.expert_init import expert_seed
 from deepspeed.moe.fp8.feed_forward import feed_forward as fp8_feed_forward
 from deepspeed.moe.kernels.feed_forward import feed_forward
 from deepspeed.moe.kernels.policy import kernels
+from deepspeed.moe.packed.feed_forward import packed_feed_forward
 from torch import Tensor, nn
 
 from .activation import gelu
@@ -103,6 +104,13 @@ class StackedExperts(nn.Module):
         hidden_DRH = gelu(torch.bmm(x_DRM, self.w1) + self.b1[:, None])
         return torch.bmm(hidden_DRH, self.w2) + self.b2[:, None]
 
+    def packed(self, x_RM: Tensor, first_row_D1: Tensor) -> Tensor:
+        """Each expert on rows ``first_row_D1[d]`` to ``first_row_D1[d + 1]``; [R, M] to [R, M].
+
+        Rows behind the last expert's get no value.
+        """
+        return packed_feed_forward(x_RM, first_row_D1, self.w1, self.b1, self.w2, self.b2)
+
 
 class LocalExperts(nn.Module):
     """Holds the experts of this process under the name that checkpoints know."""
@@ -114,3 +122,7 @@ class LocalExperts(nn.Module):
     def forward(self, x_DRM: Tensor) -> Tensor:
         """[D, rows, M] to [D, rows, M]."""
         return self.stacked(x_DRM)
+
+    def packed(self, x_RM: Tensor, first_row_D1: Tensor) -> Tensor:
+        """:meth:`StackedExperts.packed`."""
+        return self.stacked.packed(x_RM, first_row_D1)

@@ -90,8 +90,13 @@ class GShardLayer(nn.Module):
             y_ERM = self._compute_experts(dispatch_by_product(x_NM, mask_GSEC))
             out_NM = combine_by_product(y_ERM, combine_GSEC)
         else:
-            slots = slot_indices(routing)
-            y_ERM = self._compute_experts(dispatch(x_NM, slots))
+            packed = self._packs(x_NM)
+            slots = slot_indices(routing, packed)
+            rows = dispatch(x_NM, slots)
+            if packed:
+                y_ERM = self.experts.packed(rows, slots.first_row_E1)
+            else:
+                y_ERM = self._compute_experts(rows)
             weight_KN = routing.weight_KGS.reshape(routing.weight_KGS.shape[0], -1)
             out_NM = combine(y_ERM, weight_KN, slots)
         stats = LayerStats(
@@ -109,6 +114,14 @@ class GShardLayer(nn.Module):
             whole, self.num_experts, self.rule.top_k, factor, self.min_capacity
         )
         return min(wanted, size)
+
+    def _packs(self, x_NM: Tensor) -> bool:
+        """Whether the experts compute filled rows alone."""
+        stacked = getattr(self.experts, "stacked", None)
+        if self.num_local_experts != self.num_experts or not isinstance(stacked, StackedExperts):
+            return False
+        in_fp8 = stacked.fp8 and self.training
+        return not in_fp8 and kernels().packs_rows(x_NM, stacked.w1.shape[-1])
 
     def _compute_experts(self, x_ERM: Tensor) -> Tensor:
         """Every expert on its rows, wherever it is; [E, R, M] to [E, R, M]."""

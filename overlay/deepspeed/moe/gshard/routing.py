@@ -73,6 +73,8 @@ class Routing(NamedTuple):
     """Tokens whose first choice each expert was, before the capacity test."""
     dropped_share: Tensor
     """Share of the choices tried that found their expert full."""
+    taken_GE: Tensor
+    """Slots of each expert that a group's choices take, int64, at most C."""
 
 
 def expert_capacity(
@@ -116,7 +118,7 @@ def route(
     expert_KGS, tried_KGS = _choose(logits_GSE.detach(), gates_GSE.detach(), rule, noise)
     if used_GS is not None:
         tried_KGS = tried_KGS & used_GS.to(torch.bool)
-    slot_KGS, first_GE = _assign_slots(expert_KGS, tried_KGS, logits_GSE.shape[-1])
+    slot_KGS, first_GE, tried_GE = _assign_slots(expert_KGS, tried_KGS, logits_GSE.shape[-1])
     kept_KGS = tried_KGS & (slot_KGS < capacity)
     tried, kept = tried_KGS.sum(), kept_KGS.sum()
     aux_loss, z_loss = _losses(logits_GSE, gates_GSE, first_GE, used_GS)
@@ -131,6 +133,7 @@ def route(
         z_loss=z_loss,
         expert_load_E=first_GE.sum(0),
         dropped_share=(tried - kept).to(logits_GSE.dtype) / tried.clamp(min=1),
+        taken_GE=tried_GE.clamp(max=capacity),
     )
 
 
@@ -166,8 +169,11 @@ def _choose(
     )
 
 
-def _assign_slots(expert_KGS: Tensor, tried_KGS: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """Earlier choices of the same expert in the group [K, G, S]; first choices of each [G, E].
+def _assign_slots(
+    expert_KGS: Tensor, tried_KGS: Tensor, num_experts: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Earlier choices of the same expert in the group [K, G, S]; first and all choices of each
+    [G, E].
 
     The slot of a choice that was not tried has no meaning.
     """
@@ -179,7 +185,7 @@ def _assign_slots(expert_KGS: Tensor, tried_KGS: Tensor, num_experts: int) -> tu
     goes_GET = goes_GET.to(torch.int32)
     slot_GT = ((running_count(goes_GET) - 1) * goes_GET).sum(1)
     slot_KGS = slot_GT.reshape(groups, choices, size).permute(1, 0, 2).to(torch.int64)
-    return slot_KGS, goes_GET[..., :size].sum(-1)
+    return slot_KGS, goes_GET[..., :size].sum(-1), goes_GET.sum(-1)
 
 
 def running_count(x: Tensor) -> Tensor:

@@ -103,6 +103,11 @@ class KernelPolicy:
         """Whether :mod:`.linear` has products of its own for ``x``."""
         return self.takes(x) and self.libraries().hopper is not None
 
+    def packs_rows(self, x: Tensor, ffn_size: int) -> bool:
+        """Whether :func:`deepspeed.moe.packed.feed_forward.packed_feed_forward` computes experts
+        of this width on rows as wide as those of ``x``: kernels take multiples of 16 bytes."""
+        return self.multiplies(x) and x.shape[-1] % 8 == 0 and ffn_size % 8 == 0
+
     def fuses_attention(self, qkv_BS3ND: Tensor) -> bool:
         """Whether :func:`.causal_attention.causal_attention` computes attention."""
         attention = self.libraries().attention if self.takes(qkv_BS3ND) else None
