@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from dsmoe.benchmark.run.folder import CASE, ITERATIONS, OUTCOME, read_json, write_json
 from dsmoe.benchmark.train.failure import Stage
-from dsmoe.benchmark.train.measures import expert_load, held_out_loss, of_all_layers
+from dsmoe.benchmark.train.measures import dropped_shares, expert_load, held_out_loss
 from dsmoe.benchmark.train.start import Run, start
 from dsmoe.benchmark.train.training import stop, train
 from dsmoe.common.errors import TrainingFailed
@@ -74,10 +74,8 @@ def _asked_to_stop(run: Run, folder: Path) -> bool:
 def routed(run: Run) -> dict[str, list[Any]]:
     """The expert load and the dropped share by layer, of all processes' last micro-batch."""
     module = run.engine.module
-    dropped = of_all_layers(module, module.last_stats.dropped_share.to(run.device).double())
-    dist.all_reduce(dropped)
-    shares = (dropped / run.data_size).tolist()
-    return {"load": expert_load(module, run.device), "dropped": shares}
+    dropped = dropped_shares(module, run.device, run.data_size)
+    return {"load": expert_load(module, run.device), "dropped": dropped}
 
 
 def save(run: Run, folder: str, done: int) -> None:

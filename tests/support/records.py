@@ -19,6 +19,7 @@ def record(suite: str = "smoke", gpus: int = 2, device: str = "cpu", **changes) 
         **measured(case, [2.0, 4.0, 2.5]),
         "losses": finite_or_none([5.0, float("nan"), 4.25]),
         "expert_load": [[0.25, 0.75]],
+        "dropped_share": [0.125],
         "time_stamp": 1634066610.5,
     }
     return RunRecord(**{**values, **changes})

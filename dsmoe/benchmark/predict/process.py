@@ -22,6 +22,9 @@ from dsmoe.benchmark.predict.cpu import GATHER, REDUCTIONS
 from dsmoe.benchmark.predict.price import Prices
 from dsmoe.benchmark.predict.rates.cluster import Cluster
 
+#: Share of the experts' slots that is filled in the first iterations of suite tuned, for experts
+#: that compute these alone (docs/lab/performance.md); a trained router fills more.
+FILLED = 0.8
 #: Operations that the optimizer and ZeRO start for each parameter in a step, and in a micro-batch
 #: with ZeRO's own hooks (a copy into the bucket, one out of it, an addition, its bookkeeping).
 STEP_LAUNCHES, HOOK_LAUNCHES = 10, 6
@@ -32,12 +35,16 @@ OPTIMIZER_BYTES = {"adafactor": 34, "artifact": 120, "adamw": 40, "sgd": 24}
 @dataclass
 class Spent:
     """Seconds of a micro-batch by part of the iteration, and those of its two passes without the
-    exchange of tokens; ``sent`` by that exchange."""
+    exchange of tokens; ``sent`` by that exchange. ``ahead``: of a pass (forward, backward), seconds
+    of the device less those of the host that starts its work."""
 
     exposed: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     forward: float = 0.0
     backward: float = 0.0
     sent: Sent = field(default_factory=Sent)
+    ahead: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("forward", "backward"), 0.0)
+    )
 
     @property
     def seconds(self) -> float:
@@ -49,6 +56,17 @@ class Spent:
             self.exposed[name] += count * seconds
         self.forward += count * other.forward
         self.backward += count * other.backward
+        for name, seconds in other.ahead.items():
+            self.ahead[name] += count * seconds
+
+    def wait_for_host(self) -> None:
+        """Add what the device waits for the host: in each pass, what all its starts take longer
+        than all its work. A queue of work lies between the two, so a long operation makes up for
+        short ones after it."""
+        for name, ahead in self.ahead.items():
+            idle = max(0.0, -ahead)
+            self.exposed["launch"] += idle
+            setattr(self, name, getattr(self, name) + idle)
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,7 @@ class Process:
         spent.add(self.mixture, part.mixtures)
         spent.add(self.loss, float(part.last))
         self._segment(spent, (self._sums(part),), False)
+        spent.wait_for_host()
         passes = exchanges(self.case)
         spent.sent = exchange(self.case, self.sizes, self.per_host, passes, part)
         spent.exposed["exchange"] += self.prices.message(spent.sent)
@@ -115,7 +134,9 @@ class Process:
         """A dense layer and a mixture."""
         s, case = self.sizes, self.case
         if self.fused and case.moe_implementation == "index":
-            return compiled.dense(s), compiled.mixture(s)
+            packed = self.cluster.quack and self.cluster.packs and not s.fp8
+            packed = packed and case.parallel.expert_parallel_size == 1
+            return compiled.dense(s), compiled.mixture(s, FILLED if packed else 1.0)
         local = case.model.num_experts // case.parallel.expert_parallel_size
         mixture = eager.mixture(s, case.attention, case.moe_implementation, local)
         return eager.dense(s, case.attention), mixture
@@ -132,7 +153,7 @@ class Process:
     def _segment(
         self, spent: Spent, works: tuple[Work, ...], forward: bool, recomputed: bool = False
     ) -> None:
-        """Add ``works``; where the host is slower than the device, the rest is the launches'."""
+        """Add ``works`` of a pass, and how far the device is ahead of the host."""
         busy = 0.0
         for work in works:
             seconds = self.prices.device(work, self.fused)
@@ -140,12 +161,15 @@ class Process:
             busy += seconds
         host = self.prices.host(works, forward, self.graph)
         # a CUDA graph's kernels follow one another with a gap; a CPU computes and starts by turns
-        idle = host if self.graph or not self.on_gpu else max(0.0, host - busy)
-        spent.exposed["launch"] += idle
-        if forward and not recomputed:
-            spent.forward += busy + idle
+        if self.graph or not self.on_gpu:
+            spent.exposed["launch"] += host
+            busy += host
         else:
-            spent.backward += busy + idle
+            spent.ahead["forward" if forward and not recomputed else "backward"] += busy - host
+        if forward and not recomputed:
+            spent.forward += busy
+        else:
+            spent.backward += busy
 
     def _sums(self, part: Part) -> Work:
         """The gradients of a micro-batch, added up: fp32 sums in one pass, or ZeRO's own hooks."""

@@ -88,6 +88,9 @@ class RunRecord:
     evaluation_error: str | None = None
     # For each mixture layer: each expert's share of the routed tokens (sums to 1), last step.
     expert_load: list[list[float]] = field(default_factory=list)
+    # For each mixture layer: the share of choices that found their expert full, last micro-batch;
+    # null where the layer does not say (DeepSpeed's own).
+    dropped_share: list[float | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check(self)

@@ -40,6 +40,9 @@ def report_lines(record: RunRecord) -> list[tuple[str, str]]:
         lines += [("first loss", _loss(record.losses[0])), ("last loss", _loss(record.losses[-1]))]
     if record.held_out_loss is not None:
         lines.append(("held-out loss", _loss(record.held_out_loss)))
+    dropped = [share for share in record.dropped_share if share is not None]
+    if dropped:
+        lines.append(("choices dropped", f"{100 * sum(dropped) / len(dropped):.1f} % at the end"))
     if record.evaluation_error is not None:
         lines.append(("evaluation failed", record.evaluation_error))
     if record.skipped_steps:

@@ -182,5 +182,6 @@ def _figures(case: Case, outcome: dict[str, Any]) -> dict[str, Any]:
         "link": outcome.get("link", {}),
         "peak_memory_bytes": outcome.get("peak_memory_bytes"),
         "expert_load": outcome.get("expert_load", []),
+        "dropped_share": finite_or_none(outcome.get("dropped_share", [])),
         "held_out_loss": outcome.get("held_out_loss"),
     }

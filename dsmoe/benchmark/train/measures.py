@@ -31,6 +31,15 @@ def expert_load(model: MoELM, device: torch.device) -> list[list[float]]:
     return (load / load.sum(dim=-1, keepdim=True).clamp(min=1)).tolist()
 
 
+def dropped_shares(model: MoELM, device: torch.device, processes: int) -> list[float]:
+    """Each MoE layer's share of the choices that found their expert full, the mean over the last
+    micro-batch of ``processes``; NaN where the layer does not say."""
+    assert model.last_stats is not None
+    dropped = of_all_layers(model, model.last_stats.dropped_share.to(device).double())
+    dist.all_reduce(dropped)
+    return (dropped / processes).tolist()
+
+
 @torch.no_grad()
 def held_out_loss(engine: Any, case: Case, text: Corpus, device: torch.device) -> float | None:
     """Mean cross-entropy on text that was not trained on; None where there is too little."""

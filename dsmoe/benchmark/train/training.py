@@ -24,6 +24,7 @@ from dsmoe.benchmark.run import marks
 from dsmoe.benchmark.run.folder import ITERATIONS, OUTCOME, write_json
 from dsmoe.benchmark.train.failure import Stage
 from dsmoe.benchmark.train.measures import (
+    dropped_shares,
     expert_load,
     held_out_loss,
     parameter_count,
@@ -144,6 +145,7 @@ AFTERWARDS: dict[str, Callable[[Run], Any]] = {
     "link": lambda run: run.link.by_host(run.case.warmup) if run.link else {},
     "peak_memory_bytes": lambda run: peak_memory(run.device),
     "expert_load": lambda run: expert_load(run.engine.module, run.device),
+    "dropped_share": lambda run: dropped_shares(run.engine.module, run.device, run.data_size),
     "held_out_loss": lambda run: held_out_loss(run.engine, run.case, run.text, run.device),
 }
 

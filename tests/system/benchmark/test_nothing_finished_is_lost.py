@@ -54,7 +54,7 @@ def test_a_failing_evaluation_is_a_field_and_not_a_failed_run(
     assert record.held_out_loss is None
     # What was taken before it is there, and the row has its figure.
     assert len(record.step_seconds) == 5 and record.median_seconds
-    assert record.expert_load and record.peak_memory_bytes
+    assert record.expert_load and record.dropped_share and record.peak_memory_bytes
     [row] = read_rows(run.output / ROWS)
     assert row.value["tflops"] > 0
     assert "evaluation failed" in run.said

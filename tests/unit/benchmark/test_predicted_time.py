@@ -55,8 +55,11 @@ def case_of(row: dict[str, Any]) -> tuple[Case, Cluster]:
         case = dataclasses.replace(case, reduce=changes.reduce, reduce_reason="")
     cluster = load_cluster(row["cluster"]).with_hosts_of(row["per_host"])
     rates = {**cluster.rates, **row.get("rates", {})}
-    duplex, quack = row.get("duplex", True), row.get("quack", False)
-    return case, dataclasses.replace(cluster, rates=rates, duplex=duplex, quack=quack)
+    duplex, quack, packs = (
+        row.get(name, default)
+        for name, default in (("duplex", True), ("quack", False), ("packs", True))
+    )
+    return case, dataclasses.replace(cluster, rates=rates, duplex=duplex, quack=quack, packs=packs)
 
 
 def error_of(row: dict[str, Any]) -> float:
@@ -70,14 +73,14 @@ LIMITS = {
     ("h200-400g", "held out"): 0.035,
     ("h100-400g", "held out"): 0.05,
 }
-HOSTS, PUBLISHED, FP8 = 0.15, 0.15, 0.075
+HOSTS, PUBLISHED, SLOW_HOST, FP8 = 0.15, 0.075, 0.22, 0.075
 
 
 @pytest.mark.parametrize("row", MEASURED, ids=lambda row: f"{row['cluster']}-{row['changes']}")
 def test_measured_cases_are_within_the_stated_error(row: dict[str, Any]) -> None:
     limit = LIMITS[row["cluster"], row["role"]]
     if row["suite"] == "published":
-        limit = PUBLISHED
+        limit = SLOW_HOST if "host" in row else PUBLISHED
     if row["changes"].get("precision") == "fp8":
         limit = FP8
     if row["gpus"] != row["per_host"]:
@@ -197,7 +200,7 @@ def test_quack_is_taken_where_it_is_known_and_allowed(monkeypatch: pytest.Monkey
 
     quick, slow = seconds("h200-400g", ""), seconds("h200-400g", "cublas")
     assert quick[0] == "h200-400g, quack-kernels" and slow[0] == "h200-400g"
-    assert quick[1] == pytest.approx(0.936 * slow[1], rel=0.005)
+    assert quick[1] == pytest.approx(1.846 / 2.130 * slow[1], rel=0.01)  # measured on H200s
     assert seconds("h200-400g", "nccl") == quick and seconds("h200-400g", "torch") == slow
     # no Hopper GPU, and no compiled layers
     assert seconds("p4d.24xlarge", "") == seconds("p4d.24xlarge", "cublas")

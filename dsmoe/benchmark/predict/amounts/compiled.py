@@ -56,14 +56,15 @@ def dense(s: Sizes) -> Pass:
     return Pass(forward, backward, again)
 
 
-def mixture(s: Sizes) -> Pass:
-    """Attention, router, dispatch, experts, combine."""
+def mixture(s: Sizes, filled: float = 1.0) -> Pass:
+    """Attention, router, dispatch, experts, combine; the experts compute a share ``filled`` of
+    their slots."""
     attention_forward, attention_backward, attention_again = _attention(s)
     rows = float(s.R * s.H * s.e)
-    product = 2.0 * s.R * s.H * s.F
+    product = 2.0 * s.R * s.H * s.F * filled
     router = 2.0 * s.T * s.H * s.E
     logits = 4.0 * s.T * s.E
-    gelu, derivative = _epilogues(s, float(s.R * s.F * s.e), rows)
+    gelu, derivative = _epilogues(s, float(s.R * s.F * s.e) * filled, rows * filled)
     experts = (
         Work("products", flop=router, slower=s.slow_product, launches=1),
         Work("products", flop=2 * product, slower=s.slow_product, launches=2, fp8=s.fp8),

@@ -40,7 +40,8 @@ class Cluster:
 
     ``duplex``: a link between hosts carries its rate in both directions at a time; not so a
     loopback, whose directions share it. ``rows``: those of dsmoe calibrate, where it made the file.
-    ``quack``: products of compiled layers by quack-kernels (:meth:`with_quack`).
+    ``quack``: products of compiled layers by quack-kernels (:meth:`with_quack`); ``packs``: experts
+    then compute filled slots alone, where all are on a process (not in FP8).
     """
 
     name: str
@@ -53,6 +54,7 @@ class Cluster:
     duplex: bool = True
     rows: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     quack: bool = False
+    packs: bool = True
 
     def rate(self, name: str) -> float:
         """The value of a rate, in the unit of RATES or FURTHER.
