@@ -69,7 +69,7 @@ lint:
 
 # The tests that need neither a DeepSpeed checkout nor process groups: under a minute.
 test-unit:
-	@python=$(PYTHON) && "$$python" -m pytest -q tests/unit
+	@python=$(PYTHON) && "$$python" -m pytest -q -m "not slow and not long" tests/unit
 
 # Which lines of dsmoe/ the tests run, also in the processes that they start: htmlcov/index.html.
 coverage:

@@ -24,7 +24,7 @@ from dsmoe.benchmark.predict.rates.cluster import Cluster
 
 #: Share of the experts' slots that is filled in the first iterations of suite tuned, for experts
 #: that compute these alone (docs/lab/performance.md); a trained router fills more.
-FILLED = 0.8
+FILLED = 0.82
 #: Operations that the optimizer and ZeRO start for each parameter in a step, and in a micro-batch
 #: with ZeRO's own hooks (a copy into the bucket, one out of it, an addition, its bookkeeping).
 STEP_LAUNCHES, HOOK_LAUNCHES = 10, 6

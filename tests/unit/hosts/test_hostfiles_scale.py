@@ -45,7 +45,10 @@ def _run(folder: Path, *arguments: str) -> tuple[int, float, int]:
     return int(code), float(seconds), int(resident)
 
 
-@pytest.mark.parametrize("hosts", ["n[1-65536]:8", "10.[0-63].[0-255].[1-4]:8"])
+ADDRESSES = "10.[0-63].[0-255].[1-4]:8"
+
+
+@pytest.mark.parametrize("hosts", ["n[1-65536]:8", pytest.param(ADDRESSES, marks=pytest.mark.long)])
 def test_65536_names(hosts: str, tmp_path: Path) -> None:
     """Names that no name server knows, and addresses, both resolved."""
     _, seconds, resident = _run(tmp_path, "--hosts", hosts)
@@ -57,6 +60,7 @@ def test_65536_names(hosts: str, tmp_path: Path) -> None:
     assert written < 3.1 * whole  # hostfile, hostfile_65536node, and all powers of two below
 
 
+@pytest.mark.long
 def test_100000_lines(tmp_path: Path) -> None:
     lines = "".join(f"node-{n}.example.com slots=8\n" for n in range(100_000))
     (tmp_path / "mine").write_text(lines)
