@@ -6,7 +6,7 @@ import argparse
 
 from dsmoe.benchmark.cases.case import SECOND_EXPERT_POLICIES
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, add_output, count, positive, seed
+from dsmoe.common.arguments import OneLineParser, add_output, count, not_empty, positive, seed
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.files import expanded
 from dsmoe.common.interrupts import StopSignals
@@ -71,6 +71,7 @@ def make_parser(prog: str) -> OneLineParser:
     add(
         "--data",
         nargs="+",
+        type=not_empty,
         default=[],
         metavar="PATH",
         help="The models are trained on these files, folders and globs; of .jsonl and .jsonl.gz "

@@ -20,7 +20,7 @@ from dsmoe.benchmark.cases.choice import Changes, Wanted
 from dsmoe.benchmark.cases.placement import AUTO
 from dsmoe.benchmark.cases.suites import SUITES
 from dsmoe.benchmark.data.sources import TEXT_FIELD
-from dsmoe.common.arguments import count, listed, positive, seed, whole
+from dsmoe.common.arguments import count, listed, not_empty, positive, seed, whole
 
 ARTIFACT_IDS = "artifact-ids"
 SWITCHES = (
@@ -211,6 +211,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--data",
         nargs="+",
+        type=not_empty,
         default=[],
         metavar="PATH",
         help="The model is trained on these files, folders and globs; of .jsonl and .jsonl.gz each "
@@ -220,6 +221,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     add_text_field(text)
     text.add_argument(
         "--tokenizer",
+        type=not_empty,
         metavar="PATH",
         help="This tokenizers JSON file, or Hugging Face tokenizer folder, makes the tokens.",
     )
@@ -228,6 +230,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 def add_text_field(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--text-field",
+        type=not_empty,
         default=TEXT_FIELD,
         metavar="NAME",
         help=f"In lines of JSON the text is the field NAME (default: {TEXT_FIELD}).",

@@ -21,6 +21,7 @@ from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import chosen_checkout, work_folder
 
 if TYPE_CHECKING:  # importing these takes time and packages that --help does not need
+    from dsmoe.benchmark.data.sources import Survey
     from dsmoe.benchmark.launchers.interface import Launcher
     from dsmoe.benchmark.run.request import Request
 
@@ -145,8 +146,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, stop: StopSignals, launcher: Launcher, reason: str) -> int:
-    check_text(options)
-    request = request_of(options, launcher, reason)
+    surveyed = check_text(options)
+    request = dataclasses.replace(request_of(options, launcher, reason), surveyed=surveyed)
     if options.dry_run:
         print_dry_run(request)
         return 0
@@ -234,19 +235,23 @@ def print_dry_run(request: Request) -> None:
         print(request.launcher.line(job))
 
 
-def check_text(options: argparse.Namespace) -> None:
-    """Raises DataError and EnvironmentProblem for what a run would find after its set-up: text,
-    tokenizer or results folder that cannot be."""
-    from dsmoe.benchmark.data.indexed_dataset import is_pair
-    from dsmoe.benchmark.data.sources import find_sources, refuse_field
+def check_text(options: argparse.Namespace) -> Survey | None:
+    """The files of the text; None for a token pair.
+
+    Raises DataError and EnvironmentProblem for what a run would find after its set-up: text,
+    tokenizer or results folder that cannot be.
+    """
+    from dsmoe.benchmark.data.pair_names import is_pair
+    from dsmoe.benchmark.data.sources import refuse_field, survey
     from dsmoe.benchmark.data.tokenizer import load_tokenizer
     from dsmoe.benchmark.preflight.local import refuse_output
 
     refuse_output(expanded(options.output))
     load_tokenizer(options.tokenizer and str(expanded(options.tokenizer)))
     paths = shared.text_paths(options)
-    found = [source.path for source in find_sources(paths)] if not is_pair(paths) else []
-    refuse_field(options.text_field, found)
+    found = None if is_pair(paths) else survey(paths)
+    refuse_field(options.text_field, [source.path for source in found.sources] if found else [])
+    return found
 
 
 def make_folder(folder: Path) -> None:
