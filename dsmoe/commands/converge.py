@@ -48,7 +48,7 @@ def make_parser(prog: str) -> OneLineParser:
         description="Trains the MoE model and a dense one of equal FLOPs per token on the same "
         "text and compares\ntheir held-out loss; records expert load and dropped tokens; draws "
         "the figure.",
-        epilog=EXAMPLES + exit_code_lines(0, 1, 2, 8, 9, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("converge"),
     )
     what = parser.add_argument_group("what is compared")
     add = what.add_argument

@@ -27,7 +27,7 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Prints loss, perplexity, bits a byte and expert load of a trained model on a "
         "text. Experts\nhave the capacity of the training.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("evaluate"),
     )
     add = parser.add_argument
     add(

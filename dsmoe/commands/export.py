@@ -26,7 +26,7 @@ def make_parser(prog: str) -> OneLineParser:
         description="Writes the last checkpoint of a folder as model.safetensors (whole weights by "
         "name, in the\nprecision of the training), config.json and the tokenizer. In Python: "
         "MoELM.from_exported(FOLDER).",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("export"),
     )
     parser.add_argument(
         "folder", type=file_name, metavar="DIR", help="The folder that dsmoe train --save wrote."

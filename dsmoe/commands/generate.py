@@ -27,7 +27,7 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Continues a text with a trained model and prints it as it is made. Keys and "
         "values of earlier\ntokens are kept, and no expert drops a token.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("generate"),
     )
     add = parser.add_argument
     add("folder", type=file_name, metavar="DIR", help="The model: of dsmoe train or dsmoe export.")

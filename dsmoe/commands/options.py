@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Mapping
 
 from dsmoe.benchmark.cases.case import (
     ADAFACTOR_MODES,
@@ -23,6 +24,7 @@ from dsmoe.benchmark.data.sources import TEXT_FIELD
 from dsmoe.common.arguments import count, listed, not_empty, positive, seed, whole
 
 ARTIFACT_IDS = "artifact-ids"
+UNUSED = argparse.SUPPRESS
 SWITCHES = (
     ("remat", "Each layer's activations are computed again in the backward pass."),
     ("compiled", "The training pass goes through torch.compile."),
@@ -39,8 +41,14 @@ SWITCHES = (
 )
 
 
-def add_case_options(parser: argparse.ArgumentParser) -> None:
-    """NUM_GPUS, and the settings of a case that the user may change."""
+def add_case_options(
+    parser: argparse.ArgumentParser, words: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """NUM_GPUS, and the settings of a case that the user may change.
+
+    ``words``: option -> its help, where that is another one for the command; with UNUSED the help
+    lists no such option, and the command refuses it with a reason.
+    """
     parser.add_argument(
         "gpus",
         metavar="NUM_GPUS",
@@ -63,6 +71,9 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
         "--all", action="store_true", help="Every case of the suite up to NUM_GPUS is taken."
     )
     add_changes(parser)
+    for action in parser._actions:
+        for option in action.option_strings:
+            action.help = words.get(option, action.help)
 
 
 def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[argparse.Action]:
