@@ -122,7 +122,7 @@ def commands() -> str:
         parser = importlib.import_module(f"dsmoe.commands.{name}").make_parser(f"dsmoe {name}")
         parts += [f"## dsmoe {name}\n", words + "\n", "| option | meaning |\n| --- | --- |"]
         for action in parser._actions:
-            if action.dest == "help":
+            if action.dest == "help" or action.help == argparse.SUPPRESS:
                 continue
             choices = "\\|".join(map(str, action.choices or ()))
             shown = action.metavar or choices or (action.nargs != 0 and action.dest.upper()) or ""

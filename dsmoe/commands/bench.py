@@ -39,7 +39,7 @@ def make_parser(prog: str) -> OneLineParser:
         "settings instead. With\n--hosts it makes hosts of network namespaces on this machine, "
         "with a switch and links of a\ngiven rate, runs the benchmark over them through its "
         "launcher, and prints what each host\nsends in an iteration.",
-        epilog=EXAMPLES + exit_code_lines(0, 1, 2, 8, 9, 10, 25, 130, 143),
+        epilog=EXAMPLES + exit_code_lines("bench"),
     )
     parser.add_argument(
         "--at-least",

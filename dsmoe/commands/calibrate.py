@@ -29,7 +29,7 @@ def make_parser(prog: str) -> OneLineParser:
         "processes; on a CPU also whole\nlayers of the model, for which the DeepSpeed checkout is "
         "built if it is missing. The file is a cluster\nfor dsmoe plan --cluster; every measured "
         "row is in it. Nothing else should run meanwhile.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("calibrate"),
     )
     parser.add_argument(
         "--output",

@@ -28,7 +28,7 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Checks what a run needs, on this machine and on the hosts of a host file: "
         "Python, torch,\nGPUs and their kernels, the patched DeepSpeed, ssh, disk, clocks.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 16, 17, 130),
+        epilog=EXAMPLES + exit_code_lines("check"),
     )
     launching.add_launcher(parser)
     parser.add_argument(

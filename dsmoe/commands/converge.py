@@ -6,7 +6,7 @@ import argparse
 
 from dsmoe.benchmark.cases.case import SECOND_EXPERT_POLICIES
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, add_output, count, positive, seed
+from dsmoe.common.arguments import OneLineParser, add_output, count, not_empty, positive, seed
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.files import expanded
 from dsmoe.common.interrupts import StopSignals
@@ -48,7 +48,7 @@ def make_parser(prog: str) -> OneLineParser:
         description="Trains the MoE model and a dense one of equal FLOPs per token on the same "
         "text and compares\ntheir held-out loss; records expert load and dropped tokens; draws "
         "the figure.",
-        epilog=EXAMPLES + exit_code_lines(0, 1, 2, 8, 9, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("converge"),
     )
     what = parser.add_argument_group("what is compared")
     add = what.add_argument
@@ -71,6 +71,7 @@ def make_parser(prog: str) -> OneLineParser:
     add(
         "--data",
         nargs="+",
+        type=not_empty,
         default=[],
         metavar="PATH",
         help="The models are trained on these files, folders and globs; of .jsonl and .jsonl.gz "

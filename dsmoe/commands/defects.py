@@ -32,7 +32,7 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Lists the defects that the patches fix. With --against it runs each "
         "defect's proof\nin another Python, through the public interface of its DeepSpeed.",
-        epilog=EXAMPLES + exit_code_lines(0, 1, 2, 8, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("defects"),
     )
     parser.add_argument(
         "--against",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 
 from dsmoe.commands import options as shared
-from dsmoe.common.arguments import OneLineParser, add_json, count
+from dsmoe.common.arguments import OneLineParser, add_json, count, file_name, not_empty
 from dsmoe.common.errors import exit_code_lines
 from dsmoe.common.files import expanded
 from dsmoe.common.output import end_process
@@ -28,18 +27,19 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Prints loss, perplexity, bits a byte and expert load of a trained model on a "
         "text. Experts\nhave the capacity of the training.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("evaluate"),
     )
     add = parser.add_argument
     add(
         "folder",
-        type=Path,
+        type=file_name,
         metavar="DIR",
         help="The model: of dsmoe train or dsmoe export; its tokenizer makes the tokens.",
     )
     add(
         "--data",
         nargs="+",
+        type=not_empty,
         default=[],
         metavar="PATH",
         help="The text is these files, folders and globs (default: what dsmoe train held out; of "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from dsmoe.common.arguments import OneLineParser, file_name
 from dsmoe.common.errors import exit_code_lines
@@ -27,10 +26,10 @@ def make_parser(prog: str) -> OneLineParser:
         description="Writes the last checkpoint of a folder as model.safetensors (whole weights by "
         "name, in the\nprecision of the training), config.json and the tokenizer. In Python: "
         "MoELM.from_exported(FOLDER).",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("export"),
     )
     parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="The folder that dsmoe train --save wrote."
+        "folder", type=file_name, metavar="DIR", help="The folder that dsmoe train --save wrote."
     )
     parser.add_argument(
         "--to", type=file_name, required=True, metavar="FOLDER", help="The files go there."

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from dsmoe.common.arguments import OneLineParser, count, positive, seed
+from dsmoe.common.arguments import OneLineParser, count, file_name, positive, seed
 from dsmoe.common.errors import exit_code_lines
 from dsmoe.common.files import expanded
 from dsmoe.common.output import end_process
@@ -28,10 +27,10 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Continues a text with a trained model and prints it as it is made. Keys and "
         "values of earlier\ntokens are kept, and no expert drops a token.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("generate"),
     )
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="The model: of dsmoe train or dsmoe export.")
+    add("folder", type=file_name, metavar="DIR", help="The model: of dsmoe train or dsmoe export.")
     add("text", metavar="TEXT", help="The model goes on from this text.")
     add(
         "--tokens",

@@ -35,7 +35,7 @@ def make_parser(prog: str) -> OneLineParser:
     parser = OneLineParser(
         prog=prog,
         description="Writes the host files that the DeepSpeed launcher needs for several hosts.",
-        epilog=EXAMPLES.replace("dsmoe hosts", prog) + exit_code_lines(0, 2, 8, 16, 17, 18, 130),
+        epilog=EXAMPLES.replace("dsmoe hosts", prog) + exit_code_lines("hosts"),
     )
     source = parser.add_argument_group("where the hosts come from")
     add = source.add_argument

@@ -31,8 +31,10 @@ def add_launcher(group: argparse._ActionsContainer, words: str = "") -> None:
     )
 
 
-def add_print_sbatch(group: argparse._ActionsContainer) -> None:
-    """The options of the batch script."""
+def add_print_sbatch(
+    group: argparse._ActionsContainer, of: str = "--print-sbatch or --plan"
+) -> None:
+    """The options of the batch script; ``of``: those that say how many GPUs a host has."""
     group.add_argument(
         "--print-sbatch",
         action="store_true",
@@ -43,8 +45,7 @@ def add_print_sbatch(group: argparse._ActionsContainer) -> None:
         "--per-host",
         type=count,
         metavar="N",
-        help="With --print-sbatch or --plan: a host has N GPUs (default: 8, or the most up to 8 "
-        "that fill hosts).",
+        help=f"With {of}: a host has N GPUs (default: 8, or the most up to 8 that fill hosts).",
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Mapping
 
 from dsmoe.benchmark.cases.case import (
     ADAFACTOR_MODES,
@@ -20,9 +21,10 @@ from dsmoe.benchmark.cases.choice import Changes, Wanted
 from dsmoe.benchmark.cases.placement import AUTO
 from dsmoe.benchmark.cases.suites import SUITES
 from dsmoe.benchmark.data.sources import TEXT_FIELD
-from dsmoe.common.arguments import count, listed, positive, seed, whole
+from dsmoe.common.arguments import count, listed, not_empty, positive, seed, whole
 
 ARTIFACT_IDS = "artifact-ids"
+UNUSED = argparse.SUPPRESS
 SWITCHES = (
     ("remat", "Each layer's activations are computed again in the backward pass."),
     ("compiled", "The training pass goes through torch.compile."),
@@ -39,8 +41,14 @@ SWITCHES = (
 )
 
 
-def add_case_options(parser: argparse.ArgumentParser) -> None:
-    """NUM_GPUS, and the settings of a case that the user may change."""
+def add_case_options(
+    parser: argparse.ArgumentParser, words: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """NUM_GPUS, and the settings of a case that the user may change.
+
+    ``words``: option -> its help, where that is another one for the command; with UNUSED the help
+    lists no such option, and the command refuses it with a reason.
+    """
     parser.add_argument(
         "gpus",
         metavar="NUM_GPUS",
@@ -63,6 +71,9 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
         "--all", action="store_true", help="Every case of the suite up to NUM_GPUS is taken."
     )
     add_changes(parser)
+    for action in parser._actions:
+        for option in action.option_strings:
+            action.help = words.get(option, action.help)
 
 
 def add_changes(parser: argparse.ArgumentParser, lists: bool = False) -> list[argparse.Action]:
@@ -211,6 +222,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--data",
         nargs="+",
+        type=not_empty,
         default=[],
         metavar="PATH",
         help="The model is trained on these files, folders and globs; of .jsonl and .jsonl.gz each "
@@ -220,6 +232,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     add_text_field(text)
     text.add_argument(
         "--tokenizer",
+        type=not_empty,
         metavar="PATH",
         help="This tokenizers JSON file, or Hugging Face tokenizer folder, makes the tokens.",
     )
@@ -228,6 +241,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 def add_text_field(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--text-field",
+        type=not_empty,
         default=TEXT_FIELD,
         metavar="NAME",
         help=f"In lines of JSON the text is the field NAME (default: {TEXT_FIELD}).",

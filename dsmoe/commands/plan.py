@@ -42,7 +42,7 @@ def make_parser(prog: str) -> OneLineParser:
         "bytes it sends,\nand how long an iteration takes on a cluster. The real model goes "
         "through a step without values for the\nmemory; the time is a sum of parts at the "
         "cluster's rates. Nothing is started, and no GPU is needed.",
-        epilog=EXAMPLES.replace("dsmoe plan", prog) + exit_code_lines(0, 1, 2, 8, 16, 17, 130),
+        epilog=EXAMPLES.replace("dsmoe plan", prog) + exit_code_lines("plan"),
     )
     shared.add_case_options(parser)
     where = parser.add_argument_group("what is planned for")

@@ -26,7 +26,7 @@ def make_parser(prog: str) -> OneLineParser:
         description="Draws throughput against GPUs beside the reference that was published with "
         "the artifact.\nA point that was not measured is a gap with a word; CPU runs are never "
         "part of that figure.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("plot"),
     )
     parser.add_argument(
         "results",

@@ -30,9 +30,10 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Profiles one step of a case on a GPU, cut down to four micro-batches, and "
         "prints its time by\nkind of work, the longest kernels, and what the GPU waited for.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 10, 25, 130),
+        epilog=EXAMPLES + exit_code_lines("profile"),
     )
-    shared.add_case_options(parser)
+    unused = ("--all", "--steps", "--warmup")
+    shared.add_case_options(parser, dict.fromkeys(unused, shared.UNUSED))
     shared.add_text_options(parser)
     parser.add_argument(
         "--write", type=file_name, metavar="FILE", help="The rows are written to this file as JSON."

@@ -22,7 +22,7 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Makes one self-contained HTML page of a results folder: runs, curves of loss "
         "and iteration\ntime, expert load, environment and configuration of each run.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 10, 130),
+        epilog=EXAMPLES + exit_code_lines("report"),
     )
     parser.add_argument(
         "results",

@@ -21,6 +21,7 @@ from dsmoe.common.kernel_choice import check_kernels
 from dsmoe.common.places import chosen_checkout, work_folder
 
 if TYPE_CHECKING:  # importing these takes time and packages that --help does not need
+    from dsmoe.benchmark.data.sources import Survey
     from dsmoe.benchmark.launchers.interface import Launcher
     from dsmoe.benchmark.run.request import Request
 
@@ -36,7 +37,6 @@ EXAMPLES = """examples:
   dsmoe run 16 --launcher torchrun     in each process of torchrun, mpirun, a PyTorchJob
 
 """
-CODES = (0, 1, 2, 8, 9, 10, 16, 17, 129, 130, 143)
 
 
 def make_parser(prog: str) -> OneLineParser:
@@ -45,7 +45,7 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Trains DeepSpeed's MoE language model and records how fast it went: a row in "
         "the artifact's\nformat and a JSON record, in the results folder.",
-        epilog=EXAMPLES.replace("dsmoe run", prog) + exit_code_lines(*CODES),
+        epilog=EXAMPLES.replace("dsmoe run", prog) + exit_code_lines("run"),
     )
     shared.add_case_options(parser)
     shared.add_text_options(parser)
@@ -145,8 +145,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, stop: StopSignals, launcher: Launcher, reason: str) -> int:
-    check_text(options)
-    request = request_of(options, launcher, reason)
+    surveyed = check_text(options)
+    request = dataclasses.replace(request_of(options, launcher, reason), surveyed=surveyed)
     if options.dry_run:
         print_dry_run(request)
         return 0
@@ -234,19 +234,23 @@ def print_dry_run(request: Request) -> None:
         print(request.launcher.line(job))
 
 
-def check_text(options: argparse.Namespace) -> None:
-    """Raises DataError and EnvironmentProblem for what a run would find after its set-up: text,
-    tokenizer or results folder that cannot be."""
-    from dsmoe.benchmark.data.indexed_dataset import is_pair
-    from dsmoe.benchmark.data.sources import find_sources, refuse_field
+def check_text(options: argparse.Namespace) -> Survey | None:
+    """The files of the text; None for a token pair.
+
+    Raises DataError and EnvironmentProblem for what a run would find after its set-up: text,
+    tokenizer or results folder that cannot be.
+    """
+    from dsmoe.benchmark.data.pair_names import is_pair
+    from dsmoe.benchmark.data.sources import refuse_field, survey
     from dsmoe.benchmark.data.tokenizer import load_tokenizer
     from dsmoe.benchmark.preflight.local import refuse_output
 
     refuse_output(expanded(options.output))
     load_tokenizer(options.tokenizer and str(expanded(options.tokenizer)))
     paths = shared.text_paths(options)
-    found = [source.path for source in find_sources(paths)] if not is_pair(paths) else []
-    refuse_field(options.text_field, found)
+    found = None if is_pair(paths) else survey(paths)
+    refuse_field(options.text_field, [source.path for source in found.sources] if found else [])
+    return found
 
 
 def make_folder(folder: Path) -> None:

@@ -38,9 +38,12 @@ def make_parser(prog: str) -> OneLineParser:
         prog=prog,
         description="Trains the MoE language model of a case and keeps checkpoints, from which "
         "the same command\ngoes on. Ctrl-C or SIGTERM saves first; a second one ends at once.",
-        epilog=EXAMPLES + exit_code_lines(0, 2, 8, 9, 10, 16, 17, 25, 129, 130, 143),
+        epilog=EXAMPLES + exit_code_lines("train"),
     )
-    shared.add_case_options(parser)
+    words = "The training ends after iteration N, counted from its very start, also with --load."
+    shared.add_case_options(
+        parser, {"--steps": words, "--all": shared.UNUSED, "--warmup": shared.UNUSED}
+    )
     parser.add_argument("--model", metavar="NAME", help="The model is this size of the paper.")
     rate = parser.add_argument_group("learning rate (default: the case's own, constant)")
     rate.add_argument("--learning-rate", type=positive, metavar="X", help="The rate is X.")
@@ -52,7 +55,7 @@ def make_parser(prog: str) -> OneLineParser:
         help="The rate rises over the first N iterations (DeepSpeed's WarmupLR).",
     )
     shared.add_text_options(parser)
-    keep = parser.add_argument_group("checkpoints (--steps N counts iterations from the start)")
+    keep = parser.add_argument_group("checkpoints")
     keep.add_argument(
         "--save",
         type=file_name,
@@ -81,7 +84,7 @@ def make_parser(prog: str) -> OneLineParser:
         help="Event files for TensorBoard go to this folder: loss, held-out loss, rate, tokens "
         "per second, expert load, dropped share.",
     )
-    launching.add_print_sbatch(parser)
+    launching.add_print_sbatch(parser, "--print-sbatch")
     run_command.add_places(parser)
     return parser
 

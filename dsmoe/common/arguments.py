@@ -139,11 +139,16 @@ def plain_name(text: str) -> str:
     return text
 
 
-def file_name(text: str) -> Path:
-    """The name of a file or folder; an empty one is a variable that was not set."""
+def not_empty(text: str) -> str:
+    """A name, as it was given; an empty one is a variable that was not set."""
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
-    return Path(text)
+    return text
+
+
+def file_name(text: str) -> Path:
+    """The name of a file or folder, which is not empty."""
+    return Path(not_empty(text))
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -165,6 +165,32 @@ EXIT_CODES: dict[int, str] = {
 }
 
 
-def exit_code_lines(*codes: int) -> str:
+#: What every command can end with, whatever it is asked for.
+ALWAYS = (0, 2, 8, 130, 143)
+#: What a command can end with that builds or patches the DeepSpeed checkout that it imports.
+CHECKOUT = (3, 4, 5, 6, 7, 13, 14, 15)
+#: Command -> the codes that it can end with beside :data:`ALWAYS`.
+OF_COMMANDS: dict[str, tuple[int, ...]] = {
+    "apply": (*CHECKOUT, 11, 12, 20, 21, 22, 23, 24),
+    "hosts": (16, 17, 18),
+    "run": (1, *CHECKOUT, 9, 10, 16, 17, 129),
+    "train": (*CHECKOUT, 9, 10, 16, 17, 25, 129),
+    "evaluate": (*CHECKOUT, 9, 10),
+    "generate": (*CHECKOUT, 9, 10),
+    "export": (*CHECKOUT, 10),
+    "plan": (1, *CHECKOUT, 16, 17),
+    "check": (16, 17),
+    "plot": (10,),
+    "report": (10,),
+    "bench": (1, *CHECKOUT, 9, 10, 25, 129),
+    "calibrate": (*CHECKOUT, 10),
+    "profile": (*CHECKOUT, 9, 10, 25),
+    "defects": (1, 5, 10),
+    "converge": (1, *CHECKOUT, 9, 10, 129),
+}
+
+
+def exit_code_lines(command: str) -> str:
     """The lines of a command's help that say what its exit codes mean."""
+    codes = sorted({*ALWAYS, *OF_COMMANDS[command]})
     return "exit codes:\n" + "\n".join(f"  {code:<4} {EXIT_CODES[code]}" for code in codes)

@@ -41,6 +41,16 @@ def expanded(name: str | Path) -> Path:
         ) from None
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a regular file is seen at ``path``; False, not OSError, where nobody may look."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises, until Python 3.14
+
+
+def is_folder(path: str | Path) -> bool:
+    """As :func:`is_file`, of a folder."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def read_input(path: Path, limit: int = MAX_BYTES) -> bytes:
     """The content of the regular file ``path``.
 

@@ -222,8 +222,10 @@ def _parallel(case: Case, changes: Changes, devices: int) -> Parallel:
     size = changes.expert_parallel_size
     experts = changes.num_experts or case.model.num_experts
     free = case.suite in AUTO_SUITES or changes.expert_layout
-    # the case's own is for its stages and, where it may be another one, for one host
-    as_meant = stages == parallel.pipeline_parallel_size and width <= devices
+    # The case's own is for its stages and, where it may be another one, for one host. Where it has
+    # no expert parallelism there, a stage, which holds fewer layers, needs none either.
+    same = stages == parallel.pipeline_parallel_size or parallel.expert_parallel_size == 1
+    as_meant = same and width <= devices
     own = as_meant and not changes.expert_layout and experts % parallel.expert_parallel_size == 0
     outside = width % parallel.expert_parallel_size
     if size == AUTO or (size is None and (outside or (free and not own))):

@@ -26,11 +26,13 @@ from filelock import FileLock, Timeout
 
 from dsmoe.benchmark.data import tokenizer as tokenizers
 from dsmoe.benchmark.data.documents import Documents, batches
-from dsmoe.benchmark.data.indexed_dataset import PairWriter, TokenPair, is_pair, smallest_dtype
+from dsmoe.benchmark.data.indexed_dataset import PairWriter, TokenPair, smallest_dtype
+from dsmoe.benchmark.data.pair_names import is_pair
 from dsmoe.benchmark.data.progress import Tokenizing
 from dsmoe.benchmark.data.sources import (
     TEXT_FIELD,
     Source,
+    Survey,
     in_words,
     is_lines,
     refuse_field,
@@ -99,6 +101,7 @@ def prepare(
     cap: int | None = None,
     field: str = TEXT_FIELD,
     known: CorpusInfo | None = None,
+    surveyed: Survey | None = None,
 ) -> Corpus:
     """The corpus of ``paths``, from the cache folder if nothing changed, else built there.
 
@@ -108,6 +111,7 @@ def prepare(
     keeps none; lines of JSON, whose text is their ``field``, are kept as documents.Documents says.
     ``cap``: see sources.survey. ``known``: what another process has just found; where that is
     still there, the text is not looked at again, which takes seconds for a folder of many files.
+    ``surveyed``: what sources.survey has just said of the same ``paths`` and ``cap``.
     Processes that prepare the same corpus at once wait for the first, also across machines that
     share the folder.
 
@@ -117,7 +121,7 @@ def prepare(
         raise DataError(f"held-out share {held_out}: expected a number from 0 to below 1")
     if is_pair(paths):
         refuse_field(field, [])
-        return _from_pair(str(paths[0]), held_out, known)
+        return _from_pair(str(expanded(paths[0])), held_out, known)
     encoder = tokenizers.load_tokenizer(tokenizer, end_name)
     request = [str(expanded(path).absolute()) for path in paths]
     settings = [FORMAT, encoder.identity, held_out] + ([field] if field != TEXT_FIELD else [])
@@ -127,7 +131,7 @@ def prepare(
         with _locked(cache, folder):
             if _read_info(folder, known.fingerprint) is not None:
                 return _open(folder, source, known.fingerprint)
-    sources, left_out = survey(paths, cap)
+    sources, left_out = surveyed or survey(paths, cap)
     refuse_field(field, [source.path for source in sources])
     files = [[s.name, str(s.path), s.size, s.changed] for s in sources]
     fingerprint = _digest(settings + files + ([left_out] if left_out else []))

@@ -27,13 +27,13 @@ import os
 import secrets
 import struct
 from array import array
-from pathlib import Path
 from types import TracebackType
-from typing import Sequence, Union
 
 import numpy as np
 
+from dsmoe.benchmark.data.pair_names import PathLike, pair_paths
 from dsmoe.common.errors import DataError
+from dsmoe.common.files import is_file
 
 MAGIC = b"MMIDIDX\x00\x00"
 LEGACY_MAGIC = b"TNTIDX\x00\x00"
@@ -47,25 +47,11 @@ DTYPES: dict[int, np.dtype] = {
     5: np.dtype("<i8"),
     8: np.dtype("<u2"),
 }
-PathLike = Union[str, Path]
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:
     """The dtype Megatron-LM picks for ``vocab_size`` ids: uint16 below 65,500, else int32."""
     return DTYPES[8] if vocab_size < 65500 else DTYPES[4]
-
-
-def pair_paths(prefix: PathLike) -> tuple[Path, Path]:
-    """The (.bin, .idx) paths of ``prefix``, which may itself end in .bin or .idx."""
-    text = str(prefix)
-    if text.endswith((".bin", ".idx")):
-        text = text[:-4]
-    return Path(text + ".bin"), Path(text + ".idx")
-
-
-def is_pair(paths: Sequence[PathLike]) -> bool:
-    """Whether ``paths`` are one name, of an existing token pair, which is used as it is."""
-    return len(paths) == 1 and all(path.is_file() for path in pair_paths(paths[0]))
 
 
 class PairWriter:
@@ -196,14 +182,15 @@ class TokenPair:
     def __init__(self, prefix: PathLike) -> None:
         self.bin_path, self.idx_path = pair_paths(prefix)
         for path in (self.idx_path, self.bin_path):
-            if not path.is_file():
+            if not is_file(path):
                 raise DataError(f"{path}: no such file; a data set is a .bin and a .idx file")
             if path.stat().st_size == 0:
                 raise DataError(f"{path}: the file is empty; write the data set again")
         try:
             self._open()
         except OSError as error:
-            raise DataError(f"{self.idx_path}: cannot be read: {error.strerror}") from error
+            where = error.filename or self.idx_path
+            raise DataError(f"{where}: cannot be read: {error.strerror}") from error
 
     def _refuse(self, what: str) -> DataError:
         return DataError(f"{self.idx_path}: {what}; write the data set again")

@@ -12,8 +12,9 @@ import zlib
 from pathlib import Path
 from typing import IO, Counter, Iterator, Mapping, NamedTuple, Sequence
 
+from dsmoe.benchmark.data.pair_names import is_pair, pair_paths
 from dsmoe.common.errors import DataError
-from dsmoe.common.files import expanded
+from dsmoe.common.files import expanded, is_folder
 
 STDLIB_CAP = 8_000_000
 PIECE_BYTES = 1 << 20
@@ -81,18 +82,22 @@ def survey(paths: Sequence[str] = (), cap: int | None = None) -> Survey:
 
     Order: as the paths are given, names sorted within a folder or glob; a file met twice counts
     once. Folders are read whole but for hidden files, and for what is counted as left out: empty
-    files, files that hold no text, FIFOs and the like, dangling links, what may not be read.
+    files, files that hold no text, FIFOs and the like, dangling links, what may not be read, and
+    the folders that a glob matches. Sources have absolute paths.
     ``cap`` in bytes ends the list before the document that would exceed it (default: 8 MB for the
     standard library, none for named paths); documents.Documents holds lines of JSON to it.
 
-    Raises :class:`DataError` for a path that is missing, a named file that is empty, no text or not
-    a regular file, and a choice that holds no text.
+    Raises :class:`DataError` for a path that is missing or cannot be looked at, a named file that
+    is empty, no text or not a regular file, a token pair beside other paths, and a choice that
+    holds no text.
     """
     left_out: Counter[str] = Counter()
     if not paths:
         found = standard_library()
         cap = STDLIB_CAP if cap is None else cap
     else:
+        if len(paths) > 1:
+            _refuse_pairs(paths)
         found = [source for path in paths for source in _named(str(path), left_out)]
     chosen: list[Source] = []
     total = 0
@@ -126,18 +131,55 @@ def _once(found: Sequence[Source]) -> Iterator[Source]:
         yield source
 
 
+def _refuse_pairs(paths: Sequence[str]) -> None:
+    """Raises :class:`DataError` for a token pair among ``paths``, of which there are several."""
+    for path in paths:
+        if is_pair([path]) and not is_folder(expanded(path)):
+            prefix = pair_paths(path)[0].with_suffix("")
+            raise DataError(
+                f"{path:.200}: found a token pair beside other paths; expected one pair alone, or "
+                f"text: give --data {prefix} and nothing else, or leave the pair out"
+            )
+
+
 def _named(path: str, left_out: Counter[str]) -> list[Source]:
-    place = expanded(path)
-    if place.is_dir():
+    place = expanded(path).absolute()
+    try:
+        kind = place.stat().st_mode
+    except OSError as error:
+        if glob.has_magic(path):
+            return _matches(path, str(place), left_out)
+        raise DataError(
+            f"{path:.200}: {_why_not_there(place, error)}; expected text to train on: a file, a "
+            "folder or a glob"
+        ) from error
+    if stat.S_ISDIR(kind):
         return _folder(place, set(), left_out)
-    if place.exists():
-        return [_file(place, place.name)]
+    found = _source(place, place.name)
+    if isinstance(found, Source):
+        return [found]
+    raise DataError(f"{path:.200}: {found}; expected a file or folder of text in UTF-8")
+
+
+def _why_not_there(place: Path, error: OSError) -> str:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return f"cannot be looked at: {error.strerror}"
+    if place.is_symlink():
+        return f"a link to {os.readlink(place)}, which is not there"
+    return "no such file or folder"
+
+
+def _matches(path: str, pattern: str, left_out: Counter[str]) -> list[Source]:
+    """The files of a glob. A folder that it matches counts as left out, unless a match is in it."""
     # Path.glob takes no absolute pattern, so the function it is.
-    pattern = str(place) if glob.has_magic(path) else ""
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
     if not matches:
-        raise DataError(f"{path}: no such file or folder; expected text to train on")
-    files = [Path(match) for match in matches if not Path(match).is_dir()]
+        raise DataError(f"{path:.200}: nothing that can be seen matches; expected text to train on")
+    files = [Path(match) for match in matches if not is_folder(match)]
+    entered = {str(folder) for file in files for folder in file.parents}
+    folders = {match.rstrip(os.sep) for match in matches} - set(map(str, files))
+    if folders - entered:
+        left_out["folder in a glob"] += len(folders - entered)
     return [source for file in files for source in _texts(file, str(file), left_out)]
 
 
@@ -168,13 +210,6 @@ def _texts(path: Path, name: str, left_out: Counter[str]) -> list[Source]:
         return [found]
     left_out[found] += 1
     return []
-
-
-def _file(path: Path, name: str) -> Source:
-    found = _source(path, name)
-    if isinstance(found, Source):
-        return found
-    raise DataError(f"{path}: {found}; expected a file or folder of text in UTF-8")
 
 
 def _source(path: Path, name: str) -> Source | str:

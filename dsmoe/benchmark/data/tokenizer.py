@@ -15,7 +15,7 @@ from typing import Iterator, Sequence
 import numpy as np
 
 from dsmoe.common.errors import DataError
-from dsmoe.common.files import read_large
+from dsmoe.common.files import is_file, is_folder, read_large
 
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
@@ -129,9 +129,9 @@ def json_file(path: str) -> Path:
     Raises :class:`DataError` for a folder without one.
     """
     place = Path(path)
-    if not place.is_dir():
+    if not is_folder(place):
         return place
-    if not (place / "tokenizer.json").is_file():
+    if not is_file(place / "tokenizer.json"):
         raise DataError(
             f"{place}: found no tokenizer.json; expected a tokenizers JSON file, or a folder with "
             "one, as save_pretrained of a fast tokenizer writes"

@@ -11,7 +11,7 @@ from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.data import corpus
 from dsmoe.benchmark.data.batches import WindowSampler
-from dsmoe.benchmark.data.indexed_dataset import is_pair
+from dsmoe.benchmark.data.pair_names import is_pair
 from dsmoe.benchmark.data.sources import in_words
 from dsmoe.benchmark.data.tokenizer import check_vocabulary, load_tokenizer
 from dsmoe.benchmark.launchers.job import Job
@@ -46,7 +46,7 @@ def prepare_text(request: Request, case: Case) -> corpus.Corpus:
     if not is_pair(paths):
         size = load_tokenizer(tokenizer).vocab_size
         check_vocabulary(size - 1, case.model.vocab_size, tokenizer or "bytes")
-    text = corpus.prepare(request.cache, **request.text.options())
+    text = corpus.prepare(request.cache, **request.text.options(), surveyed=request.surveyed)
     text.check_vocabulary(case.model.vocab_size)
     if paths and not is_pair(paths):
         print(f"  {in_words(text.info.documents, text.info.left_out)}", flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.cases.case import Case
-from dsmoe.benchmark.data.sources import TEXT_FIELD
+from dsmoe.benchmark.data.sources import TEXT_FIELD, Survey
 from dsmoe.benchmark.launchers.deepspeed_runner import LOCAL
 from dsmoe.benchmark.launchers.interface import Launcher
 from dsmoe.benchmark.preflight.machine import Machine
@@ -57,6 +57,7 @@ class Request:
     results folder; with several hosts, both are in a folder that all of them
     share. ``port`` None: a free one. ``master``: the first host's address, where it is not the
     launcher's to find out. ``link``: what a host sends is counted, and this is the link's name.
+    ``surveyed``: the files of ``text``, where they were looked at already.
     """
 
     cases: tuple[tuple[Case, Layout], ...]
@@ -74,6 +75,7 @@ class Request:
     master: str | None = None
     resume: bool = False
     link: str | None = None
+    surveyed: Survey | None = None
 
     @property
     def instance(self) -> str:

@@ -16,6 +16,7 @@ from typing import Callable
 from dsmoe.common.errors import ArchiveProblem, EnvironmentProblem
 from dsmoe.common.files import read_large
 from dsmoe.common.places import another_place, work_folder
+from dsmoe.common.typed import program
 from dsmoe.patchset.base import Base
 
 Say = Callable[[str], None]
@@ -43,10 +44,10 @@ def fetch_archive(base: Base, cache: Path | None = None, say: Say = print) -> Pa
         _make(cache)
         say(f"fetching {name} with pip into {cache}")
         with tempfile.TemporaryDirectory(prefix="dsmoe-") as folder:
-            _pip_download(base, Path(folder))
+            _pip_download(base, Path(folder), target)
             fetched = Path(folder) / name
             if not fetched.is_file():
-                raise ArchiveProblem(f"pip fetched no {name}; pass a local copy with --archive")
+                raise ArchiveProblem(f"pip fetched no {name}; {_by_hand(target)}")
             check_archive(base, fetched)
             partial = cache / f".{name}.{os.getpid()}"
             shutil.copyfile(fetched, partial)
@@ -60,12 +61,25 @@ def _make(cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentProblem(
-            f"cannot make the folder {cache}: {error.strerror}; {another_place(cache)}, or pass a "
-            "local copy with --archive"
+            f"cannot make the folder {cache} for the release archive: {error.strerror}; expected "
+            f"one that can be made: {_another_cache(cache)}"
         ) from None
 
 
-def _pip_download(base: Base, folder: Path) -> None:
+def _another_cache(cache: Path) -> str:
+    named = "name another one with DSMOE_ARCHIVE_DIR"
+    return named if os.environ.get("DSMOE_ARCHIVE_DIR") else another_place(cache)
+
+
+def _by_hand(target: Path) -> str:
+    """What to do where pip does not help: the commands that train have no option for it."""
+    return (
+        f"expected a package index that has it, or a copy of it as {target}: put one there, or "
+        f"{program('apply')} PATH --from-release --archive FILE"
+    )
+
+
+def _pip_download(base: Base, folder: Path, target: Path) -> None:
     what = f"{base.release['package']}=={base.release['version']}"
     flags = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
     command = [sys.executable, "-m", "pip", "download", *flags, "-d", str(folder), what]
@@ -73,7 +87,7 @@ def _pip_download(base: Base, folder: Path) -> None:
     if missing:
         raise ArchiveProblem(
             f"downloading {what} runs its setup.py, which needs {', '.join(missing)} in "
-            f"{sys.executable}; install them, or pass a local copy with --archive"
+            f"{sys.executable}; install them; {_by_hand(target)}"
         )
     try:
         done = subprocess.run(
@@ -85,14 +99,13 @@ def _pip_download(base: Base, folder: Path) -> None:
         )
     except subprocess.TimeoutExpired:
         raise ArchiveProblem(
-            f"pip did not download {what} within {PIP_SECONDS:g} s; see whether its package index "
-            "answers, or pass a local copy with --archive"
+            f"pip did not download {what} within {PIP_SECONDS:g} s; {_by_hand(target)}"
         ) from None
     if done.returncode:
         lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
         raise ArchiveProblem(
-            f"pip could not download {what} (status {done.returncode}); "
-            "pass a local copy with --archive",
+            f"pip could not download {what}, of which the DeepSpeed checkout is made (status "
+            f"{done.returncode}; its words are below); {_by_hand(target)}",
             lines[-8:],
         )
 

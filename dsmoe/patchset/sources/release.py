@@ -53,8 +53,9 @@ def build_checkout(path: Path, base: Base, archive: Path | None = None, say: Say
     Raises:
         LocalChanges: something else is at ``path``.
         ArchiveProblem: the archive cannot be had, is another one, or gives other trees.
+        EnvironmentProblem: the file system refuses it.
     """
-    path = Path(os.path.realpath(path))
+    named, path = path, Path(os.path.realpath(path))
     if not base.release:
         raise UsageError(f"base {base.name} has no release archive; clone {base.upstream} instead")
     if _is_there(path, base, say):
@@ -67,19 +68,20 @@ def build_checkout(path: Path, base: Base, archive: Path | None = None, say: Say
         ) from None
     source = archive or fetch_archive(base, say=say)
     check_archive(base, source)
-    with _building(path) as folder:
-        if _is_there(path, base, say):  # another process was faster
-            folder.rmdir()
-            return False
-        say(f"building {path} from {source.name} (sha256 as pinned)")
-        unpack(source, folder, base.release["root"])
-        commit = restore(folder, base)
-        try:
+    try:
+        with _building(path) as folder:
+            if _is_there(path, base, say):  # another process was faster
+                folder.rmdir()
+                return False
+            say(f"building {path} from {source.name} (sha256 as pinned)")
+            unpack(source, folder, base.release["root"])
+            commit = restore(folder, base)
             folder.rename(path)
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"cannot rename {folder} to {path}: {error.strerror}; choose another path"
-            ) from None
+    except OSError as error:  # of a file in a hidden folder, which the user did not name
+        raise EnvironmentProblem(
+            f"{named}: no DeepSpeed checkout can be built there: {error.strerror}; expected a "
+            f"folder to write to, with room: {another_place(named)}"
+        ) from error
     say(f"all recorded tree ids hold; HEAD is {commit}")
     for step in base.release["steps"]:
         if step["do"] == "index-only":

@@ -98,7 +98,7 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
 def test_vocabulary_and_length_are_checked_before_a_process_starts(tmp_path: Path, capsys) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "short"}\n{"no": 1}\n')
     text = Text.of([str(tmp_path / "t.jsonl")], None)
-    request = SimpleNamespace(text=text, cache=tmp_path / "cache")
+    request = SimpleNamespace(text=text, cache=tmp_path / "cache", surveyed=None)
     case = find_case("smoke", 1)
     narrow = replace(case, model=replace(case.model, vocab_size=200))
     with pytest.raises(DataError, match="outside of the model's vocabulary of 200"):

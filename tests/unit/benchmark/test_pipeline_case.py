@@ -25,7 +25,7 @@ def test_a_pipeline_brings_what_it_needs() -> None:
     [piped] = cases_of("4", "--suite", "tuned", "--pipeline", "2")
     parallel = piped.parallel
     assert (parallel.pipeline_parallel_size, parallel.data_parallel_size) == (2, 2)
-    assert (parallel.zero_stage, parallel.expert_parallel_size, parallel.copies) == (1, 2, 1)
+    assert (parallel.zero_stage, parallel.expert_parallel_size, parallel.copies) == (1, 1, 2)
     assert plain.cuda_graph and not piped.cuda_graph and piped.flat_gradients
     assert piped.micro_batch_size == plain.micro_batch_size
     assert piped.micro_batches == 2 * plain.micro_batches

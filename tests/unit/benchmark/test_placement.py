@@ -54,8 +54,10 @@ def test_suites_without_a_published_size_take_that_of_the_hosts() -> None:
 
     assert size("smoke", 4) == size("tuned", 4) == 2
     assert size("tuned", 4, expert_parallel_size=4) == 4
-    # a stage is no host of four, nor are other experts those that were measured
-    assert size("tuned", 4, pipeline_parallel_size=2) == 2
+    # a stage inside a host has fewer layers than the case that needs no expert parallelism there
+    assert size("tuned", 4, pipeline_parallel_size=2) == 1
+    assert size("tuned", 4, pipeline_parallel_size=2, expert_parallel_size="auto") == 2
+    assert size("tuned", 16, pipeline_parallel_size=8) == 2
     [case] = chosen_cases(Wanted(4, "tuned"), "cuda", devices_of=lambda p: 4)
     assert case.parallel.expert_parallel_size == 1
     assert size("artifact", 4) == 4 and size("artifact", 4, expert_parallel_size="auto") == 2

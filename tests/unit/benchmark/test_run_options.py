@@ -84,6 +84,9 @@ def test_the_launcher_is_told_how_many_gpus_were_counted(tmp_path: Path) -> None
         ("1 --time-out 0", "'0' is not a number above 0"),
         ("1 --time-out -1", "expected one argument|'-1' is not a number above 0"),
         ("1 --time-out nan", "'nan' is not a number above 0"),
+        ("1 --data=", "argument --data: the name is empty"),
+        ("1 --text-field=", "argument --text-field: the name is empty"),
+        ("1 --tokenizer=", "argument --tokenizer: the name is empty"),
         ("8 --model 70B", "--model is for dsmoe plan alone"),
     ],
 )
@@ -106,6 +109,18 @@ def test_kernels_that_do_not_exist_are_refused(
     [line] = capsys.readouterr().err.splitlines()
     assert line == "error: DSMOE_KERNELS='wrong'; expected one of all, nccl, cublas, torch"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_looks_at_its_files_once(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    requests: list = []
+    run_cases = "dsmoe.benchmark.run.every_case.run_cases"
+    monkeypatch.setattr(run_cases, lambda request, stop: requests.append(request) or 0)
+    assert dsmoe("run", 1, "--suite", "smoke", "--data", "a.txt", "--output", "out") == 0
+    [request] = requests
+    assert [source.path for source in request.surveyed.sources] == [tmp_path / "a.txt"]
+    assert request.text.paths == (str(tmp_path / "a.txt"),)
 
 
 def test_events_that_cannot_be_written(tmp_path: Path, capsys) -> None:
