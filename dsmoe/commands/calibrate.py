@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Mapping
 
 from dsmoe.common.arguments import OneLineParser, add_json, count, file_name
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, exit_code_lines
 from dsmoe.common.files import expanded, refuse_output, write_output
+from dsmoe.common.interrupts import StopSignals
 
 NEEDS = ("torch", "numpy", "psutil")
 
@@ -53,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure, and write the file. Raises DsmoeError."""
     from dsmoe.benchmark.calibrate.start import measured_rows
     from dsmoe.benchmark.predict.rates.choose import calibrated_file
+    from dsmoe.benchmark.predict.rates.cluster import NOT_MEASURED
     from dsmoe.benchmark.predict.rates.measured import cluster_of
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.preflight.probe import cores
@@ -60,16 +66,18 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.common.places import checkout_folder
 
     output = expanded(options.output or calibrated_file())
-    if options.output is None:
-        output.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if options.output is None:
+            output.parent.mkdir(parents=True, exist_ok=True)
         refuse_output(output)
         if not output.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, "its folder does not exist")
     except OSError as error:
+        option = "--output " if options.output else ""
+        how = "" if options.output else ": give --output, or another folder as DSMOE_HOME"
         raise ResultsError(
-            f"--output {output}: found that it cannot be written ({error.strerror}); expected the "
-            "name of a file in a folder that takes one"
+            f"{option}{output}: found that it cannot be written ({error.strerror}); expected the "
+            f"name of a file in a folder that takes one{how}"
         ) from error
     machine = this_machine()
     processes = options.processes or (machine.gpus or min(4, cores()))
@@ -81,16 +89,22 @@ def run(options: argparse.Namespace) -> int:
     checkout = checkout_folder()
     if machine.device == "cpu":  # whose layers are measured as a whole
         patched_deepspeed.ensure(checkout, say=say)
-    kept = output.with_name(output.name + ".rows")
-    kept.unlink(missing_ok=True)
-    rows = measured_rows(machine.device, processes, cores(), kept, say, checkout)
-    failed = [row for row in rows if "error" in row]
-    if len(failed) == len(rows):
-        reason = failed[0]["error"] if failed else "no process wrote a row"
-        raise EnvironmentProblem(f"no rate could be measured: {reason}")
-    cluster = cluster_of(machine, processes, rows)
-    write_output(output, (json.dumps(cluster, indent=1) + "\n").encode("ascii"))
-    kept.unlink()
+    folder = Path(tempfile.mkdtemp(prefix=f"{output.name:.200}.", dir=output.parent))
+    try:
+        with StopSignals() as stop:
+            rows = measured_rows(machine.device, processes, cores(), folder, say, checkout, stop)
+        failed = [row for row in rows if "error" in row]
+        if len(failed) == len(rows):
+            reason = failed[0]["error"] if failed else "no process wrote a row"
+            raise EnvironmentProblem(f"no rate could be measured: {reason}")
+        cluster = cluster_of(machine, processes, rows)
+        _write(output, cluster, folder)
+    except ResultsError:
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
     if options.json:
         print(json.dumps(cluster))
         return 0
@@ -98,6 +112,18 @@ def run(options: argparse.Namespace) -> int:
     for row in failed[:10]:
         print(f"  {row.get('kind')} {row.get('name', '')}: {row['error'][:100]}")
     for name, rate in cluster["rates"].items():
-        print(f"  {name:<28}{rate['value']:>12.5g} {rate['unit']}")
+        note = "" if rate["source"] != NOT_MEASURED else ", not measured: a stand-in"
+        print(f"  {name:<28}{rate['value']:>12.5g} {rate['unit']}{note}")
     print(f"wrote {output}")
     return 0
+
+
+def _write(output: Path, cluster: Mapping[str, Any], folder: Path) -> None:
+    """Raises ResultsError, which names the ``folder`` of the rows."""
+    try:
+        write_output(output, (json.dumps(cluster, indent=1) + "\n").encode("ascii"))
+    except OSError as error:
+        raise ResultsError(
+            f"{output}: found that it cannot be written ({error.strerror}); what was measured is "
+            f"in {folder}"
+        ) from error

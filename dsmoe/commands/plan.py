@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+import textwrap
+from typing import TYPE_CHECKING, Any, Sequence
 
 from dsmoe.benchmark.launchers.names import AUTO
 from dsmoe.commands import launching
@@ -103,6 +104,7 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
     from dsmoe.benchmark.predict.fastest import fastest_for
     from dsmoe.benchmark.predict.rates.choose import cluster_for
     from dsmoe.benchmark.predict.rates.cluster import load_cluster
+    from dsmoe.benchmark.predict.rates.remarks import remarks
     from dsmoe.benchmark.predict.stages import predict_case
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.run import patched_deepspeed
@@ -164,6 +166,8 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
         fits, words = verdict(plan["peak"], there, device)
         found = None if cluster is None else predict_case(case, cluster.with_hosts_of(devices))
         predicted = None if found is None else found.to_dict(case)
+        hosts = -(-case.parallel.processes // devices)
+        said = remarks(cluster, device, case.parallel.processes, hosts) if cluster else []
         reports.append(
             {
                 "case": case.to_dict(),
@@ -171,12 +175,13 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
                 "fits": fits,
                 "verdict": words,
                 "predicted": predicted,
+                "remarks": said,
             }
         )
         if not options.json:
             print()
             print("\n".join(plan_lines(case, plan, there, device)))
-            print("\n".join(time_lines(case, found)))
+            print("\n".join(time_lines(case, found, said)))
     if options.json:
         print(json.dumps(reports[0] if len(reports) == 1 else {"plans": reports}, indent=2))
     return FITS if all(report["fits"] for report in reports) else DOES_NOT_FIT
@@ -194,7 +199,11 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
     )
 
     if cluster is None or cluster.device == "cpu":
-        raise UsageError("--search is for GPUs; name a suite or model of GPUs and a --cluster")
+        known = "no rates" if cluster is None else f"those of {cluster.name}, a CPU"
+        raise UsageError(
+            f"--search: found {known}; expected those of GPUs: name a suite or model of GPUs, and "
+            "--cluster with one that plan --help lists"
+        )
     reports: list[dict[str, Any]] = []
     for case in cases:
         if case.method == "published":
@@ -232,8 +241,8 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
     return FITS
 
 
-def time_lines(case: Any, found: Any) -> list[str]:
-    """The prediction's lines, or what to do for one."""
+def time_lines(case: Any, found: Any, said: Sequence[str]) -> list[str]:
+    """The prediction's lines with the remarks ``said``, or what to do for one."""
     from dsmoe.benchmark.predict.lines import prediction_lines
 
     if found is None:
@@ -241,7 +250,11 @@ def time_lines(case: Any, found: Any) -> list[str]:
             "  no time is predicted: this machine's rates are not known; run dsmoe calibrate, or "
             "name a cluster"
         ]
-    return prediction_lines(case, found)
+    wrapped = [textwrap.wrap(f"note: {one}", 76) for one in said]
+    return [
+        *prediction_lines(case, found),
+        *("    " + line for one in wrapped for line in one),
+    ]
 
 
 def device_memory(

@@ -183,7 +183,7 @@ OF_COMMANDS: dict[str, tuple[int, ...]] = {
     "plot": (10,),
     "report": (10,),
     "bench": (1, *CHECKOUT, 9, 10, 25, 129),
-    "calibrate": (*CHECKOUT, 10),
+    "calibrate": (*CHECKOUT, 10, 129),
     "profile": (*CHECKOUT, 9, 10, 25),
     "defects": (1, 5, 10),
     "converge": (1, *CHECKOUT, 9, 10, 129),

@@ -61,9 +61,11 @@ class CpuRows:
             return None
         group = max(row["group"] for row in self.collectives)
         found = sorted(
-            (row["bytes"], row["ms"])
-            for row in self.collectives
-            if row["name"] == collective[0] and row["group"] == group
+            {
+                row["bytes"]: row["ms"]
+                for row in self.collectives
+                if row["name"] == collective[0] and row["group"] == group
+            }.items()
         )
         if len(found) < 2:
             return None

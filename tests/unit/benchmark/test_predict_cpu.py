@@ -17,7 +17,15 @@ from dsmoe.benchmark.predict.amounts.work import Sizes, sizes_of
 from dsmoe.benchmark.predict.cpu import EXCHANGE, REDUCTIONS, CpuRows, stack_of
 from dsmoe.benchmark.predict.price import Prices
 from dsmoe.benchmark.predict.rates import choose
-from dsmoe.benchmark.predict.rates.cluster import RATES, Cluster, load_cluster, parse
+from dsmoe.benchmark.predict.rates.cluster import (
+    NOT_MEASURED,
+    RATES,
+    Cluster,
+    load_cluster,
+    parse,
+)
+from dsmoe.benchmark.predict.rates.remarks import remarks
+from dsmoe.benchmark.predict.time import predict
 
 WHOLE, PRODUCTS, ATTENTION = 40.0, 15.0, 5.0
 
@@ -141,6 +149,12 @@ def test_damaged_rates_cost_a_run_its_prediction_alone(
         ([{"kind": "pass", "processes": 1, "ms": -1.0}], "row 1: ms is -1.0"),
         ([{"kind": "pass", "processes": 1, "ms": math.nan}], "row 1: ms is nan"),
         ([{"kind": "pass", "processes": "1", "ms": 1.0}], "row 1: processes is '1'"),
+        ([{"kind": "product", "ms": 1.0}], "row 1, of kind product: processes is None"),
+        ([{"kind": "pass", "processes": 1, "elements": 0, "ms": 1.0}], "elements is 0"),
+        ([{"kind": "pass", "processes": 1, "elements": 9, "ms": 1.0}], "row 1.* has no name"),
+        ([{"kind": "collective", "bytes": 8, "ms": 1.0}], "kind collective: group is None"),
+        ([{"kind": "collective", "name": "x", "group": 1, "bytes": 8, "ms": 1.0}], "a group of 1"),
+        ([{"kind": "layers", "processes": 1, "tokens": 64}], "of kind layers: width is None"),
     ],
 )
 def test_rows_that_were_edited_are_refused_in_one_line(rows: Any, words: str) -> None:
@@ -148,3 +162,47 @@ def test_rows_that_were_edited_are_refused_in_one_line(rows: Any, words: str) ->
     values = {"schema": 1, "device": "cpu", "gpus_per_host": 1, "memory_bytes": 1, "rates": rates}
     with pytest.raises(ValueError, match=words):
         parse({**values, "rows": rows})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gpus_per_host": True}, "gpus_per_host is True"),
+        ({"duplex": "no"}, "duplex is 'no', expected true or false"),
+        ({"rates": {name: {"value": math.inf} for name in RATES}}, "is inf, expected a number"),
+    ],
+)
+def test_values_that_were_edited_are_refused_in_one_line(changes: Any, words: str) -> None:
+    rates = {name: {"value": 1.0} for name in RATES}
+    values = {"schema": 1, "device": "cpu", "gpus_per_host": 1, "memory_bytes": 1, "rates": rates}
+    assert parse(values).duplex
+    with pytest.raises(ValueError, match=words):
+        parse({**values, **changes})
+
+
+@pytest.mark.parametrize("kind", ["product", "pass", "layers", "collective"])
+def test_a_kind_of_rows_that_is_gone_is_said(kind: str) -> None:
+    """The time is then from the rates alone, and no error; rows of one size count once."""
+    messages = [
+        {"kind": "collective", "name": "reduce", "group": 2, "bytes": size, "ms": 1.0}
+        for size in (1000, 1000, 2000)
+    ]
+    whole = cluster_of(*layers(64, 512), *messages)
+    assert remarks(whole, "cpu", 2, 1) == []
+    cut = dataclasses.replace(whole, rows=tuple(r for r in whole.rows if r["kind"] != kind))
+    [said] = remarks(cut, "cpu", 2, 1)
+    assert f"no rows of {kind}" in said and "dsmoe calibrate" in said
+    for cluster in (whole, cut):
+        assert 0 < predict(find_case("smoke", 2), cluster).seconds < math.inf
+
+
+def test_rates_of_another_device_and_stand_ins_are_said() -> None:
+    gpus = load_cluster("h200-400g")
+    assert remarks(gpus, "cuda", 16, 2) == []
+    [other] = remarks(gpus, "cpu", 1, 1)
+    assert "runs on a CPU, and the rates are those of GPUs" in other
+    sources = {**gpus.sources, "launch": NOT_MEASURED, "between": NOT_MEASURED}
+    here = dataclasses.replace(gpus, sources=sources)
+    for hosts, names in ((1, "stand-ins: launch;"), (2, "stand-ins: launch, between;")):
+        [said] = remarks(here, "cuda", 8, hosts)
+        assert names in said

@@ -37,11 +37,16 @@ def cluster_for(name: str | None, device: str, gpu: str) -> Cluster | None:
 
 
 def known_here(device: str, gpu: str) -> Cluster | None:
-    """This machine's calibrated rates, or those of a cluster with the same GPU; None: neither."""
+    """This machine's calibrated rates, or those of a cluster with the same GPU; None: neither.
+
+    A calibrated file that cannot be used, of another version or edited, ends nothing: it is said.
+    """
     if calibrated_file().is_file():
         try:
             cluster = load_cluster(str(calibrated_file()))
-        except UsageError:  # of another version: a run does not end for it
+        except UsageError as error:
+            reason = str(error).replace("--cluster ", "", 1)
+            print(f"not used: {reason}; make it again", file=sys.stderr)
             return None
         if cluster.device == device and cluster.gpu == gpu:
             return cluster

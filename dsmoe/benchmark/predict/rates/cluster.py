@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping
 
+from dsmoe.benchmark.predict.rates.rows import check_rows
 from dsmoe.common.errors import UsageError
 from dsmoe.common.files import expanded, read_large
 
@@ -30,6 +31,8 @@ RATES = {
     "between_share": "of the line rate",
     "between_latency": "us",
 }
+#: The source of a rate that dsmoe calibrate could not measure, for which another value stands.
+NOT_MEASURED = "not measured here; state it by hand"
 #: Rates that a cluster may lack.
 FURTHER = {"product_fp8": "TFLOP/s", "product_quack": "TFLOP/s"}
 
@@ -116,17 +119,19 @@ def parse(values: Any) -> Cluster:
     if missing:
         raise ValueError(f"rates are missing: {', '.join(missing)}")
     for name, rate in rates.items():
-        value = rate.get("value") if isinstance(rate, dict) else None
+        value: Any = rate.get("value") if isinstance(rate, dict) else None
         if name in (*RATES, *FURTHER) and not (
-            isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+            type(value) in (int, float) and 0 < value < math.inf
         ):
             raise ValueError(f"the rate {name} is {value!r}, expected a number above 0")
     for name in ("gpus_per_host", "memory_bytes"):
-        if not (isinstance(values.get(name), int) and values[name] >= 1):
+        if not (type(values.get(name)) is int and values[name] >= 1):
             raise ValueError(f"{name} is {values.get(name)!r}, expected a count of at least 1")
     if values.get("device") not in ("cpu", "cuda"):
         raise ValueError(f"device is {values.get('device')!r}, expected cpu or cuda")
-    _check_rows(values.get("rows", []))
+    if type(values.get("duplex", True)) is not bool:
+        raise ValueError(f"duplex is {values['duplex']!r}, expected true or false")
+    check_rows(values.get("rows", []), values["device"])
     known = [*RATES, *(name for name in FURTHER if name in rates)]
     return Cluster(
         name=str(values.get("name", "")),
@@ -139,19 +144,3 @@ def parse(values: Any) -> Cluster:
         duplex=values.get("duplex") is not False,
         rows=tuple(values.get("rows", ())),
     )
-
-
-def _check_rows(rows: Any) -> None:
-    """Raises ValueError for rows that dsmoe calibrate does not write: kinds, and figures below 0 or
-    not finite."""
-    if not isinstance(rows, list):
-        raise ValueError(f"rows is a {type(rows).__name__}, expected a list")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
-            raise ValueError(f"row {number} has no kind")
-        if "error" in row:
-            continue
-        for name in set(row) - {"kind", "name", "dtype", "backend", "shape"}:
-            value: Any = row.get(name)
-            if type(value) not in (int, float) or not 0 <= value < math.inf:
-                raise ValueError(f"row {number}: {name} is {value!r:.40}, expected a number from 0")

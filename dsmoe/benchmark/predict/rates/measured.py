@@ -6,7 +6,7 @@ import time
 from typing import Any, Iterable, Mapping
 
 from dsmoe.benchmark.predict.amounts.work import ATTENTION_SIZE
-from dsmoe.benchmark.predict.rates.cluster import RATES, SCHEMA
+from dsmoe.benchmark.predict.rates.cluster import NOT_MEASURED, RATES, SCHEMA
 
 Row = Mapping[str, Any]
 #: Products of attention forward (two) and backward (five), over those forward.
@@ -61,7 +61,7 @@ def cluster_of(machine: Any, processes: int, rows: list[dict[str, Any]]) -> dict
         source = "dsmoe calibrate"
         if value is None:
             value = UNMEASURED.get(name, FALLBACK.get(name))
-            source = SOURCES.get(name, "not measured here; state it by hand")
+            source = SOURCES.get(name, NOT_MEASURED)
         rates[name] = {"value": value, "unit": unit, "source": source}
     memory = machine.hardware.get("device_memory_bytes")
     return {
