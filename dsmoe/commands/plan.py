@@ -201,7 +201,7 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
     if cluster is None or cluster.device == "cpu":
         known = "no rates" if cluster is None else f"those of {cluster.name}, a CPU"
         raise UsageError(
-            f"--search: found {known}; expected those of GPUs: name a suite or model of GPUs, and "
+            f"--search is for GPUs: found {known}; name a suite or model of GPUs, and "
             "--cluster with one that plan --help lists"
         )
     reports: list[dict[str, Any]] = []
