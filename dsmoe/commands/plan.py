@@ -116,7 +116,8 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
         if launcher is not None and not options.per_host:
             return launcher.lay_out(processes).devices
         most = options.per_host or (named.gpus_per_host if named else HOST_DEVICES)
-        devices = options.per_host or max(n for n in range(1, most + 1) if processes % n == 0)
+        sizes = range(1, min(most, processes) + 1)  # a file's number may be huge
+        devices = options.per_host or max(n for n in sizes if processes % n == 0)
         if processes % devices and processes > devices:
             raise UsageError(
                 f"--per-host {devices}: {processes} processes do not fill hosts of {devices}; name "

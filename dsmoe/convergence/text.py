@@ -30,7 +30,7 @@ from dsmoe.benchmark.data.sources import (
     refuse_field,
 )
 from dsmoe.benchmark.data.tokenizer import ByteTokenizer
-from dsmoe.common.errors import DataError
+from dsmoe.common.errors import DataError, EnvironmentProblem
 from dsmoe.common.files import expanded, read_input, write_output
 from dsmoe.common.places import another_place
 
@@ -93,7 +93,7 @@ class Text:
 def prepare(cache: Path, paths: Sequence[str], text_bytes: int, field: str = TEXT_FIELD) -> Text:
     """At most ``text_bytes`` of the text in ``paths`` (none: the standard library), from the
     cache folder if nothing changed, else built there. Lines of JSON are documents, by their
-    ``field``. Raises DataError.
+    ``field``. Raises DataError, and EnvironmentProblem where the cache cannot be written.
     """
     found = _find(paths)
     refuse_field(field, [d.source.path for d in found])
@@ -115,7 +115,7 @@ def prepare(cache: Path, paths: Sequence[str], text_bytes: int, field: str = TEX
             finally:
                 shutil.rmtree(new, ignore_errors=True)
     except OSError as error:
-        raise DataError(
+        raise EnvironmentProblem(
             f"{folder}: the cache cannot be written: {error.strerror}; {another_place(folder)}"
         ) from error
     return Text(folder / "text", info)

@@ -38,7 +38,7 @@ from dsmoe.benchmark.data.sources import (
     refuse_field,
     survey,
 )
-from dsmoe.common.errors import DataError
+from dsmoe.common.errors import DataError, EnvironmentProblem
 from dsmoe.common.files import expanded, read_input, write_output
 from dsmoe.common.places import another_place
 
@@ -115,7 +115,8 @@ def prepare(
     Processes that prepare the same corpus at once wait for the first, also across machines that
     share the folder.
 
-    Raises :class:`DataError` for text, tokenizer or cache problems, each in one line.
+    Raises :class:`DataError` for text or tokenizer problems, and EnvironmentProblem for a cache
+    that cannot be written, each in one line.
     """
     if not 0 <= held_out < 1:
         raise DataError(f"held-out share {held_out}: expected a number from 0 to below 1")
@@ -145,7 +146,8 @@ def prepare(
 
 @contextlib.contextmanager
 def _locked(cache: Path, folder: Path) -> Iterator[None]:
-    """With the cache made, and no other process at ``folder`` in it. Raises DataError."""
+    """With the cache made, and no other process at ``folder`` in it. Raises DataError, and
+    EnvironmentProblem where it cannot be written."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock", timeout=LOCK_SECONDS):
@@ -156,7 +158,7 @@ def _locked(cache: Path, folder: Path) -> Iterator[None]:
             "file"
         ) from error
     except OSError as error:
-        raise DataError(
+        raise EnvironmentProblem(
             f"{cache}: the cache cannot be written: {error.strerror}; {another_place(cache)}"
         ) from error
 

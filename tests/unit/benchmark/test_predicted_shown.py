@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from support.records import record as ok_record
 from dsmoe import cli
 from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.benchmark.plan.estimate import SENT, plan_lines
+from dsmoe.benchmark.predict.rates.cluster import FOLDER
 from dsmoe.benchmark.results.comparison import load_reference
 from dsmoe.benchmark.results.page import page
 from dsmoe.benchmark.results.predicted import CURVES, load_alpa
@@ -87,3 +89,14 @@ def test_a_plan_says_of_what_its_messages_are() -> None:
     plan = {"peak": 1, "kinds": {}, "most": {}, "dispatch": 0, "local_parameters": 1}
     lines = plan_lines(find_case("tuned", 1), {**plan, "sent": {"reduce": 2**20}}, None, "cpu")
     assert "    reduce, gradients to owners             1.000" in lines
+
+
+def test_a_huge_number_of_gpus_a_host_ends_a_plan_soon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = json.loads((FOLDER / "h200-400g.json").read_text())
+    file = tmp_path / "edited.json"
+    file.write_text(json.dumps({**values, "gpus_per_host": 10**15}))
+    command = ["plan", "8", "--model", "380M", "--search", "--json", "--cluster", str(file)]
+    assert cli.main(command) == 0
+    assert json.loads(capsys.readouterr().out)["search"]
