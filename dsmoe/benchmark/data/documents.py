@@ -105,7 +105,7 @@ def text_of(line: bytes, field: str) -> tuple[str, str | None]:
     try:
         found: Any = json.loads(line)
     except (ValueError, RecursionError):
-        return "", "line that is no JSON"
+        return "", "line without JSON"
     text = found.get(field) if isinstance(found, dict) else None
     if not isinstance(text, str):
         return "", f"line without a text {field!r}"

@@ -6,6 +6,7 @@ import glob
 import gzip
 import io
 import os
+import re
 import stat
 import sysconfig
 import zlib
@@ -68,8 +69,13 @@ def in_words(documents: int, left_out: Mapping[str, int]) -> str:
     words = f"{documents:,} document{'s' if documents != 1 else ''}"
     if not left_out:
         return words
-    reasons = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
-    return f"{words}; left out: {reasons}"
+    reasons = (f"{n:,} {why if n == 1 else _several(why)}" for why, n in sorted(left_out.items()))
+    return f"{words}; left out: {', '.join(reasons)}"
+
+
+def _several(why: str) -> str:
+    """A reason to leave one thing out, for more: "folder in a glob" as "folders in a glob"."""
+    return re.sub(r"\b(file|folder|line|link)\b", r"\1s", why, count=1)
 
 
 def find_sources(paths: Sequence[str] = (), cap: int | None = None) -> list[Source]:
@@ -222,7 +228,7 @@ def _source(path: Path, name: str) -> Source | str:
     except OSError as error:
         return "unreadable file" if isinstance(error, PermissionError) else "dangling link"
     if not stat.S_ISREG(state.st_mode):
-        return "no regular file"
+        return "special file"
     try:
         packed = is_lines(path) and path.suffix.lower() == ".gz"
         with path.open("rb", buffering=0) as raw, gzip.open(raw) if packed else raw as file:

@@ -268,7 +268,7 @@ def test_bad_text_and_caches_are_refused(texts: Path, tmp_path: Path) -> None:
         str(tmp_path / "*.none"): "nothing that can be seen matches",
         str(texts / "empty.txt"): "empty.txt: empty file",
         str(tmp_path / "void"): "no text found",
-        os.devnull: "no regular file",
+        os.devnull: "special file",
     }
     for path, expected in cases.items():
         one_line(lambda path=path: prepare(cache, [path]), expected)

@@ -35,7 +35,7 @@ LINES = [
 GOOD = [b"one\ntwo", "café ✓".encode(), b"half ?"]
 LEFT_OUT = {
     "empty line": 1,
-    "line that is no JSON": 1,
+    "line without JSON": 1,
     "line with an empty 'text'": 1,
     "line without a text 'text'": 3,
 }

@@ -18,14 +18,15 @@ from dsmoe.common.errors import DataError
 
 def test_what_is_no_text_is_counted_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "good.txt").write_text("text")
-    (tmp_path / "empty.txt").write_text("")
+    for name in ("empty.txt", "too.txt"):
+        (tmp_path / name).write_text("")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\0\0\1")
     (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe")
     found = survey([str(tmp_path)])
     assert [source.name for source in found.sources] == ["good.txt"]
     assert in_words(len(found.sources), found.left_out) == (
-        "1 document; left out: 1 binary file, 1 dangling link, 1 empty file, 1 no regular file"
+        "1 document; left out: 1 binary file, 1 dangling link, 2 empty files, 1 special file"
     )
 
 
