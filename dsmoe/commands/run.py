@@ -235,7 +235,7 @@ def print_dry_run(request: Request) -> None:
 
 
 def check_text(options: argparse.Namespace) -> Survey | None:
-    """The files of the text; None for a token pair.
+    """The files of the text; None for a token pair, which is opened where numpy is installed.
 
     Raises DataError and EnvironmentProblem for what a run would find after its set-up: text,
     tokenizer or results folder that cannot be.
@@ -248,7 +248,13 @@ def check_text(options: argparse.Namespace) -> Survey | None:
     refuse_output(expanded(options.output))
     load_tokenizer(options.tokenizer and str(expanded(options.tokenizer)))
     paths = shared.text_paths(options)
-    found = None if is_pair(paths) else survey(paths)
+    found = None
+    if not is_pair(paths):
+        found = survey(paths)
+    elif importlib.util.find_spec("numpy"):  # otherwise the run does after its set-up
+        from dsmoe.benchmark.data.indexed_dataset import TokenPair
+
+        TokenPair(expanded(paths[0]))
     refuse_field(options.text_field, [source.path for source in found.sources] if found else [])
     return found
 

@@ -10,9 +10,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.commands import NO_GPU, dsmoe
 
+from dsmoe.benchmark.data.indexed_dataset import PairWriter
 from dsmoe.benchmark.launchers.deepspeed_runner import LOCAL
 from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.preflight import machine
@@ -54,6 +56,16 @@ def test_a_dry_run_of_a_case_for_gpus_needs_none(tmp_path: Path, capsys) -> None
     assert json.loads("".join(line[1:] for line in config))["fp16"]["enabled"]
     assert "--num_nodes 2 --num_gpus 8" in command
     assert not (tmp_path / "out").exists()
+
+
+def test_a_token_pair_that_cannot_be_read_is_refused_before_the_set_up(tmp_path, capsys) -> None:
+    with PairWriter(tmp_path / "text") as pair:
+        pair.add_document(np.arange(100))
+    options = ["--dry-run", "--output", tmp_path / "out", "--data", tmp_path / "text"]
+    assert dsmoe("run", 1, *options) == 0
+    (tmp_path / "text.bin").write_bytes(b"short")
+    assert dsmoe("run", 1, *options) == 9
+    assert "5 bytes, but the index describes 200" in capsys.readouterr().err
 
 
 def test_the_launcher_is_told_how_many_gpus_were_counted(tmp_path: Path) -> None:
