@@ -3,8 +3,9 @@ PYTHON = $$(scripts/setup.sh dev)
 # What make test runs on the other base; make test-all runs everything on both.
 SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py \
 	tests/engine/test_flat_gradients.py
-# Three processes, as tests wait for others half of their time; tests/conftest.py has the order.
-PARALLEL = -n 3
+# Four processes for two cores: a test waits for others half of its time. tests/conftest.py has the
+# order.
+PARALLEL = -n 4
 # Of few files, which keep the processes of tests/support/ranks.py busy: each one more takes five
 # seconds of processor time to start.
 PARALLEL_SHORT = -n 2
@@ -19,7 +20,7 @@ test:
 	@python=$(PYTHON) && $(LINT) && "$$python" -m pytest $(PARALLEL) -m "not slow and not long" && \
 	DSMOE_BASE=0.5.4 "$$python" -m pytest -q $(PARALLEL_SHORT) -m "not slow and not long" $(SHORT)
 
-# Further cases, of three minutes: .ci/run has them beside make test.
+# Further cases, of some minutes: .ci/run has them beside make test.
 test-long:
 	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) -m "long and not slow"
 
@@ -69,7 +70,7 @@ lint:
 
 # The tests that need neither a DeepSpeed checkout nor process groups: under a minute.
 test-unit:
-	@python=$(PYTHON) && "$$python" -m pytest -q -m "not slow and not long" tests/unit
+	@python=$(PYTHON) && "$$python" -m pytest -q $(PARALLEL_SHORT) -m "not slow and not long" tests/unit
 
 # Which lines of dsmoe/ the tests run, also in the processes that they start: htmlcov/index.html.
 coverage:

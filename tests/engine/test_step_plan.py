@@ -49,15 +49,15 @@ CASES = {
     ),
     "zero 1, AdamW, flat": replace(BASE, parallel=Parallel(2, 2, 1), flat_gradients=True),
 }
-# Each part of the others (stage, optimizer, dropout, remat, reduction) is in one of these too.
+# Each part of the others (stage, optimizer, dropout, remat, reduction) is in one of FAST or LONG.
 FAST = (
-    "zero 2, AdaFactor, remat, bf16",
     "zero 0, AdamW, dropout",
     "zero 2, AdaFactor, remat, bf16, flat",
     "zero 2, AdaFactor, bf16, reduced once a step",
-    "zero 1, AdamW, flat",
 )
-NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+LONG = ("zero 2, AdaFactor, remat, bf16", "zero 1, AdamW, flat")
+MARKS = {**dict.fromkeys(FAST, ()), **dict.fromkeys(LONG, pytest.mark.long)}
+NAMES = [pytest.param(name, marks=MARKS.get(name, pytest.mark.slow)) for name in CASES]
 # Smaller than the model, so that buckets fill in the middle of the backward pass.
 BUCKET = 100_000
 

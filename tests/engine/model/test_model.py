@@ -245,7 +245,13 @@ def test_a_step_does_not_wait_for_the_device(policy: str) -> None:
     assert all(p.grad is not None for p in lm.parameters())
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("aot_eager", marks=pytest.mark.long),
+        pytest.param("inductor", marks=pytest.mark.slow),
+    ],
+)
 def test_the_model_compiles_as_one_graph(backend: str) -> None:
     """One graph, no breaks, forwards and backwards; equal to the plain model to 1e-5 in fp32."""
     if not hasattr(torch, "compile"):

@@ -63,7 +63,9 @@ def test_a_stopped_rank_is_a_hung_collective(tmp_path: Path) -> None:
     assert "most recent call first" in log and " in train\n" in log
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM]
+)
 def test_an_interrupt_ends_all_processes_and_keeps_what_was_finished(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -32,6 +32,7 @@ def test_a_dead_stage_ends_all(tmp_path: Path) -> None:
     assert run.code == 1 and run.failure().startswith("training process 1 "), said
 
 
+@pytest.mark.long
 def test_a_hang_names_the_stage_and_the_micro_batch(tmp_path: Path) -> None:
     run = StartedRun(tmp_path / "out", *PIPED, "--time-out", "5", changes={"iterations": 10**6})
     run.wait_for_iterations()

@@ -44,6 +44,7 @@ def test_the_environment_of_every_host(hosts: Cluster, folder: Path) -> None:
         assert right >= {"without a password", "Python", "torch", "clock"}
 
 
+@pytest.mark.long
 def test_two_hosts_train_as_one(hosts: Cluster, folder: Path, on_one_host: list[float]) -> None:
     """Losses of 2 x 1 processes over gloo equal those of 2 on one host; by the script."""
     options = ["--output", "two", "--hostfile", "hostfile_2node"]
