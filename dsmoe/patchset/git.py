@@ -180,6 +180,15 @@ class Git:
             raise failure(result, args, self.path)
         return result
 
+    def has(self, oid: str) -> bool:
+        """Whether the object ``oid`` (40 digits) is in the repository.
+
+        Not by the status of ``cat-file -e``: where a remote promises objects, its words for one
+        that is absent are those for one that is missing. Raises as :meth:`run`.
+        """
+        found = self.run("cat-file", "--batch-check", stdin=f"{oid}\n".encode())
+        return not found.text.endswith(" missing")
+
     def _filters(self) -> list[str]:
         """The filters that the repository's configuration names, as ``filter.NAME``."""
         args = ("config", "--null", "--name-only", "--get-regexp", r"^filter\..*\.")

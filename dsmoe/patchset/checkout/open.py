@@ -136,7 +136,7 @@ def need_base(checkout: Checkout) -> None:
     if not checkout.committed:
         return
     git, base = checkout.git, checkout.base
-    there = [i for i in base.commits if git.run("cat-file", "-e", i, ok=(0, 1, 128)).status == 0]
+    there = [commit for commit in base.commits if git.has(commit)]
     path, commit = checkout.path, (there or [base.commit])[0]
     raise OtherBase(
         f"HEAD of {path} is {checkout.head}, a commit of the applied series; this command needs "
@@ -175,10 +175,10 @@ def _other_base(git: Git, head: str, bases: Sequence[Base]) -> str:
             f"expected a clone of {wanted.upstream} at {wanted.commit}, or a new folder with "
             "--from-release"
         )
-    known = git.run("cat-file", "-e", wanted.commit + "^{commit}", ok=(0, 1, 128)).status == 0
-    fix = f"git -C {git.path} checkout {wanted.commit}"
-    if not known:
-        fix = f"git -C {git.path} fetch origin {wanted.commit} && {fix}"
+    there = [commit for commit in wanted.commits if git.has(commit)]
+    fix = f"git -C {git.path} checkout {(there or [wanted.commit])[0]}"
+    if not there:
+        fix = f"git -C {git.path} fetch {wanted.upstream} {wanted.commit} && {fix}"
     names = " or ".join(f"{base.commit} ({base.name})" for base in bases)
     return f"HEAD of {git.path} is {head}, expected {names}; to get it: {fix}"
 

@@ -130,6 +130,22 @@ def test_a_missing_object_is_named_and_not_fetched(
     } == {name for name in before if "/objects/" not in name}
 
 
+def test_a_base_that_was_never_there_is_no_damage(
+    project: Project, partial: tuple[Path, Path]
+) -> None:
+    """As in a checkout made of a release archive: DeepSpeed's own commit is only promised."""
+    checkout, mark = partial
+    base = git(checkout, "rev-parse", "HEAD")
+    git(checkout, "checkout", "-q", "--orphan", "own")
+    (checkout / "lib/a.py").write_text("changed\n")
+    git(checkout, "commit", "-qam", "own")
+    remove_object(checkout, base)
+    for args in (["--status"], ["--check"], []):
+        code, text = project.main(checkout, *args)
+        assert code == 4 and "damaged" not in text and f"fetch {project.base.upstream}" in text
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("how", ["empty", "flipped"])
 def test_a_broken_object_is_named(how: str, project: Project, checkout: Path) -> None:
     oid = git(checkout, "rev-parse", "HEAD:lib/a.py")

@@ -51,7 +51,7 @@ def test_another_base(template: Project, checkout: Path, tmp_path: Path) -> None
     (other / "lib" / "a.py").write_text("another version\n")
     git(other, "add", "lib")
     git(other, "commit", "-q", "-m", "x")
-    refused(template, other, 4, f"fetch origin {commit}")
+    refused(template, other, 4, f"fetch {template.base.upstream} {commit}")
 
 
 def test_local_changes_are_listed_and_kept(template: Project, checkout: Path) -> None:
