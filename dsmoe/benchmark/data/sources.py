@@ -177,8 +177,7 @@ def _why_not_there(place: Path, error: OSError) -> str:
 
 def _matches(path: str, pattern: str, left_out: Counter[str]) -> list[Source]:
     """The files of a glob. A folder that it matches counts as left out, unless a match is in it."""
-    # Path.glob takes no absolute pattern, so the function it is.
-    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+    matches = sorted(_glob(pattern, left_out))
     if not matches:
         raise DataError(f"{path:.200}: nothing that can be seen matches; expected text to train on")
     files = [Path(match) for match in matches if not is_folder(match)]
@@ -189,9 +188,27 @@ def _matches(path: str, pattern: str, left_out: Counter[str]) -> list[Source]:
     return [source for file in files for source in _texts(file, str(file), left_out)]
 
 
-def _folder(root: Path, skipped: set[str], left_out: Counter[str]) -> list[Source]:
-    """Files below ``root`` that hold text, by name; hidden ones and bytecode are left out."""
-    found = []
+def _glob(pattern: str, left_out: Counter[str]) -> set[str]:
+    """What an absolute glob matches. Its ``**`` enters no links to folders, as :func:`_folder`
+    does not: the standard library's follows them, without end where two lead back."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return set(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    at = parts.index("**")
+    rest = parts[at + 1 :] or ("*",)
+    matches: set[str] = set()
+    for root in filter(is_folder, _glob(str(Path(*parts[:at])), left_out)):
+        for where, _ in _walk(root, set(), left_out):
+            # a further ** goes through the same folders, which are counted here
+            matches |= _glob(str(Path(glob.escape(where), *rest)), Counter())
+    return {match for match in matches if not (is_folder(match) and Path(match).is_symlink())}
+
+
+def _walk(
+    root: str | Path, skipped: set[str], left_out: Counter[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below ``root`` with the names of its files; hidden folders, bytecode and what is
+    ``skipped`` are not entered, links to folders and folders that may not be read are counted."""
 
     def unreadable(error: OSError) -> None:
         left_out["unreadable folder"] += 1
@@ -202,6 +219,16 @@ def _folder(root: Path, skipped: set[str], left_out: Counter[str]) -> list[Sourc
             for name in folders
             if name not in skipped and name != "__pycache__" and not name.startswith(".")
         ]
+        links = sum(Path(where, name).is_symlink() for name in folders)
+        if links:
+            left_out["link to a folder"] += links
+        yield where, files
+
+
+def _folder(root: Path, skipped: set[str], left_out: Counter[str]) -> list[Source]:
+    """Files below ``root`` that hold text, by name; hidden ones and bytecode are left out."""
+    found = []
+    for where, files in _walk(root, skipped, left_out):
         for name in files:
             if not name.startswith("."):
                 path = Path(where, name)

@@ -41,6 +41,23 @@ def test_a_file_that_is_met_twice_counts_once_and_a_hard_link_is_a_file(tmp_path
     assert [source.name for source in found] == ["a.txt", "hard.txt"]
 
 
+@pytest.mark.timeout(60)
+def test_links_to_folders_are_counted_and_not_entered(tmp_path: Path) -> None:
+    """Two links of a folder to itself have 2^40 paths, which glob.glob goes through."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("one.txt", "a/two.txt", "a/b/three.txt"):
+        (tmp_path / name).write_text("text")
+    for name in ("self", "too"):
+        (tmp_path / name).symlink_to(".")
+    names = ["a/b/three.txt", "a/two.txt", "one.txt"]
+    for pattern in ("", "**", "**/*", "**/*.txt", "**/**/*.txt"):
+        found = survey([str(tmp_path / pattern)])
+        assert sorted(str(s.path.relative_to(tmp_path)) for s in found.sources) == names, pattern
+        assert found.left_out == {"link to a folder": 2}, pattern
+    assert len(find_sources([str(tmp_path / "a/**/b/*")])) == 1
+    assert len(find_sources([str(tmp_path / "self/a/**")])) == 2  # a link that is named
+
+
 def test_each_file_is_opened_once(tmp_path: Path, monkeypatch) -> None:
     for name in ("a.txt", "b.md", "empty"):
         (tmp_path / name).write_text("" if name == "empty" else "text")
