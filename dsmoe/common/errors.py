@@ -97,7 +97,8 @@ class GitFailed(DsmoeError):
 
 
 class Busy(DsmoeError):
-    """Another process of this project, or another git command, is at work in the checkout."""
+    """Another process of this project, or another git command, is at work in the checkout, or in
+    the folder that a training is kept in."""
 
     exit_code = 14
 
@@ -148,7 +149,7 @@ EXIT_CODES: dict[int, str] = {
     11: "the edits in the checkout cannot be exported as asked",
     12: "the command needs an applied series",
     13: "git failed for a reason that no other code names",
-    14: "another process is at work in the checkout",
+    14: "another process is at work in the checkout, or in the folder of --save",
     15: "the release archive cannot be had, or is not the pinned one",
     16: "a list of hosts or a host file cannot be used",
     17: "the source of hosts (Ray, Slurm) is missing, does not answer, or has no GPU",

@@ -2,26 +2,29 @@
 
 ``dsmoe.json`` (the case, the text, the tokenizer), ``tokenizer.json`` (where the text was not
 taken by bytes), a folder ``stepN`` for each checkpoint, ``latest`` with the name of the last whole
-one, and ``runs/`` with the logs.
+one, ``runs/`` with the logs, and ``.lock``, which a training holds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.data.tokenizer import json_file
-from dsmoe.common.errors import ResultsError, UsageError
-from dsmoe.common.files import read_input, read_large, write_atomically
+from dsmoe.common.errors import Busy, ResultsError, UsageError
+from dsmoe.common.files import is_file, read_input, read_large, write_atomically
 
 DESCRIPTION = "dsmoe.json"
 TOKENIZER = "tokenizer.json"
 LATEST = "latest"
+LOCK = ".lock"
+MANIFEST = "manifest.sha256"
 FORMAT = 1
 TEXT_KEYS = ("paths", "cap", "field")
 _TAG = "step"
@@ -69,6 +72,35 @@ def step_of(folder: Path) -> int | None:
     return int(tag[len(_TAG) :])
 
 
+@contextlib.contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """With ``folder`` made, and no other training in it. Raises Busy and ResultsError."""
+    # imported here: reading a folder needs no package
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(folder / LOCK), timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise Busy(
+            f"{folder}: another dsmoe train is at work there; wait for it to end, or name another "
+            "folder with --save"
+        ) from None
+    except OSError as error:
+        raise _not_written(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _not_written(folder: Path, error: OSError) -> ResultsError:
+    return ResultsError(
+        f"{folder}: cannot be written ({error.strerror}); expected a folder to write to"
+    )
+
+
 def describe(
     folder: Path,
     case: Case,
@@ -93,9 +125,7 @@ def describe(
             shutil.copyfile(json_file(tokenizer), folder / TOKENIZER)
         write_atomically(folder / DESCRIPTION, (json.dumps(values, indent=2) + "\n").encode())
     except OSError as error:
-        raise ResultsError(
-            f"{folder}: cannot be written ({error.strerror}); expected a folder to write to"
-        ) from error
+        raise _not_written(folder, error) from error
 
 
 def read_kept(folder: Path) -> Kept:
@@ -120,7 +150,35 @@ def read_kept(folder: Path) -> Kept:
         raise UsageError(
             f"{folder}: found no finished checkpoint (no file {LATEST}); train again with --save"
         )
+    check_files(folder, tag_of(step))
     return Kept(folder, case, content, tokenizer, step, text)
+
+
+def check_files(folder: Path, tag: str) -> None:
+    """Raises ResultsError where the checkpoint ``tag`` is not there, or lacks a file that its
+    manifest lists; whether the files are whole is seen when they are read."""
+    # .former: a process was killed between two renames; loading finds it
+    places = [place for place in (folder / tag, folder / f"{tag}.former") if place.is_dir()]
+    if not places:
+        there = sorted(path.name for path in folder.glob("*") if _TAG_FORM.fullmatch(path.name))
+        what = f"write its name there: {', '.join(there)}" if there else "copy the folder anew"
+        raise ResultsError(
+            f"{folder / LATEST}: found {tag}, and no such folder beside it; expected a checkpoint "
+            f"that is there; {what}"
+        )
+    try:
+        lines = read_input(places[0] / MANIFEST).decode("utf-8").splitlines()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{places[0] / MANIFEST}: cannot be read ({error})") from error
+    names = [line.partition("  ")[2] for line in lines if not line.startswith("#")]
+    missing = [name for name in names if not is_file(places[0] / name)]
+    if missing:
+        raise ResultsError(
+            f"{places[0] / missing[0]}: found no such file, expected it as {MANIFEST} lists it; "
+            f"copy the checkpoint anew, or write the name of another one into {folder / LATEST}"
+        )
 
 
 def tokenizer_to_go_on(folder: Path, named: str | None) -> str | None:

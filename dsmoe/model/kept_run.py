@@ -79,9 +79,16 @@ def train_and_keep(request: Request, plan: Plan, stop: SavingStop) -> int:
     patched_deepspeed.ensure(request.checkout)
     patched_deepspeed.let_import(request.checkout)
     check_layout(layout, request)
+    with kept.at_work(plan.save):
+        check_plan(plan, case)  # another training may have ended meanwhile
+        return _train(request, plan, stop, text.info, done)
+
+
+def _train(request: Request, plan: Plan, stop: SavingStop, content: CorpusInfo, done: int) -> int:
+    [(case, _)] = request.cases
     options = request.text.options()
-    kept.describe(plan.save, case, text.info.content, request.text.tokenizer, options)
-    run_dir = _prepare(case, request, plan, text.info)
+    kept.describe(plan.save, case, content.content, request.text.tokenizer, options)
+    run_dir = _prepare(case, request, plan, content)
     unit = "GPU" if request.machine.device == "cuda" else "CPU process"
     step(f"training {in_words(case, unit)}" + (f", from iteration {done}" if done else ""))
     ended = _launch(case, request, run_dir, done, stop)

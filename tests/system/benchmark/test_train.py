@@ -112,6 +112,9 @@ def test_sigterm_saves_and_ends_with_its_code(tmp_path: Path) -> None:
     while len(losses(kept)) < 2 and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
+    second = start(tmp_path, 1, "--save", kept, changes=PLAIN)
+    assert "another dsmoe train is at work" in second.communicate(timeout=100)[0]
+    assert second.returncode == 14
     os.kill(process.pid, signal.SIGTERM)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 143, said

@@ -8,8 +8,8 @@ import pytest
 from support.commands import dsmoe
 
 from dsmoe.benchmark.cases.suites import SUITES
-from dsmoe.common.errors import ResultsError, UsageError
-from dsmoe.model.folder import describe, read_kept, step_of, tag_of, tokenizer_to_go_on
+from dsmoe.common.errors import Busy, ResultsError, UsageError
+from dsmoe.model.folder import at_work, describe, read_kept, step_of, tag_of, tokenizer_to_go_on
 
 CASE = SUITES["smoke"][0]
 
@@ -19,6 +19,7 @@ def kept(tmp_path: Path) -> Path:
     tokenizer = tmp_path / "given.json"
     tokenizer.write_text('{"a": 1}')
     describe(tmp_path / "kept", CASE, "hash", str(tokenizer))
+    (tmp_path / "kept" / tag_of(12)).mkdir()
     (tmp_path / "kept" / "latest").write_text(tag_of(12))
     return tmp_path / "kept"
 
@@ -28,6 +29,29 @@ def test_it_says_what_was_trained(kept: Path) -> None:
     assert (found.case, found.content, found.step) == (CASE, "hash", 12)
     assert found.tokenizer == kept / "tokenizer.json"
     assert found.tokenizer.read_text() == '{"a": 1}'
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused(kept: Path) -> None:
+    manifest = kept / tag_of(12) / "manifest.sha256"
+    manifest.write_text("# step12 saved\n00  states.pt\n# 00\n")
+    with pytest.raises(ResultsError, match=r"step12/states\.pt: found no such file"):
+        read_kept(kept)
+    (kept / tag_of(12) / "states.pt").touch()
+    assert read_kept(kept).step == 12
+    (kept / tag_of(12)).rename(kept / "step12.former")
+    assert read_kept(kept).step == 12
+    (kept / "latest").write_text(tag_of(99))
+    (kept / tag_of(6)).mkdir()
+    with pytest.raises(ResultsError, match=r"found step99, and no such folder .*: step6$"):
+        read_kept(kept)
+
+
+def test_one_training_at_a_time_is_in_a_folder(kept: Path) -> None:
+    again = at_work(kept)
+    with at_work(kept), pytest.raises(Busy, match="another dsmoe train is at work there"):
+        again.__enter__()
+    with at_work(kept):
+        pass
 
 
 def test_other_folders_are_refused(kept: Path, tmp_path: Path) -> None:
@@ -51,6 +75,7 @@ def test_a_training_goes_on_with_its_tokenizer(kept: Path, tmp_path: Path) -> No
         tokenizer_to_go_on(kept, given)
     describe(tmp_path / "bytes", CASE, "hash", None)
     (tmp_path / "bytes" / "latest").write_text(tag_of(1))
+    (tmp_path / "bytes" / tag_of(1)).mkdir()
     assert tokenizer_to_go_on(tmp_path / "bytes", None) is None
     with pytest.raises(UsageError, match="another tokenizer"):
         tokenizer_to_go_on(tmp_path / "bytes", given)

@@ -63,6 +63,7 @@ def test_a_tokenizer_that_is_gone(tmp_path: Path) -> None:
     (tmp_path / "given.json").write_text("{}")
     describe(tmp_path, CASE, "hash", str(tmp_path / "given.json"))
     (tmp_path / "latest").write_text("step1")
+    (tmp_path / "step1").mkdir()
     (tmp_path / "tokenizer.json").unlink()
     os.mkfifo(tmp_path / "tokenizer.json")
     with pytest.raises(ResultsError, match=r"tokenizer\.json: cannot be read"):
