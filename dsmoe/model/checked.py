@@ -13,9 +13,20 @@ from dsmoe.common.overlay import model_sizes
 
 #: The description in a folder that dsmoe export wrote.
 EXPORTED = "config.json"
+WEIGHTS = "model.safetensors"
+_ARCHITECTURE = "MoELM"
 _SIZES = ("hidden_size", "num_layers", "num_experts", "vocab_size", "sequence_length")
 _MORE = ("ffn_multiplier", "moe_every")
 _LEAST_BYTES = 2  # of a weight, in bf16 and fp16
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether ``folder`` has the description of an exported model; other programs have a file of
+    the same name."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        values = json.loads(read_input(folder / EXPORTED))
+        return isinstance(values, dict) and values.get("architecture") == _ARCHITECTURE
+    return False
 
 
 def read_exported(folder: Path) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from dsmoe.benchmark.data.tokenizer import load_tokenizer
 from dsmoe.benchmark.run import patched_deepspeed
@@ -14,7 +16,14 @@ from dsmoe.common.errors import UsageError
 from dsmoe.common.files import read_large, write_output
 from dsmoe.common.places import chosen_checkout
 from dsmoe.model import folder as kept
-from dsmoe.model.checked import EXPORTED, check_size, read_exported, reading
+from dsmoe.model.checked import (
+    EXPORTED,
+    WEIGHTS,
+    check_size,
+    is_exported,
+    read_exported,
+    reading,
+)
 
 
 @dataclass(frozen=True)
@@ -76,19 +85,43 @@ def _whole(folder: Path) -> kept.Kept:
     return before
 
 
+def names_of_others(to: Path) -> list[str]:
+    """What is in the folder ``to`` that an export must not touch: nothing where a model was
+    exported to it; what a killed export leaves does not count. Raises OSError."""
+    names = {path.name for path in to.iterdir()} if to.exists() else set()
+    if EXPORTED in names and is_exported(to):
+        return []
+    beside = {f"{name}.tmp" for name in (WEIGHTS, EXPORTED)}
+    left = beside | {kept.TOKENIZER} if names & beside else set()
+    return sorted(names - left)
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(folder: Path | None) -> Iterator[None]:
+    """Remove ``folder`` with what is in it where the body fails; None: leave it."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def export_model(source: Path, to: Path) -> int:
     """Write the last checkpoint of ``source`` to ``to``; its parameters. Raises DsmoeError."""
     before = _whole(source)
     try:
-        others = to.exists() and any(to.iterdir()) and not (to / EXPORTED).is_file()
+        others = names_of_others(to)
+        new = not others and not (to / EXPORTED).exists()
     except OSError as error:
         raise UsageError(f"--to {to}: {error.strerror}; expected a folder, or a new name") from None
     if others:
         raise UsageError(
-            f"{to}: found other files there; expected a new folder, or an exported one"
+            f"{to}: found other files there ({', '.join(others[:3])}); expected a new folder, or "
+            "an exported one"
         )
     let_import_deepspeed()
-    with reading(f"{source}: cannot be exported to {to}"):
+    with reading(f"{source}: cannot be exported to {to}"), _whole_or_nothing(to if new else None):
         from deepspeed.moe.lm import MoELM, MoELMConfig, export
 
         more = {

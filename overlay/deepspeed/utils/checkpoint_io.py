@@ -81,11 +81,15 @@ def write_latest(folder: Any, tag: str) -> None:
 def write_whole(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``, completely or not at all, and durably."""
     beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def state_value(saved: Any, parameter: torch.Tensor, group: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from deepspeed.moe.lm import MoELM, MoELMConfig, export
 from deepspeed.utils.any_weights import any_whole_weights
+from deepspeed.utils.checkpoint_io import write_whole
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.ranks import run_ranks
@@ -95,3 +96,9 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "GPT2"}')
     with pytest.raises(ValueError, match="another model"):
         MoELM.from_exported(tmp_path)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        write_whole(tmp_path / "file", "no bytes")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

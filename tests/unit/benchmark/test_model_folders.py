@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from support.commands import dsmoe
 
 from dsmoe.benchmark.cases.suites import SUITES
 from dsmoe.common.errors import ResultsError
+from dsmoe.model import opened
 from dsmoe.model.checked import check_size, read_exported, reading
 from dsmoe.model.folder import describe, read_kept, step_of, tokenizer_to_go_on
+from dsmoe.model.opened import names_of_others
 
 CASE = SUITES["smoke"][0]
 SIZES = CASE.model_settings()
@@ -110,3 +114,44 @@ def test_what_a_library_raises_is_one_line() -> None:
         {}["x"]
     with pytest.raises(MemoryError), reading("folder"):
         raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("names", "others"),
+    [
+        ([], []),
+        (["model.safetensors.tmp", "tokenizer.json"], []),  # a killed export
+        (["config.json.tmp", "model.safetensors"], ["model.safetensors"]),
+        (["model.safetensors"], ["model.safetensors"]),
+        (["tokenizer.json", "config.json"], ["config.json", "tokenizer.json"]),
+    ],
+)
+def test_an_export_keeps_files_of_others(
+    names: list[str], others: list[str], tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    assert names_of_others(tmp_path) == others
+    assert names_of_others(exported(tmp_path)) == []
+
+
+def test_a_failed_export_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    describe(tmp_path / "kept", CASE, "hash", None)
+    (tmp_path / "kept" / "step1").mkdir()
+    with (tmp_path / "kept" / "step1" / "states.pt").open("wb") as file:
+        file.truncate(4 << 20)
+    (tmp_path / "kept" / "latest").write_text("step1")
+
+    def fail(*_: Any) -> None:
+        (tmp_path / "to" / "model.safetensors.tmp").touch()
+        raise OSError(28, "No space left on device")
+
+    module = types.ModuleType("deepspeed.moe.lm")
+    module.MoELM, module.MoELMConfig, module.export = None, lambda **_: None, fail  # type: ignore
+    monkeypatch.setitem(sys.modules, "deepspeed.moe.lm", module)
+    monkeypatch.setattr(opened, "let_import_deepspeed", lambda: None)
+    assert dsmoe("export", tmp_path / "kept", "--to", tmp_path / "to") == 10
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()

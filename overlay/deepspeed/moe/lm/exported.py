@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import groups
 from deepspeed.utils.any_weights import any_whole_weights
+from deepspeed.utils.checkpoint_io import write_whole
 
 from .config import MoELMConfig
 
@@ -53,9 +53,9 @@ def export(
         "model": dataclasses.asdict(config),
         **more,
     }
-    _replace(folder / WEIGHTS, library.save(weights, {"format": "pt"}))
+    write_whole(folder / WEIGHTS, library.save(weights, {"format": "pt"}))
     # last, so that a folder with it is a whole one
-    _replace(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+    write_whole(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
     return sum(value.numel() for value in weights.values())
 
 
@@ -133,12 +133,6 @@ def _check(weights: dict[str, torch.Tensor], model: Any, where: Any) -> None:
                 f"{where}: {name} is {found.get(name, 'missing')}; expected"
                 f" {shapes.get(name, 'no such weight')}: the files are not of this model"
             )
-
-
-def _replace(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(data)
-    beside.replace(path)
 
 
 def _safetensors() -> Any:
