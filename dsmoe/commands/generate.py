@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from dsmoe.common.arguments import OneLineParser, count, file_name, positive, seed
-from dsmoe.common.errors import exit_code_lines
+from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.files import expanded
 from dsmoe.common.output import end_process
 
@@ -64,6 +64,12 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.model.opened import open_model
     from dsmoe.model.written import Choice, write
 
+    try:
+        options.text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{options.text!r:.60}: found bytes that are no UTF-8; expected a text to go on from"
+        ) from None
     opened = open_model(expanded(options.folder))
     temperature = 0.0 if options.greedy else options.temperature
     how = Choice(temperature, options.top_k, options.top_p, options.seed, not options.no_cache)

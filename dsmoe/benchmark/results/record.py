@@ -221,8 +221,10 @@ def check(record: RunRecord) -> None:
     if not (_number(seconds) and seconds > 0):
         raise ResultsError(f"predicted: seconds is {seconds!r:.60}, expected a number above 0")
     for name, figure in (("tokens_per_second", record.tokens_per_second), *record.tflops.items()):
-        if abs(figure or 0) > foreign.LARGEST_FIGURE:
-            raise ResultsError(f"{name} is {figure:g}, expected at most {foreign.LARGEST_FIGURE:g}")
+        if not 0 <= (figure or 0) <= foreign.LARGEST_FIGURE:
+            raise ResultsError(
+                f"{name} is {figure:g}, expected 0 to at most {foreign.LARGEST_FIGURE:g}"
+            )
     _check_case(record.case)
     _check_names(record)
     if record.status == "failed":

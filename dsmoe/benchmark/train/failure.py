@@ -74,9 +74,10 @@ def explain(error: BaseException, stage: str) -> tuple[str, str]:
             f"out of memory {stage}: {text[:200]}; use smaller micro-batches "
             "(--micro-batch-size), --remat, or more GPUs"
         )
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        where = error.filename or "the output folder"
-        return FAILED, f"the disk is full {stage}: {where}: {error.strerror}; free some space"
+    full = _full_disk(error)
+    if full is not None:
+        where = full.filename or "the output folder"
+        return FAILED, f"the disk is full {stage}: {where}: {full.strerror}; free some space"
     if _PORT.search(text):
         return FAILED, (
             f"the port of the process group is taken by another program ({text[:160]}); run again, "
@@ -85,3 +86,12 @@ def explain(error: BaseException, stage: str) -> tuple[str, str]:
     if _PEER.search(text) and _COMMUNICATION.search(f"{name} {text}"):
         return LOST_PEER, f"{name} {stage}: {text[:120]}"
     return FAILED, f"{name} {stage}: {text[:300]}"
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The error of a full disk that ``error`` is, or came from: torch.save puts its own over it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -155,3 +155,8 @@ def test_a_failed_export_leaves_nothing(
     assert dsmoe("export", tmp_path / "kept", "--to", tmp_path / "to") == 10
     assert "No space left on device" in capsys.readouterr().err
     assert not (tmp_path / "to").exists()
+
+
+def test_a_text_of_other_bytes_is_refused(tmp_path: Path, capsys) -> None:
+    assert dsmoe("generate", exported(tmp_path), "\udcff\udcfe") == 2
+    assert "found bytes that are no UTF-8" in capsys.readouterr().err

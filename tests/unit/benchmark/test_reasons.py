@@ -11,12 +11,20 @@ from dsmoe.benchmark.run.reasons import reason
 from dsmoe.benchmark.train.failure import explain
 
 
+def over_a_full_disk() -> RuntimeError:
+    """What torch.save raises where a write within it fails."""
+    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 98816")
+    error.__context__ = OSError(28, "No space left on device")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "expected"),
     [
         (MemoryError(), FAILED, "out of memory at iteration 3"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), FAILED, "Tried to allocate"),
         (OSError(28, "No space left on device", "/x/it.jsonl"), FAILED, "/x/it.jsonl: No space"),
+        (over_a_full_disk(), FAILED, "the disk is full at iteration 3: the output folder: No"),
         (RuntimeError("listen: port: 5, name: EADDRINUSE"), FAILED, "the port of the process"),
         (RuntimeError("[gloo/pair.cc:553] Connection closed by peer"), LOST_PEER, "Connection"),
         (RuntimeError("shape mismatch\nhere"), FAILED, "RuntimeError at iteration 3: shape"),

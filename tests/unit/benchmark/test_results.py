@@ -302,6 +302,7 @@ def test_records_come_back_as_they_were() -> None:
         ({"parameter_count": 1.5}, "parameter_count is 1.5, expected int"),
         ({"peak_memory_bytes": True}, "peak_memory_bytes is True"),
         ({"versions": {"torch": 2}}, "versions is"),
+        ({"tokens_per_second": -5.0}, "tokens_per_second is -5, expected 0 to"),
     ],
 )
 def test_records_that_contradict_themselves_are_refused(changes, expected: str) -> None:
