@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CODE = """
 import dataclasses, sys, time
 import torch
@@ -22,6 +24,7 @@ measure_layers(clock, small)
 """
 
 
+@pytest.mark.long
 def test_layers_give_their_whole_and_its_parts(checkout: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

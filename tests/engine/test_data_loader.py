@@ -37,6 +37,7 @@ def test_an_epoch_that_is_left_early_is_over() -> None:
     assert len({tuple(batch) for batch in batches}) == 3
 
 
+@pytest.mark.long
 def test_a_resume_on_more_processes_takes_the_rest(tmp_path: Path) -> None:
     """Saved by one process after 8 of 24 samples: two processes take the other 16, once each."""
     folder = str(tmp_path)

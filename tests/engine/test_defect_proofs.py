@@ -18,11 +18,12 @@ from dsmoe.defects import listing
 from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.series import load_series
 
-FAST = ("experts/copies",)
+LONG = ("experts/copies",)  # one of them; the others are slow
 #: Patches that do not work without the one that a proof takes out, so they come out with it.
 DEPENDENT = {"launcher/lifeline": ["launcher-visible-devices", "launcher-lean-on-hosts"]}
 PROOFS = {proof.name: proof for proof in listing.proofs()}
-ALL = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PROOFS]
+MARKS = dict.fromkeys(LONG, pytest.mark.long)
+ALL = [pytest.param(name, marks=MARKS.get(name, pytest.mark.slow)) for name in PROOFS]
 
 
 def judged(tree: Path, name: str) -> dict[str, Any]:

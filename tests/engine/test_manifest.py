@@ -55,12 +55,12 @@ def test_the_manifest_lists_every_file(saved: Path) -> None:
 
 
 def test_every_flip_of_a_byte_is_found(saved: Path) -> None:
-    """Samples of positions, the ends of each file among them."""
+    """The ends of each file, and a position between them."""
     draw = random.Random(1)
     changes: list[Any] = []
     for path in sorted((saved / "second").iterdir()):
         size = path.stat().st_size
-        for position in (0, size - 1, *(draw.randrange(size) for _ in range(4))):
+        for position in (0, size - 1, draw.randrange(size)):
             changes.append([str(path), position, 1 << draw.randrange(8)])
     for change, said in zip(changes, _results(saved, changes)):
         assert said.startswith("RuntimeError: checkpoint file"), (change, said)

@@ -107,6 +107,7 @@ def test_gradients_reduced_once_a_step_on_two_processes(references: References) 
 
 # On 0.5.4 test_optimizers_and_precisions has 16 bit, and the test above has the hooks of this
 # reduction, whose body is the same file on both bases.
+@pytest.mark.long
 @pytest.mark.slow_on("0.5.4")
 def test_gradients_in_16_bit_reduced_once_a_step(references: References) -> None:
     """bf16 and fp16, in messages of the model's dtype and in fp32."""
@@ -118,6 +119,7 @@ def test_gradients_in_16_bit_reduced_once_a_step(references: References) -> None
     compare(two, 2, references)
 
 
+@pytest.mark.long
 @pytest.mark.slow_on("0.5.4")
 def test_gradients_reduced_once_a_step_on_one_and_four_processes(references: References) -> None:
     one = [{"stage": z, "accumulation": a, "flat": STEP} for z in (1, 2) for a in (1, 2)]

@@ -67,6 +67,7 @@ def hosts(kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hostfile"
 
 
+@pytest.mark.long
 def test_hosts_one_by_one(checkout: Path, hosts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = time.monotonic()
     assert dsmoe("check", "--hostfile", hosts, "--json") == 8

@@ -50,6 +50,7 @@ def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     assert run.failure()[:40] in said and len(run.records()[0].losses) >= 2
 
 
+@pytest.mark.long
 def test_a_stopped_rank_is_a_hung_collective(tmp_path: Path) -> None:
     run = StartedRun(tmp_path / "out", "2", "--time-out", "4", changes=LONG)
     run.wait_for_iterations()

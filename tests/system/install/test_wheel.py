@@ -126,6 +126,7 @@ def test_an_unknown_command_is_refused_as_in_the_source_tree(
     assert one.returncode == 2 and one.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_it_plots_and_reports(installed: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     figures = measured(find_case("artifact", 8), [15.7])
@@ -138,6 +139,7 @@ def test_it_plots_and_reports(installed: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_it_says_what_a_run_would_start(installed: Path, tmp_path: Path) -> None:
     done = python(installed, "run", "1", "--suite", "smoke", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -147,6 +149,7 @@ def test_it_says_what_a_run_would_start(installed: Path, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_it_checks_the_machine(installed: Path, tmp_path: Path) -> None:
     done = python(installed, "check", "--json", cwd=tmp_path)
     assert done.returncode in (0, 8), done.stderr

@@ -41,7 +41,9 @@ def finish(project: Project, checkout: Path, forwards: bool, quiet) -> None:
     assert not (checkout / ".git/index.lock").exists()
 
 
-@pytest.mark.parametrize("direction", ["apply", "revert", "finish"])
+@pytest.mark.parametrize(
+    "direction", ["apply", "revert", pytest.param("finish", marks=pytest.mark.long)]
+)
 def test_killed_between_any_two_lines(
     direction: str, template: Project, tmp_path: Path, quiet
 ) -> None:
@@ -153,6 +155,7 @@ def test_the_lock_outlives_a_killed_applier(template: Project, checkout: Path, s
     assert describe(checkout, template.bases).name == "applied"
 
 
+@pytest.mark.long
 def test_killed_with_all_its_children_at_random(template: Project, tmp_path: Path, quiet) -> None:
     dice = random.Random(5)
     for number in range(6):
