@@ -85,7 +85,7 @@ def at_work(folder: Path) -> Iterator[None]:
     except Timeout:
         raise Busy(
             f"{folder}: another dsmoe train is at work there; wait for it to end, or name another "
-            "folder with --save"
+            f"folder with --save (if none is, a killed one left {LOCK} there: remove it)"
         ) from None
     except OSError as error:
         raise _not_written(folder, error) from error

@@ -66,7 +66,7 @@ class SavingStop(StopSignals):
 def train_and_keep(request: Request, plan: Plan, stop: SavingStop) -> int:
     """Train the request's one case. Raises DsmoeError for what is wrong before anything starts."""
     [(case, layout)] = request.cases
-    done = check_plan(plan, case)
+    check_plan(plan, case)
     local.quick(plan.save)
     step(f"text: {', '.join(request.text.paths) or 'the Python standard library'}")
     text = prepare_text(request, case)
@@ -80,8 +80,8 @@ def train_and_keep(request: Request, plan: Plan, stop: SavingStop) -> int:
     patched_deepspeed.let_import(request.checkout)
     check_layout(layout, request)
     with kept.at_work(plan.save):
-        check_plan(plan, case)  # another training may have ended meanwhile
-        return _train(request, plan, stop, text.info, done)
+        # again: another training may have ended meanwhile
+        return _train(request, plan, stop, text.info, check_plan(plan, case))
 
 
 def _train(request: Request, plan: Plan, stop: SavingStop, content: CorpusInfo, done: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,13 +96,18 @@ def names_of_others(to: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _whole_or_nothing(folder: Path | None) -> Iterator[None]:
-    """Remove ``folder`` with what is in it where the body fails; None: leave it."""
+def _whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Where the body fails: without what it wrote to ``folder``, if no model was there before."""
+    new, there = not (folder / EXPORTED).exists(), folder.exists()
     try:
         yield
     except BaseException:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for name in (WEIGHTS, EXPORTED, kept.TOKENIZER) if new else ():
+                for path in (folder / name, folder / f"{name}.tmp"):
+                    path.unlink(missing_ok=True)
+            if not there:
+                folder.rmdir()
         raise
 
 
@@ -112,7 +116,6 @@ def export_model(source: Path, to: Path) -> int:
     before = _whole(source)
     try:
         others = names_of_others(to)
-        new = not others and not (to / EXPORTED).exists()
     except OSError as error:
         raise UsageError(f"--to {to}: {error.strerror}; expected a folder, or a new name") from None
     if others:
@@ -121,7 +124,7 @@ def export_model(source: Path, to: Path) -> int:
             "an exported one"
         )
     let_import_deepspeed()
-    with reading(f"{source}: cannot be exported to {to}"), _whole_or_nothing(to if new else None):
+    with reading(f"{source}: cannot be exported to {to}"), _whole_or_nothing(to):
         from deepspeed.moe.lm import MoELM, MoELMConfig, export
 
         more = {
