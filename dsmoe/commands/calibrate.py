@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.benchmark.predict.rates.choose import calibrated_file
     from dsmoe.benchmark.predict.rates.cluster import NOT_MEASURED
     from dsmoe.benchmark.predict.rates.measured import cluster_of
+    from dsmoe.benchmark.predict.rates.remarks import FEW
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.preflight.probe import cores
     from dsmoe.benchmark.run import patched_deepspeed
@@ -109,6 +110,8 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(cluster))
         return 0
     print(f"{len(rows) - len(failed)} rows; {len(failed)} could not be measured")
+    if len(failed) > FEW * len(rows):
+        print("note: predictions from so few are far off; repeat while nothing else runs here")
     for row in failed[:10]:
         print(f"  {row.get('kind')} {row.get('name', '')}: {row['error'][:100]}")
     for name, rate in cluster["rates"].items():

@@ -164,6 +164,8 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
         there = device_memory(
             options.device_memory, machine.hardware, device, case.parallel.processes
         )
+        if there is None and cluster is not None and cluster.device == device:
+            there = cluster.memory_bytes  # of the GPUs whose time is predicted
         fits, words = verdict(plan["peak"], there, device)
         found = None if cluster is None else predict_case(case, cluster.with_hosts_of(devices))
         predicted = None if found is None else found.to_dict(case)
@@ -192,6 +194,7 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
     """Print the settings of each case, ranked. Raises UsageError where that cannot be."""
     from dsmoe.benchmark.cases.choice import in_words
     from dsmoe.benchmark.predict.search import (
+        STAGES,
         NothingFits,
         explanation,
         next_best,
@@ -214,7 +217,7 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
         )
         here = cluster.with_hosts_of(on_hosts(case.parallel.processes))
         try:
-            found, tried = search(case, here, memory)
+            found, tried = search(case, here, memory, STAGES, shared.changes_of(options))
         except NothingFits as nothing:
             print(f"does not fit: {nothing}", file=sys.stderr)
             return DOES_NOT_FIT

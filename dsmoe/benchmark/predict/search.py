@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Iterator
 
 from dsmoe.benchmark.cases.case import PIPELINE_SCHEDULES, Case, Parallel
+from dsmoe.benchmark.cases.choice import Changes
+from dsmoe.benchmark.cases.placement import AUTO
 from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
 from dsmoe.benchmark.predict.amounts.work import PARTS
 from dsmoe.benchmark.predict.memory import pipeline_peak_bytes
@@ -19,6 +21,7 @@ from dsmoe.common.tables import columns
 USABLE = 0.92
 #: Pipeline stages that a search tries.
 STAGES = (1, 2, 4, 8, 16)
+ANY = Changes()
 
 
 class NothingFits(Exception):
@@ -56,21 +59,29 @@ class Candidate:
 
 
 def search(
-    case: Case, cluster: Cluster, memory: int, stages: tuple[int, ...] = STAGES
+    case: Case,
+    cluster: Cluster,
+    memory: int,
+    stages: tuple[int, ...] = STAGES,
+    asked: Changes = ANY,
 ) -> tuple[list[Candidate], int]:
     """The settings of ``case`` that fit into ``memory`` bytes a device, fastest first; and how many
-    were tried. Raises NothingFits."""
+    were tried: those that have what is ``asked`` for. Raises NothingFits."""
     context = CUDA_CONTEXT_BYTES if cluster.device == "cuda" else 0
     tried = 0
     found: list[Candidate] = []
     for number in stages:
         for setting in _settings(case, number):
             for schedule in PIPELINE_SCHEDULES if number > 1 else ("1f1b",):
+                if not _has(asked, setting, number, schedule):
+                    continue
                 tried += 1
                 peak = pipeline_peak_bytes(setting, number, schedule) + context
                 if peak <= USABLE * memory:
                     prediction = predict_pipeline(setting, cluster, number, schedule)
                     found.append(Candidate(setting, number, schedule, prediction, peak))
+    if not tried:
+        raise NothingFits("no setting of the search has the options that are given; leave some out")
     if not found:
         raise NothingFits(
             f"none of {tried} settings fits into {memory / 2**30:.1f} GiB a device; take more GPUs"
@@ -78,6 +89,22 @@ def search(
     # of equal times the one that takes less memory
     found.sort(key=lambda one: (one.found.seconds, one.peak))
     return found, tried
+
+
+def _has(asked: Changes, setting: Case, stages: int, schedule: str) -> bool:
+    """Whether a setting has the values that are asked for; "auto" leaves one to the search."""
+    parallel = setting.parallel
+    pairs = (
+        (asked.pipeline_parallel_size, stages),
+        (asked.pipeline_schedule, schedule),
+        (asked.expert_parallel_size, parallel.expert_parallel_size),
+        (asked.zero_stage, parallel.zero_stage),
+        (asked.reduce, setting.reduce),
+        (asked.micro_batch_size, setting.micro_batch_size),
+        (asked.micro_batches, setting.micro_batches),
+        (asked.remat, setting.remat),
+    )
+    return all(wanted in (None, AUTO, value) for wanted, value in pairs)
 
 
 def _settings(case: Case, stages: int) -> Iterator[Case]:
@@ -94,7 +121,7 @@ def _settings(case: Case, stages: int) -> Iterator[Case]:
     sizes = [n for n in range(1, min(width, experts) + 1) if width % n == experts % n == 0]
     reductions: tuple[tuple[int, str | None], ...] = ((2, None),)
     if stages > 1:  # ZeRO-1, and no graph
-        reductions = ((1, "step"), (1, None))
+        reductions = ((1, "step"),)
         case = dataclasses.replace(case, cuda_graph=False)
     elif width > 1 and case.flat_gradients:
         reductions = ((2, "micro_batch"), (2, "step"), (1, None))
@@ -112,10 +139,8 @@ def _settings(case: Case, stages: int) -> Iterator[Case]:
 
 
 def next_best(found: list[Candidate]) -> Candidate:
-    """The first after the best that differs from it in time or memory; the second where none does.
-
-    In a pipeline the reduction is hidden in 16 bit as in 32, so that both often take the same.
-    """
+    """The first after the best that differs from it in time or memory; the second where none does:
+    what is hidden costs nothing."""
     best = found[0]
     others = (
         one
@@ -138,11 +163,14 @@ def explanation(best: Candidate, other: Candidate) -> str:
         return f"both take the same time; {least}"
     part = max(gains, key=lambda name: gains[name])
     loss = min(gains, key=lambda name: gains[name])
+    piped = best.stages > 1 or other.stages > 1
+    names = {"exchange": "exchange and messages between stages"} if piped else {}
     words = (
-        f"it takes {saved:.3g} s less than the next, whose {part} takes {gains[part]:.3g} s more"
+        f"it takes {saved:.3g} s less than the next, which takes {gains[part]:.3g} s more for "
+        f"{names.get(part, part)}"
     )
     if gains[loss] < -0.01 * saved:
-        words += f" while its {loss} takes {-gains[loss]:.3g} s less"
+        words += f" and {-gains[loss]:.3g} s less for {names.get(loss, loss)}"
     return f"{words}; the next is {other.words}"
 
 

@@ -48,6 +48,9 @@ def test_a_plan_of_a_thousand_gpus_needs_none(checkout: Path, capsys, monkeypatc
     assert plan["local_parameters"] == local
     assert Case.from_dict(plan["case"]).parallel == Parallel(1024, 8)
     assert len(known) == 1
+    # what is not stated is that of the GPUs whose time is predicted
+    assert dsmoe(*arguments[:4], "--json") == 0
+    assert "80.0 GiB" in json.loads(capsys.readouterr().out)["verdict"]
 
 
 @pytest.mark.gpu

@@ -192,6 +192,9 @@ def test_a_kind_of_rows_that_is_gone_is_said(kind: str) -> None:
     cut = dataclasses.replace(whole, rows=tuple(r for r in whole.rows if r["kind"] != kind))
     [said] = remarks(cut, "cpu", 2, 1)
     assert f"no rows of {kind}" in said and "dsmoe calibrate" in said
+    failed = [{**row, "error": "left out"} for row in whole.rows]
+    [said] = remarks(dataclasses.replace(whole, rows=(*whole.rows, *failed)), "cpu", 2, 1)
+    assert said.startswith(f"{len(failed)} of {2 * len(failed)} measurements of the file failed")
     for cluster in (whole, cut):
         assert 0 < predict(find_case("smoke", 2), cluster).seconds < math.inf
 

@@ -41,14 +41,28 @@ def test_what_is_ranked_fits_and_is_in_order() -> None:
     assert max(map(len, lines[:-1])) <= 80
     words = explanation(found[0], found[1])
     assert found[1].words in words or "same time" in words
-    # the settings that reduce in 16 bit and in 32 take the same time and memory
     other = next_best(found)
-    assert found[1].peak == found[0].peak and other is not found[1]
-    assert "s less than the next, whose" in explanation(found[0], other)
+    assert (other.peak, other.found.seconds) != (found[0].peak, found[0].found.seconds)
+    assert "s less than the next, which takes" in explanation(found[0], other)
+
+
+def test_what_is_asked_for_is_not_searched() -> None:
+    cluster, case = load_cluster("p4d.24xlarge"), find_case("paper", 8)
+    asked = Changes(expert_parallel_size=2, zero_stage=1, remat=True, pipeline_parallel_size=1)
+    found, tried = search(case, cluster, 40 * GIB, asked=asked)
+    assert 1 < len(found) <= tried
+    for one in found:
+        parallel = one.case.parallel
+        assert (one.stages, one.case.remat) == (1, True)
+        assert (parallel.expert_parallel_size, parallel.zero_stage) == (2, 1)
+    piped, _ = search(case, cluster, 40 * GIB, asked=Changes(pipeline_schedule="eager"))
+    assert {one.schedule for one in piped if one.stages > 1} == {"eager"}
+    with pytest.raises(NothingFits, match="no setting of the search has the options"):
+        search(case, cluster, 40 * GIB, asked=Changes(micro_batch_size=3))
 
 
 def test_nothing_that_fits_is_one_line() -> None:
-    with pytest.raises(NothingFits, match=r"none of 930 settings fits into 8\.0 GiB"):
+    with pytest.raises(NothingFits, match=r"none of 570 settings fits into 8\.0 GiB"):
         search(find_case("paper", 64), load_cluster("p3.16xlarge"), 8 * GIB)
 
 

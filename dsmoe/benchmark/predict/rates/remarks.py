@@ -5,6 +5,9 @@ from __future__ import annotations
 from dsmoe.benchmark.predict.rates.cluster import NOT_MEASURED, Cluster
 from dsmoe.benchmark.predict.rates.rows import absent
 
+#: Share of measurements that may fail without a word: some that a device cannot do.
+FEW = 0.2
+
 
 def remarks(cluster: Cluster, device: str, processes: int, hosts: int) -> list[str]:
     """One sentence each, for a case of ``processes`` on ``hosts`` that runs on ``device``."""
@@ -24,6 +27,12 @@ def remarks(cluster: Cluster, device: str, processes: int, hosts: int) -> list[s
         said.append(
             f"not measured, so stand-ins: {', '.join(unknown)}; state them in the file, or measure "
             "again with dsmoe calibrate"
+        )
+    failed = sum("error" in row for row in cluster.rows)
+    if failed > FEW * len(cluster.rows):
+        said.append(
+            f"{failed} of {len(cluster.rows)} measurements of the file failed or had no time left, "
+            "as on a busy machine; measure again with dsmoe calibrate while nothing else runs"
         )
     missing = absent(cluster.rows, processes) if device == cluster.device == "cpu" else []
     if missing:
