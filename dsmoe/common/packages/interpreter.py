@@ -69,5 +69,5 @@ def _remedy(python: Path) -> str:
     if not python.is_file():
         return f"run {command}, which makes .venv, and repeat"
     if Path(sys.executable).absolute() == python:
-        return f"{python.parents[1]} is half made (its set-up was stopped); run {command}"
+        return f"{python.parents[1]} is half made (its set-up was stopped, or still runs); run {command}"
     return f"run this with {python}"
