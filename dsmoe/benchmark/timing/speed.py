@@ -154,6 +154,14 @@ def print_ratios(found: list[Ratio], steps: int) -> None:
     Console().print(table)
 
 
+def _settings(case: dict[str, Any]) -> dict[str, Any]:
+    """What tells the runs of a case apart, by its name in a row; a field may be missing."""
+    names = ("method", "precision", "moe_implementation", "optimizer", "remat", "compiled")
+    parallel = {name: case["parallel"].get(name) for name in ("expert_parallel_size", "zero_stage")}
+    found = {**parallel, **{name: case.get(name) for name in (*names, "flat_gradients", "reduce")}}
+    return {name.replace("_", " "): value for name, value in found.items()}
+
+
 def print_table(folder: Path) -> None:
     """The records of a results folder, one row each, as Markdown; then what they ran
     on: GPU, versions, and what a record says of kernels."""
@@ -165,12 +173,15 @@ def print_table(folder: Path) -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     ran_on: dict[str, None] = {}  # in the order of the rows
-    for record in records:
+    settings = [_settings(record.case) for record in records]
+    other = [name for name in settings[0] if len({repr(one.get(name)) for one in settings}) > 1]
+    for record, own in zip(records, settings):
         case: dict[str, Any] = record.case
         processes, count = case["parallel"]["processes"], case["micro_batches"]
         size = case["global_batch_size"] // (processes * count)
         unit = "GPU" if record.device == "cuda" else "process"
         words = f"{case['suite']} {case['model']['name']}, {processes} {unit}, {count} x {size}"
+        words += "".join(f", {name} {own[name]}" for name in other)
         if record.status != "ok" or record.median_seconds is None:
             print(f"| {words} | | {record.reason} | | | | | |")
             continue
@@ -182,6 +193,6 @@ def print_table(folder: Path) -> None:
         print(
             f"| {words} | {len(record.step_seconds)} | {record.median_seconds:.3f} "
             f"| {record.spread:.1%} | {record.tokens_per_second:,.0f} "
-            f"| {record.tflops['useful']:.0f} | {peak:.1f} | {f'{first:.0f} s' if first else ''} |"
+            f"| {record.tflops['useful']:.3g} | {peak:.1f} | {f'{first:.0f} s' if first else ''} |"
         )
     print("\n".join(["", *ran_on]))

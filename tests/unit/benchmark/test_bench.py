@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def test_the_table_says_what_was_run_and_what_failed(tmp_path: Path, capsys) -> 
     assert "out of memory" in bad
     assert not empty
     assert ran_on == "on cpu, python 3"  # the records's machine and versions
+
+
+def test_the_table_tells_the_runs_of_a_case_apart(tmp_path: Path, capsys) -> None:
+    for precision in ("fp32", "bf16"):
+        store.append(tmp_path, replace(record(), case={**record().case, "precision": precision}))
+    assert dsmoe("bench", "--table", tmp_path) == 0
+    _, _, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert ", precision fp32 |" in first and ", precision bf16 |" in second
 
 
 def test_a_folder_without_records_is_one_line(tmp_path: Path, capsys) -> None:
