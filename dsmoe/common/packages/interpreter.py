@@ -69,5 +69,6 @@ def _remedy(python: Path) -> str:
     if not python.is_file():
         return f"run {command}, which makes .venv, and repeat"
     if Path(sys.executable).absolute() == python:
-        return f"{python.parents[1]} is half made (its set-up was stopped, or still runs); run {command}"
+        half = f"{python.parents[1]} is half made (its set-up was stopped, or still runs)"
+        return f"{half}; run {command}"
     return f"run this with {python}"
