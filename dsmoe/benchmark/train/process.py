@@ -26,6 +26,7 @@ def main(work: str = "dsmoe.benchmark.train.training") -> None:
     sys.path[0] = str(Path(__file__).resolve().parents[3])
     from dsmoe.benchmark.run import marks
     from dsmoe.benchmark.train.failure import Stage, explain
+    from dsmoe.benchmark.train.kernels_ahead import start_kernels
     from dsmoe.common.errors import DsmoeError
 
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
@@ -37,6 +38,7 @@ def main(work: str = "dsmoe.benchmark.train.training") -> None:
     marks.say(rank, marks.STARTED)
     if options.watched:
         threading.Thread(target=end_with_standard_input, daemon=True).start()
+    start_kernels(options.run_dir, options.local_rank)
     try:
         # Here, so that an import that fails is a reason like any other.
         module = importlib.import_module(work)

@@ -6,6 +6,7 @@ operators find no library for CPU tensors and compute their formulas.
 
 from __future__ import annotations
 
+import os
 import types
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from deepspeed.moe.kernels import policy
 from deepspeed.moe.lm import MoELM, MoELMConfig, compile_problem
+from deepspeed.moe.lm.compiled import keep_triton_cache
 
 pytestmark = pytest.mark.skipif(compile_problem() is not None, reason=str(compile_problem()))
 OPERATORS = {"product", "product_gelu", "causal_attention", "output_losses"}
@@ -67,3 +69,12 @@ def test_a_compiled_model_has_the_operators_and_the_gradients(one_process: None)
     # the loss's gradient by the last layer's output is rounded to fp32
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_triton_writes_where_inductor_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/inductor")
+    keep_triton_cache(3)
+    assert os.environ["TRITON_CACHE_DIR"] == "/inductor/triton/3"
+    keep_triton_cache(4)
+    assert os.environ["TRITON_CACHE_DIR"] == "/inductor/triton/3"

@@ -8,6 +8,8 @@ back to eager execution. Evaluation and generation are not compiled.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import Any, Callable
 
 import torch
@@ -55,8 +57,24 @@ def compile_regions(**options: Any) -> CompiledRegions:
     problem = compile_problem()
     if problem:
         raise RuntimeError(problem)
+    if torch.cuda.is_available():
+        keep_triton_cache(torch.cuda.current_device())
     kernels().libraries()  # the search for them is not for the compiler to trace
     return CompiledRegions({"fullgraph": True, "dynamic": False, **options})
+
+
+def keep_triton_cache(device: int) -> None:
+    """Let every start keep Triton's kernels where Inductor would; a variable that is set stays.
+
+    Inductor sets TRITON_CACHE_DIR at the first kernel that this process compiles itself, which it
+    does only until its workers have started. A start that finds Inductor's kernels on disk does
+    not get there: it looks for the kernels of cross_entropy.py and AdaFactor elsewhere, and
+    compiled them again (10 s on an H200).
+    """
+    with contextlib.suppress(ImportError):  # of a private name: only time depends on it
+        from torch._inductor.runtime.runtime_utils import triton_cache_dir
+
+        os.environ.setdefault("TRITON_CACHE_DIR", triton_cache_dir(device))
 
 
 def _call_layer(block: nn.Module, x_BSM: Tensor) -> Any:
