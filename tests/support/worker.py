@@ -33,6 +33,7 @@ from support import (
     scenarios,
     sharded_probes,
 )
+from support.gloo_device import share_gloo_device
 
 MODULES = (
     scenarios,
@@ -67,6 +68,8 @@ def serve(folder: Path, rank: int, processes: int) -> None:
         # What a container's environment may have switched on; tests in fp32 mean fp32.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
+    else:
+        share_gloo_device()
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
         init_method=f"file://{folder / 'store'}",
