@@ -1,6 +1,6 @@
 # make test: sets up what is missing, then the tests. See README.md.
 PYTHON = $$(scripts/setup.sh dev)
-# What make test runs on the other base; make test-all runs everything on both.
+# What make test-long runs on the other base; make test-all runs everything on both.
 SHORT = tests/engine/test_compat.py tests/engine/test_parallel.py tests/engine/test_defects.py \
 	tests/engine/test_flat_gradients.py
 # Four processes for two cores: a test waits for others half of its time. tests/conftest.py has the
@@ -17,12 +17,12 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: test test-long test-unit test-all test-matrix test-ray test-wheel test-report test-prediction bench bench-gpu fuzz kills docs lint coverage dist series
 
 test:
-	@python=$(PYTHON) && $(LINT) && "$$python" -m pytest $(PARALLEL) -m "not slow and not long" && \
-	DSMOE_BASE=0.5.4 "$$python" -m pytest -q $(PARALLEL_SHORT) -m "not slow and not long" $(SHORT)
+	@python=$(PYTHON) && $(LINT) && "$$python" -m pytest $(PARALLEL) -m "not slow and not long"
 
-# Further cases, of some minutes: .ci/run has them beside make test.
+# Further cases and the other base, of some minutes: .ci/run has them beside make test.
 test-long:
-	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) -m "long and not slow"
+	@python=$(PYTHON) && "$$python" -m pytest $(PARALLEL) -m "long and not slow" && \
+	DSMOE_BASE=0.5.4 "$$python" -m pytest -q $(PARALLEL_SHORT) -m "not slow and not long" $(SHORT)
 
 test-all: lint
 	@python=$(PYTHON) && scripts/test-ray.sh "$$python" && "$$python" -m pytest $(PARALLEL) && \

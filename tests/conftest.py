@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,5 +95,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def gpus() -> int:
     """CUDA devices here; counted in a process of its own, so that no test inherits CUDA."""
+    if not shutil.which("nvidia-smi") and not any(Path("/dev").glob("nvidia[0-9]*")):
+        return 0
     code = "import torch; print(torch.cuda.device_count())"
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True).stdout or 0)

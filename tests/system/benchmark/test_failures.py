@@ -83,6 +83,7 @@ def test_an_interrupt_ends_all_processes_and_keeps_what_was_finished(
     assert "Traceback" not in said
 
 
+@pytest.mark.long
 def test_a_run_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
     run = StartedRun(tmp_path / "out", "1")
     assert run.process.stdout is not None and run.process.stderr is not None
@@ -94,6 +95,7 @@ def test_a_run_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
     assert record.status == "ok"
 
 
+@pytest.mark.long
 def test_no_rank_outlives_a_killed_command(tmp_path: Path) -> None:
     run = StartedRun(tmp_path / "out", "1", changes=LONG)
     run.wait_for_iterations()
@@ -231,6 +233,7 @@ def test_a_loss_that_is_no_number(by_themselves: dict[str, StartedRun]) -> None:
     assert "lower the learning rate" in run.failure()
 
 
+@pytest.mark.long
 def test_gradients_that_are_no_numbers_under_a_static_loss_scale(
     by_themselves: dict[str, StartedRun],
 ) -> None:

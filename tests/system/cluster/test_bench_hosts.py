@@ -178,7 +178,9 @@ def left_of(pid: int) -> list[str]:
     return [p.name for folder in folders for p in folder.glob(f"{guardian.PREFIX}-{pid}-*")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL]
+)
 def test_nothing_is_left_of_a_run_that_was_ended(
     number: signal.Signals, text: Path, tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def launch(hosts: Cluster, folder: Path, *words: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.long
 def test_two_hosts_meet(hosts: Cluster, folder: Path) -> None:
     """Ranks from MPI, a sum over both hosts, and an argument that no shell has read."""
     word = f"a b;$(touch {folder}/planted)"

@@ -10,6 +10,7 @@ from support.fuzz import kept_kills, kills
 from support.patch_fixtures import make_template
 
 
+@pytest.mark.long  # tests/system/patchset/test_kill.py kills it between any two lines
 def test_no_kill_of_the_applier_ends_badly(tmp_path: Path) -> None:
     template = make_template(tmp_path)
     (tmp_path / "p").mkdir()
@@ -25,6 +26,7 @@ def test_no_kill_of_a_run_ends_badly(checkout: Path, tmp_path: Path) -> None:
     assert list(kept_kills.run_kills(tmp_path, 3, random.Random(4))) == ["", "", ""]
 
 
+@pytest.mark.long
 def test_no_ctrl_c_ends_badly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kills, "COMMANDS", ("plot none", "--version"))
     assert set(kills.interrupts(tmp_path, 6, random.Random(3))) <= {"", kills.BEFORE}

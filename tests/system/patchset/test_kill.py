@@ -42,7 +42,7 @@ def finish(project: Project, checkout: Path, forwards: bool, quiet) -> None:
 
 
 @pytest.mark.parametrize(
-    "direction", ["apply", "revert", pytest.param("finish", marks=pytest.mark.long)]
+    "direction", ["apply", *(pytest.param(d, marks=pytest.mark.long) for d in ("revert", "finish"))]
 )
 def test_killed_between_any_two_lines(
     direction: str, template: Project, tmp_path: Path, quiet
