@@ -34,6 +34,7 @@ LICENCES = {
     "tqdm": ("MPL-2.0 AND MIT", "imported by DeepSpeed"),
     "setuptools": ("MIT", "distutils, which DeepSpeed imports"),
     "wheel": ("MIT", "builds packages for pip"),
+    "nvidia-ml-py": ("BSD-3-Clause", "the energy of a run on GPUs"),
     "quack-kernels": ("Apache-2.0", "matrix products on a Hopper GPU"),
     "flash-attn-4": ("BSD-3-Clause", "the gradient of attention on a Hopper GPU"),
     "nvidia-cutlass-dsl": ("NVIDIA's own licence", "used by quack-kernels and flash-attn-4"),

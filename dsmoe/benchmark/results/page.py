@@ -54,6 +54,7 @@ def page(records: Sequence[RunRecord], source: str) -> str:
         note=difference([run["text"] for run in runs]),
         texts={run["text"]: run["record"].data for run in runs},
         charts=charts,
+        energy=any(record.joules_per_token for record in records),
         good=sum(record.status == "ok" for record in records),
     )
 

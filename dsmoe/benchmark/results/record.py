@@ -77,6 +77,10 @@ class RunRecord:
     link: dict[str, Any] = field(default_factory=dict)
     # What was predicted for this run (predict/time.py, Prediction.to_dict); {} without rates.
     predicted: dict[str, Any] = field(default_factory=dict)
+    # What all devices took in the measured iterations, by NVML's counter (train/energy.py), and the
+    # same for each token of them; None on the CPU and where the driver does not count it.
+    energy_joules: float | None = None
+    joules_per_token: float | None = None
     # The largest of any device, as the allocator counts it.
     peak_memory_bytes: int | None = None
     # Steps whose gradients overflowed, for which the dynamic loss scale was lowered instead.
@@ -165,6 +169,12 @@ def measured(case: Case, step_seconds: Sequence[float]) -> dict[str, Any]:
         "tokens_per_second": case.tokens_per_step / median,
         "tflops": tflops(case, median),
     }
+
+
+def energy(case: Case, iterations: int, joules: float | None) -> dict[str, float | None]:
+    """The energy of the measured iterations and of a token: keyword arguments of RunRecord."""
+    each = None if joules is None else joules / (iterations * case.tokens_per_step)
+    return {"energy_joules": joules, "joules_per_token": each}
 
 
 def failed(case: Case, reason: str) -> dict[str, Any]:
@@ -291,4 +301,13 @@ def _figures_agree(record: RunRecord) -> bool:
         and math.isclose(spread, record.spread, rel_tol=1e-9, abs_tol=1e-12)
         and record.tokens_per_second is not None
         and {"artifact", "useful"} <= set(record.tflops)
+        and _energy_agrees(record, median * record.tokens_per_second)
     )
+
+
+def _energy_agrees(record: RunRecord, tokens_per_step: float) -> bool:
+    joules, each = record.energy_joules, record.joules_per_token
+    if joules is None or each is None:
+        return joules is each
+    tokens = len(record.step_seconds) * tokens_per_step
+    return joules > 0 and math.isclose(each * tokens, joules, rel_tol=1e-9)

@@ -36,6 +36,9 @@ def report_lines(record: RunRecord) -> list[tuple[str, str]]:
     lines += [
         (f"TFLOPS per device ({name})", f"{figure:.4g}") for name, figure in record.tflops.items()
     ]
+    if record.energy_joules and record.joules_per_token:
+        watts = record.energy_joules / sum(record.step_seconds) / devices
+        lines.append(("energy", f"{record.joules_per_token:.3g} J a token, {watts:.0f} W a device"))
     if record.losses:
         lines += [("first loss", _loss(record.losses[0])), ("last loss", _loss(record.losses[-1]))]
     if record.held_out_loss is not None:

@@ -16,7 +16,14 @@ from dsmoe.benchmark.data.sources import in_words
 from dsmoe.benchmark.data.tokenizer import check_vocabulary, load_tokenizer
 from dsmoe.benchmark.launchers.job import Job
 from dsmoe.benchmark.predict.rates.choose import prediction_here
-from dsmoe.benchmark.results.record import RunRecord, failed, finite_or_none, labels, measured
+from dsmoe.benchmark.results.record import (
+    RunRecord,
+    energy,
+    failed,
+    finite_or_none,
+    labels,
+    measured,
+)
 from dsmoe.benchmark.results.store import append, reserved
 from dsmoe.benchmark.run import launch
 from dsmoe.benchmark.run.folder import (
@@ -180,6 +187,7 @@ def _figures(case: Case, outcome: dict[str, Any]) -> dict[str, Any]:
         "parameter_count": outcome["parameter_count"],
         # these are taken after the last iteration, and may be missing
         "link": outcome.get("link", {}),
+        **energy(case, len(outcome["step_seconds"]), outcome.get("energy_joules")),
         "peak_memory_bytes": outcome.get("peak_memory_bytes"),
         "expert_load": outcome.get("expert_load", []),
         "dropped_share": finite_or_none(outcome.get("dropped_share", [])),

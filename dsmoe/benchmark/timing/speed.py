@@ -169,9 +169,10 @@ def print_table(folder: Path) -> None:
 
     records = some_records(folder / RECORDS)
     print(
-        "| case | n | s, median | spread | tokens/s | useful TFLOPS a GPU | peak GiB | first step |"
+        "| case | n | s, median | spread | tokens/s | useful TFLOPS a GPU | J a token | peak GiB "
+        "| first step |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     ran_on: dict[str, None] = {}  # in the order of the rows
     settings = [_settings(record.case) for record in records]
     other = [name for name in settings[0] if len({repr(one.get(name)) for one in settings}) > 1]
@@ -183,16 +184,17 @@ def print_table(folder: Path) -> None:
         words = f"{case['suite']} {case['model']['name']}, {processes} {unit}, {count} x {size}"
         words += "".join(f", {name} {own[name]}" for name in other)
         if record.status != "ok" or record.median_seconds is None:
-            print(f"| {words} | | {record.reason} | | | | | |")
+            print(f"| {words} | | {record.reason} | | | | | | |")
             continue
         hardware = record.hardware.get("device_name", record.instance)
         words_of = {"on": hardware, **record.versions, **record.kernels}
         ran_on[", ".join(f"{name} {value}" for name, value in words_of.items())] = None
         peak = (record.peak_memory_bytes or 0) / 2**30
-        first = record.first_step_seconds
+        first, joules = record.first_step_seconds, record.joules_per_token
         print(
             f"| {words} | {len(record.step_seconds)} | {record.median_seconds:.3f} "
             f"| {record.spread:.1%} | {record.tokens_per_second:,.0f} "
-            f"| {record.tflops['useful']:.3g} | {peak:.1f} | {f'{first:.0f} s' if first else ''} |"
+            f"| {record.tflops['useful']:.3g} | {f'{joules:.3g}' if joules else ''} | {peak:.1f} "
+            f"| {f'{first:.0f} s' if first else ''} |"
         )
     print("\n".join(["", *ran_on]))

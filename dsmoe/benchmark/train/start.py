@@ -25,6 +25,7 @@ from dsmoe.benchmark.data import corpus
 from dsmoe.benchmark.run import marks
 from dsmoe.benchmark.run.folder import CASE, DEEPSPEED, read_json
 from dsmoe.benchmark.run.layout import INTERFACE, gloo_interface
+from dsmoe.benchmark.train.energy import EnergyMeter
 from dsmoe.benchmark.train.failure import Stage
 from dsmoe.benchmark.train.link_bytes import LinkBytes
 from dsmoe.common.errors import TrainingFailed
@@ -55,6 +56,8 @@ class Run:
     micro_batch: Callable[..., torch.Tensor] | None
     # Counts what a host sends, where that was asked for.
     link: LinkBytes | None = None
+    # None on the CPU.
+    energy: EnergyMeter | None = None
 
     @property
     def rank(self) -> int:
@@ -107,7 +110,8 @@ def start(folder: Path, stage: Stage) -> Run:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     passes = None if isinstance(engine, StageEngine) else micro_batch_of(engine, case)
     link = LinkBytes(device) if spec.get("link") else None
-    return Run(folder, case, engine, text, device, stage, limits["later"], passes, link)
+    energy = EnergyMeter(device) if cuda else None
+    return Run(folder, case, engine, text, device, stage, limits["later"], passes, link, energy)
 
 
 def engine_of(case: Case, config: dict[str, Any], stage: Stage) -> Any:
@@ -194,6 +198,8 @@ def say_notes(run: Run) -> None:
     """Send the fallbacks to the process that reports; it has said those it knows of already."""
     for words in notes() if run.case.compiled else ():
         marks.say(run.rank, marks.NOTE, words)
+    if run.energy and run.energy.problem:
+        marks.say(run.rank, marks.NOTE, run.energy.problem)
 
 
 def micro_batch_of(engine: Any, case: Case) -> Callable[..., torch.Tensor]:

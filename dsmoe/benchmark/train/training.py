@@ -85,6 +85,8 @@ def train(
         else:
             run.stage.words = f"at iteration {step + 1}"  # its time began with the start
         run.wait_for_device()
+        if run.energy and step == case.warmup:
+            run.energy.read()
         begin = time.perf_counter()
         skipped = run.engine.skipped_steps
         totals = one_step(run, ahead)
@@ -92,6 +94,8 @@ def train(
             ahead = step_tokens(run, sampler, step + 1)
         run.wait_for_device()
         taken = time.perf_counter() - begin
+        if run.energy and step >= case.warmup:
+            run.energy.read()
         dist.all_reduce(totals)
         loss, cross_entropy, aux = (totals / run.data_size).tolist()
         if run.link:
@@ -123,7 +127,7 @@ def train(
                 "skipped": run.engine.skipped_steps,
             }
         )
-        if step == first:
+        if step in (first, case.warmup):
             say_notes(run)  # some things show when they are used
         if ends_after(step + 1):
             break
@@ -143,6 +147,7 @@ def train(
 # evaluation needs memory of its own: so the peak comes before it.
 AFTERWARDS: dict[str, Callable[[Run], Any]] = {
     "link": lambda run: run.link.by_host(run.case.warmup) if run.link else {},
+    "energy_joules": lambda run: run.energy.joules() if run.energy else None,
     "peak_memory_bytes": lambda run: peak_memory(run.device),
     "expert_load": lambda run: expert_load(run.engine.module, run.device),
     "dropped_share": lambda run: dropped_shares(run.engine.module, run.device, run.data_size),

@@ -28,11 +28,13 @@ def test_mistakes_are_one_line(arguments: str, words: str, capsys) -> None:
 
 
 def test_the_table_says_what_was_run_and_what_failed(tmp_path: Path, capsys) -> None:
-    for run in (record(), failure("out of memory")):
+    joules = {"energy_joules": 1536.0, "joules_per_token": 0.25}
+    for run in (record(**joules), failure("out of memory")):
         store.append(tmp_path, run)
     assert dsmoe("bench", "--table", tmp_path) == 0
     _, _, good, bad, empty, ran_on = capsys.readouterr().out.splitlines()
     assert re.match(r"\| smoke smoke, 2 process, \d+ x \d+ \|", good)
+    assert good.split(" | ")[6] == "0.25" and good.count("|") == bad.count("|") == 10
     assert "out of memory" in bad
     assert not empty
     assert ran_on == "on cpu, python 3"  # the records's machine and versions

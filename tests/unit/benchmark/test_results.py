@@ -16,12 +16,15 @@ import pytest
 from support import ROOT
 from support.records import failure, record
 
+from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.suites import find_case
-from dsmoe.benchmark.results.record import RunRecord, measured
+from dsmoe.benchmark.results.page import page
+from dsmoe.benchmark.results.record import RunRecord, energy, measured
 from dsmoe.benchmark.results.rows import parse_row, read_rows, row_of
 from dsmoe.benchmark.results.store import RECORDS, ROWS, append, check_agreement, read_records
-from dsmoe.benchmark.results.terminal import print_report
+from dsmoe.benchmark.results.terminal import print_report, report_lines
 from dsmoe.benchmark.run.progress import Progress
+from dsmoe.benchmark.timing import ladder
 from dsmoe.common.errors import ResultsError
 
 
@@ -303,6 +306,9 @@ def test_records_come_back_as_they_were() -> None:
         ({"peak_memory_bytes": True}, "peak_memory_bytes is True"),
         ({"versions": {"torch": 2}}, "versions is"),
         ({"tokens_per_second": -5.0}, "tokens_per_second is -5, expected 0 to"),
+        ({"energy_joules": 5.0}, "figures that"),
+        ({"energy_joules": 6144.0, "joules_per_token": 2.0}, "figures that"),
+        ({"energy_joules": -6144.0, "joules_per_token": -1.0}, "figures that"),
     ],
 )
 def test_records_that_contradict_themselves_are_refused(changes, expected: str) -> None:
@@ -343,6 +349,19 @@ def test_the_table_is_plain_ascii_away_from_a_terminal() -> None:
     out = io.StringIO()
     print_report(failure("no memory [b] \u2713"), out)
     assert "no memory [b] ?" in out.getvalue() and "tokens/s" not in out.getvalue()
+
+
+def test_the_energy_stands_beside_the_figures() -> None:
+    """Of all devices and measured iterations: 3 of 16 x 128 tokens, in 8.5 s on 2 devices."""
+    run = record(**energy(Case.from_dict(record().case), 3, 1536.0))
+    assert (run.energy_joules, run.joules_per_token) == (1536.0, 0.25)
+    assert RunRecord.from_json(run.to_json()) == run
+    assert dict(report_lines(run))["energy"] == "0.25 J a token, 90 W a device"
+    assert "energy" not in dict(report_lines(record()))
+    assert "J/token" in page([run, record()], "x") and "J/token" not in page([record()], "x")
+    for line in ladder.table([("a name that is longer than its column", run)]):
+        assert len(line) <= 80
+    assert line.endswith(" 250")
 
 
 def test_the_table_in_a_terminal_keeps_brackets() -> None:
