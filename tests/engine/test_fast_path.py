@@ -8,6 +8,7 @@ the loss with the output layer; on GPUs a CUDA graph.
 from __future__ import annotations
 
 import itertools
+import statistics
 from typing import Any, Sequence
 
 import pytest
@@ -18,9 +19,13 @@ from support.ranks import run_ranks
 pytestmark = pytest.mark.skipif(compile_problem() is not None, reason=str(compile_problem()))
 REFERENCE = {"moe_implementation": "einsum", "attention": "math"}
 # Relative, of each of the 50 losses. fp32 sums in another order differ in the last bits, and
-# training lets that grow; bf16 rounds every activation, in either path at other places. Seen in
-# bf16 at most: 6e-3, as far as the reference in bf16 lies from the reference in fp32.
-TOLERANCES = {"fp32": 1e-4, "bf16": 2e-2}
+# training lets that grow. bf16 rounds every activation, in either path at other places, which now
+# and then moves a token to another expert: single losses were seen 2.2e-2 off, on two GPUs and with
+# other seeds, from the reference in bf16 as from that in fp32. So there half of the losses are held
+# closer: seen at most 1.5e-3, as far as the reference in bf16 lies from the reference in fp32; without
+# the balance loss, or with a capacity 10 % larger, it is over 3.5e-3.
+TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
+MEDIANS = {"fp32": 1e-4, "bf16": 3e-3}
 STEPS = 50
 # With larger steps the two paths drift apart in bf16, and either drifts from fp32 as much.
 ADAFACTOR = {"type": "Adafactor", "params": {"lr": 2e-2, "relative_step": False}}
@@ -44,6 +49,8 @@ def compare(
         for expected, (one,) in zip(reference, found):
             assert expected[-1] < 0.8 * expected[0]
             assert one["losses"] == pytest.approx(expected, rel=TOLERANCES[precision])
+            off = [abs(found / loss - 1) for found, loss in zip(one["losses"], expected)]
+            assert statistics.median(off) < MEDIANS[precision]
 
 
 _REFERENCES: dict[str, list[list[float]]] = {}
