@@ -58,6 +58,7 @@ def test_nothing_that_compiles_is_imported(imported: subprocess.CompletedProcess
     assert imported.stdout.splitlines()[-1:] == ["set()"], imported.stderr[-2000:]
 
 
+@pytest.mark.long
 def test_setuptools_comes_before_distutils(checkout: Path) -> None:
     """Python 3.12 has no distutils of its own; setuptools puts one in place when imported.
 

@@ -142,7 +142,9 @@ print("I am", *(__import__("os").environ[name] for name in ("RANK", "WORLD_SIZE"
 """
 
 
-@pytest.mark.parametrize("counted", ["2", "some", "1" * 5000, "1025", None])
+@pytest.mark.parametrize(
+    "counted", ["2", "some", "1" * 5000, "1025", pytest.param(None, marks=pytest.mark.long)]
+)
 def test_the_runner_is_light_where_gpus_are_counted(
     checkout: Path, tmp_path: Path, counted: str | None, gpus: int
 ) -> None:

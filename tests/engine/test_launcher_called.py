@@ -26,6 +26,7 @@ def test_a_program_gets_a_value_error(words: str) -> None:
         runner.main(words.split())
 
 
+@pytest.mark.long
 def test_the_command_exits_with_2() -> None:
     words = next(iter(REFUSED))
     command = [sys.executable, "-m", "deepspeed.launcher.runner", *words.split()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -14,26 +13,20 @@ from typing import Any, Callable
 
 import psutil
 
-from dsmoe.benchmark.preflight.probe import torch_facts
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.rows import read_rows
 from dsmoe.benchmark.results.store import RECORDS, ROWS, check_agreement, read_records
 from dsmoe.benchmark.run.processes import session_members
 
 # ``dsmoe run`` with a suite of tiny cases; the checkout is taken as it is (support/patched.py).
-# A shell starts background jobs with SIGINT ignored; the tests shall not depend on that. What torch
-# sees of this machine is known already; the command itself needs torch for nothing else, and the
-# import takes two seconds.
+# A shell starts background jobs with SIGINT ignored; the tests shall not depend on that.
 COMMAND = """
 import dataclasses, json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from dsmoe import cli
 from dsmoe.benchmark.cases import suites
 from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
-from dsmoe.benchmark.preflight import local, machine
 from dsmoe.benchmark.run import patched_deepspeed
-machine.torch_facts = lambda: {facts}
-local.torch_checks = lambda: []
 model = ModelCase("tiny", 16, 2, 2, num_heads=2, sequence_length=16, vocab_size=260)
 base = Case("tiny", model, Parallel(1), 4, 1, "fp32", remat=False, dropout=0.0, iterations=5)
 changes = json.loads(sys.argv[1])
@@ -46,11 +39,9 @@ sys.exit(cli.main(["{name}", *sys.argv[2:], "--suite", "tiny"]))
 """
 
 
-@functools.lru_cache(maxsize=None)
 def command(name: str) -> list[str]:
     """The start of a command line: ``dsmoe NAME`` with the tiny suite, then changes as JSON."""
-    text = COMMAND.replace("{name}", name).replace("{facts}", repr(torch_facts()))
-    return [sys.executable, "-c", text]
+    return [sys.executable, "-c", COMMAND.replace("{name}", name)]
 
 
 class StartedRun:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Sequence
 
-from dsmoe.benchmark.preflight.probe import torch_facts
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.rows import read_rows
 from dsmoe.benchmark.results.store import RECORDS, ROWS, check_agreement, read_records
 from dsmoe.hosts.spaces.cluster import Cluster
 from support import ROOT
 
-# As a user starts it; it imports torch twice, so one test has it.
 SCRIPT = [str(ROOT / "run_deepspeed_benchmark.sh")]
-KNOWN = "support/known_machine.py"
-DSMOE = [sys.executable, str(ROOT / "tests" / KNOWN), json.dumps(torch_facts())]
+DSMOE = [sys.executable, "-m", "dsmoe"]
 COMMAND = [*DSMOE, "run"]
+FRONT_DOOR = "-m dsmoe run"  # in a command line
 MARK = "train/process.py"
 # A machine under load takes its time to start; how long the end takes is what is measured.
 START_SECONDS = 300

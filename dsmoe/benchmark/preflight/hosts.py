@@ -38,7 +38,7 @@ def check_hosts(hosts: Sequence[Host], way: Way, project: Path, checkout: Path) 
 def _here(checkout: Path) -> dict[str, Any]:
     """What this machine says, which hosts are compared with.
 
-    This process has torch already, so it need not ask another one, which would import it again.
+    In this process: where torch has to be imported for it, that has happened already.
     """
     facts: dict[str, Any] = {"python": platform.python_version()}
     facts["torch"] = probe.torch_facts()["torch"]

@@ -13,6 +13,7 @@ from typing import Sequence
 from dsmoe.benchmark.preflight.asking import Way
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
 from dsmoe.benchmark.preflight.hosts import check_hosts
+from dsmoe.benchmark.preflight.probe import torch_for_cpu
 from dsmoe.benchmark.results.store import RECORDS, ROWS
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem
 from dsmoe.common.packages import dependencies
@@ -30,8 +31,13 @@ IMPORT_SECONDS = 180.0
 
 
 def quick(output: Path) -> None:
-    """What a run checks before it starts. Raises EnvironmentProblem with the first failure."""
-    for check in [python_check(), *torch_checks(), disk_check(output)]:
+    """What a run checks before it starts. Raises EnvironmentProblem with the first failure.
+
+    A torch without GPUs is not imported for it: what the processes of the run import, they check.
+    """
+    version = torch_for_cpu()
+    checks = torch_checks() if version is None else [torch_check(version)]
+    for check in [python_check(), *checks, disk_check(output)]:
         if check.state == FAIL:
             raise EnvironmentProblem(f"{check.what}: {check.found}; {check.fix}")
 
@@ -56,20 +62,28 @@ def python_check() -> Check:
     return Check("Python", FAIL, found, "use Python 3.9 to 3.13: DSMOE_PYTHON=/path/to/python")
 
 
+def torch_check(version: str) -> Check:
+    """Whether torch ``version`` is new enough."""
+    old = torch_problem(version)
+    if not old:
+        return Check("torch", OK, version)
+    found, _, fix = old.partition(": ")
+    return Check("torch", FAIL, found, fix)
+
+
 def torch_checks() -> list[Check]:
     """torch, the device, and the library that the processes speak through."""
     try:
         import torch
 
-        old = torch_problem(torch.__version__)
-        if old:
-            found, _, fix = old.partition(": ")
-            return [Check("torch", FAIL, found, fix)]
+        check = torch_check(torch.__version__)
+        if check.state == FAIL:
+            return [check]
         import torch.distributed as dist
     except ImportError as error:
         fix = f"run {dependencies.how_to_install('run')}"
         return [Check("torch", FAIL, str(error), fix)]
-    checks = [Check("torch", OK, torch.__version__)]
+    checks = [check]
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         found = f"{torch.cuda.device_count()} x {', '.join(sorted(names))}"

@@ -7,9 +7,11 @@ project's folder and the checkout's.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -29,8 +31,30 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def torch_for_cpu() -> str | None:
+    """The version of a torch that was built without GPUs, by the file in which it says so.
+
+    Importing torch takes seconds, which nothing else about such a torch is worth. None where torch
+    is imported already, or has another build, or is not there.
+    """
+    if "torch" in sys.modules:
+        return None
+    found = importlib.util.find_spec("torch")
+    for folder in (found and found.submodule_search_locations) or ():
+        try:
+            names = runpy.run_path(os.path.join(folder, "version.py"))  # noqa: PTH118
+            if names["cuda"] is None and names["hip"] is None and names.get("xpu") is None:
+                return str(names["__version__"])
+        except Exception:  # whatever is wrong with it, importing it will tell
+            return None
+    return None
+
+
 def torch_facts() -> dict[str, Any]:
     """torch's version and what it sees: ``torch`` None where it cannot be imported."""
+    version = torch_for_cpu()
+    if version is not None:
+        return {"torch": version, "gpus": 0, **cpu_facts()}
     try:
         import torch
     except ImportError as error:
@@ -41,10 +65,13 @@ def torch_facts() -> dict[str, Any]:
         facts["device_name"] = properties.name
         facts["device_memory_bytes"] = properties.total_memory
         facts["cuda"] = str(torch.version.cuda)
-    else:
-        facts["device_name"] = platform.processor() or platform.machine()
-        facts["cores"] = cores()
-    return facts
+        return facts
+    return {**facts, **cpu_facts()}
+
+
+def cpu_facts() -> dict[str, Any]:
+    """The processor that a run without GPUs has."""
+    return {"device_name": platform.processor() or platform.machine(), "cores": cores()}
 
 
 def free_gpus() -> dict[str, Any]:

@@ -167,6 +167,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.long
 def test_a_process_ends_in_order_after_messages(tmp_path: Path) -> None:
     """Threads that the interpreter finds at its end abort the process in C++."""
     command = [sys.executable, "-c", ENDS]

@@ -45,6 +45,7 @@ def operators_of(graphs: list[torch.fx.GraphModule]) -> set[str]:
     return {text.split(".")[1] for text in targets if text.startswith("dsmoe.")}
 
 
+@pytest.mark.long
 def test_a_compiled_model_has_the_operators_and_the_gradients(one_process: None) -> None:
     """With rematerialisation, so that the operators are traced inside of a checkpoint too."""
     from functorch.compile import make_boxed_func

@@ -80,9 +80,9 @@ def test_bytes_of_two_hosts_are_those_of_the_collectives(text: Path, tmp_path: P
 
 
 def test_two_hosts_of_two_send_every_gradient_once(text: Path, tmp_path: Path) -> None:
-    """Half of the sums and half of the weights, as with one process a host, for 8 micro-batches."""
-    words = ["--per-host", "2", "--precision", "bf16", "--micro-batches", "8"]
-    [found] = bench(text, tmp_path, *words)
+    """Half of the sums and half of the weights, as with one process a host, for 4 micro-batches."""
+    words = ["--per-host", "2", "--precision", "bf16", "--micro-batches", "4"]
+    [found] = bench(text, tmp_path, *words, "--global-batch", "16")
     for direction in ("bytes_sent", "bytes_received"):
         assert found[direction] == pytest.approx([ONE_EXCHANGE / 2] * 2, rel=OVERHEAD)
     assert found["expert_parallel"] == 2 and found["case"]["reduce"] == "step"

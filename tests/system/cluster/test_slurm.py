@@ -15,7 +15,7 @@ import pytest
 from support.cluster_runs import (
     COMMAND,
     END_SECONDS,
-    KNOWN,
+    FRONT_DOOR,
     MARK,
     START_SECONDS,
     TOLERANCE,
@@ -188,7 +188,7 @@ def test_the_time_limit_of_a_batch_job(hosts: Cluster, slurm: Slurm, folder: Pat
 def test_ctrl_c_leaves_a_row(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
     run = Allocated(slurm, folder, "interrupted", *LONG)
     run.wait_for_iterations()
-    [command] = run.pids("n1", KNOWN)[-1:]
+    [command] = run.pids("n1", FRONT_DOOR)[-1:]
     failed = time.monotonic()
     os.kill(command, signal.SIGINT)
     said = run.end(failed)
@@ -223,7 +223,7 @@ def test_no_process_outlives_a_killed_command(hosts: Cluster, slurm: Slurm, fold
     run = Allocated(slurm, folder, "orphans", *LONG)
     run.wait_for_iterations()
     failed = time.monotonic()
-    os.kill(run.pids("n1", KNOWN)[-1], signal.SIGKILL)
+    os.kill(run.pids("n1", FRONT_DOOR)[-1], signal.SIGKILL)
     run.end(failed)
     slurm.settle()
 

@@ -14,7 +14,7 @@ import pytest
 from support.cluster_runs import (
     COMMAND,
     END_SECONDS,
-    KNOWN,
+    FRONT_DOOR,
     MARK,
     START_SECONDS,
     TOLERANCE,
@@ -133,7 +133,7 @@ def test_a_killed_training_process(hosts: Cluster, folder: Path) -> None:
 def test_a_killed_command_beside_the_leading_one(hosts: Cluster, folder: Path) -> None:
     run = Torchrun(hosts, folder, 1, "torchrun-command", *LONG)
     run.wait_for_iterations()
-    [command] = set(run.pids("n2", KNOWN)) - {run.agents["n2"].pid}
+    [command] = set(run.pids("n2", FRONT_DOOR)) - {run.agents["n2"].pid}
     failed = time.monotonic()
     os.kill(command, signal.SIGKILL)
     said, codes = run.end_after(failed)

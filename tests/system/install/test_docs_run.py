@@ -23,8 +23,8 @@ FOUND = [
     if page.parent.name != "api"  # signatures, made from the code
     for language, text in blocks(page)
 ]
-# Pages whose blocks take long: they train and generate.
-LONG = ("docs/guide/models.md",)
+# Pages whose blocks take long: they train, generate, or compile.
+LONG = ("docs/guide/models.md", "docs/reference/model.md")
 # (page, a line of the block) -> why it is not run here
 WHY_NOT = {
     ("README.md", line): "make test-wheel runs it: tests/system/install/test_wheel_as_user.py"

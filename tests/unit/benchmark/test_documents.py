@@ -119,6 +119,7 @@ print(made.info.documents, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - 
 """
 
 
+@pytest.mark.long
 def test_a_large_file_does_not_fill_the_memory(tmp_path: Path) -> None:
     """256 MB of text, in 1,000 documents and one line over the limit, from 0.3 MB of gzip."""
     with gzip.open(tmp_path / "big.jsonl.gz", "wt", compresslevel=1) as file:

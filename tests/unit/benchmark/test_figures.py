@@ -116,10 +116,8 @@ def test_the_commands_write_whole_files_or_say_why(folder: Path, capsys) -> None
     assert "the figure was not written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "variable",
-    ["MPLBACKEND=x", pytest.param("SOURCE_DATE_EPOCH=NAME.patch", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("variable", ["MPLBACKEND=x", "SOURCE_DATE_EPOCH=NAME.patch"])
 def test_a_variable_that_matplotlib_ends_at_changes_no_figure(folder: Path, variable: str) -> None:
     pytest.importorskip("matplotlib")
     name, _, value = variable.partition("=")

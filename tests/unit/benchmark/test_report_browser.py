@@ -71,7 +71,8 @@ def runs() -> list[RunRecord]:
     return [*good, failure("out of memory at iteration 1", "artifact", 4), record()]
 
 
-@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
 def test_the_report_fits_the_window(width: int, tmp_path: Path) -> None:
     """The page itself does not scroll sideways; only its wide tables do."""
     pytest.importorskip("matplotlib")

@@ -37,6 +37,7 @@ print("all", torch.cuda.is_available(), torch.cuda.device_count())
 """
 
 
+@pytest.mark.long
 def test_torch_answers_for_cuda_with_its_cpu(tmp_path) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip("torch")
     run = subprocess.run(

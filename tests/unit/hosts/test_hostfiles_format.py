@@ -111,6 +111,7 @@ print("ANSWER" + json.dumps([list(fetch_hostfile(path).items()) for path in sys.
 """
 
 
+@pytest.mark.long
 def test_launcher_reads_the_same(tmp_path: Path) -> None:
     spec = importlib.util.find_spec("deepspeed")
     if spec is None or spec.origin is None:

@@ -48,7 +48,8 @@ def _run(folder: Path, *arguments: str) -> tuple[int, float, int]:
 ADDRESSES = "10.[0-63].[0-255].[1-4]:8"
 
 
-@pytest.mark.parametrize("hosts", ["n[1-65536]:8", pytest.param(ADDRESSES, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("hosts", ["n[1-65536]:8", ADDRESSES])
 def test_65536_names(hosts: str, tmp_path: Path) -> None:
     """Names that no name server knows, and addresses, both resolved."""
     _, seconds, resident = _run(tmp_path, "--hosts", hosts)
