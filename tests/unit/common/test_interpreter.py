@@ -19,10 +19,16 @@ COMMANDS = [
 ]
 
 
+def compiled_by_others(folder: str, names: list[str]) -> list[str]:
+    """Files of ``__pycache__`` that this Python does not read."""
+    own = f".{sys.implementation.cache_tag}."
+    return [name for name in names if name.endswith(".pyc") and own not in name]
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     for name in ("dsmoe", "overlay"):
-        shutil.copytree(ROOT / name, tmp_path / name)
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=compiled_by_others)
     shutil.copy2(ROOT / "apply_patch.py", tmp_path)
     shutil.copy2(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
