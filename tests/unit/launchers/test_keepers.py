@@ -152,7 +152,7 @@ def test_a_keeper_that_falls_silent_is_lost(
 ) -> None:
     kept = start("print('up', flush=True); time.sleep(600)")
     kept.wait(lambda: kept.said("up"))
-    monkeypatch.setattr(wire, "SILENT_SECONDS", 5.0)
+    monkeypatch.setattr(wire, "SILENT_SECONDS", 3.0)
     os.kill(kept.keepers[1].pid, signal.SIGSTOP)
     try:
         deadline = time.monotonic() + SECONDS
@@ -163,7 +163,7 @@ def test_a_keeper_that_falls_silent_is_lost(
         os.kill(kept.keepers[1].pid, signal.SIGCONT)
     kept.close()
     tail = kept.run.output.tail
-    assert "rank 1: no message for 5 s" in reason(1, kept.run.output.marks, tail, kept.log)
+    assert "rank 1: no message for 3 s" in reason(1, kept.run.output.marks, tail, kept.log)
 
 
 def test_processes_end_with_the_command(start: Callable[[str], Kept]) -> None:
