@@ -38,7 +38,9 @@ for item in dict.fromkeys(missing(requirements() + requirements(*sys.argv[2:])))
     print(item)
 PY
 }
-has_torch() { "$1" -c 'import torch' >/dev/null 2>&1; }
+has_torch() { # PYTHON: whether torch is installed there; importing it would take seconds
+    "$1" -c 'import sys, importlib.util as u; s = u.find_spec("torch"); sys.exit(not (s and s.origin))' 2>/dev/null
+}
 lock() { # holds $lock_file until this script ends, also by a kill; another one of these waits here
     [ -z "${locked:-}" ] || return 0
     { mkdir -p "$(dirname "$lock_file")" && : >>"$lock_file"; } 2>/dev/null ||

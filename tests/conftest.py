@@ -92,6 +92,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()  # the modules and the tests; DeepSpeed collects several times an engine
 
 
+def pytest_sessionfinish() -> None:
+    gc.freeze()  # pytest collects five times now, which takes four seconds of a process's end
+
+
 @pytest.fixture(scope="session")
 def gpus() -> int:
     """CUDA devices here; counted in a process of its own, so that no test inherits CUDA."""

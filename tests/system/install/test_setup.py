@@ -19,7 +19,7 @@ from support import ROOT
 PYTHON = """#!/usr/bin/env bash
 top={top}
 case "$*" in
-"-c import torch") [ -e $top/torch ] ;;
+*'find_spec("torch")'*) [ -e $top/torch ] ;;
 "-c import torch; "*) echo 13 ;;
 "-c import pip") [ -e "$(dirname "$0")/../pip" ] ;;
 *"-m venv "*) mkdir -p "${{@: -1}}/bin"; cp "$0" "${{@: -1}}/bin/python"; touch "${{@: -1}}/pip" ;;
@@ -194,3 +194,16 @@ def test_the_help_of_the_benchmark_installs_nothing(machine: Machine) -> None:
     )
     assert done.returncode == 0 and "NUM_GPUS" in done.stdout, done.stderr
     assert not machine.pip() and not (machine.project / ".venv").exists()
+
+
+def test_an_environment_is_looked_at_without_importing_torch(machine: Machine) -> None:
+    """At the start of every command; a folder that is called torch is no torch."""
+    (machine.top / "torch").mkdir()
+    (machine.top / "torch" / "__init__.py").write_text("raise SystemExit('imported')\n")
+    machine.program("python3", f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    asks = (ROOT / "scripts/setup.sh").read_text().split("has_torch() {")[1].split("\n}")[0]
+    look = ["bash", "-c", f"f() {{ {asks}\n}}\nf {machine.top}/python3"]
+    environment = {**machine.environment, "PYTHONPATH": str(machine.top)}
+    assert subprocess.run(look, env=environment, cwd=ROOT).returncode == 0
+    (machine.top / "torch" / "__init__.py").unlink()
+    assert subprocess.run(look, env=environment, cwd=ROOT).returncode == 1

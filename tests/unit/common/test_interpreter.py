@@ -15,7 +15,6 @@ from support import ROOT
 COMMANDS = [
     ["apply_patch.py", "PATH"],
     ["-m", "dsmoe", "plot", "results", "--output", "figure"],
-    ["-m", "dsmoe", "report", "results"],
 ]
 
 

@@ -14,6 +14,7 @@ from dsmoe.benchmark.run import patched_deepspeed
 from dsmoe.convergence import plot
 
 
+@pytest.mark.long
 def test_the_figure_is_drawn_from_the_files_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_a_program_that_ends_in_time() -> None:
         assert (done.returncode, done.stdout, done.stderr) == (3, "ready\n", "é\n")
 
 
+@pytest.mark.long
 def test_a_program_that_hangs(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     code = (

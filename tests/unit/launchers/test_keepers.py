@@ -147,6 +147,7 @@ def test_a_killed_keeper_is_a_lost_host(start: Callable[[str], Kept]) -> None:
     assert code == 1 and "rank 1: its keeper has ended without a message" in why
 
 
+@pytest.mark.long
 def test_a_keeper_that_falls_silent_is_lost(
     start: Callable[[str], Kept], monkeypatch: pytest.MonkeyPatch
 ) -> None:
