@@ -22,7 +22,7 @@ REFERENCE = {"moe_implementation": "einsum", "attention": "math"}
 # training lets that grow. bf16 rounds every activation, in either path at other places, which now
 # and then moves a token to another expert: single losses were seen 2.2e-2 off, on two GPUs and with
 # other seeds, from the reference in bf16 as from that in fp32. So there half of the losses are held
-# closer: seen at most 1.5e-3, as far as the reference in bf16 lies from the reference in fp32.
+# closer: seen at most 1.6e-3, as far as the reference in bf16 lies from the reference in fp32.
 # Without the balance loss, or with a capacity 10 % larger, it is over 3.5e-3.
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 MEDIANS = {"fp32": 1e-4, "bf16": 3e-3}

@@ -59,18 +59,23 @@ def write_settings(
     addresses: Mapping[str, str],
     environment: Mapping[str, str],
 ) -> None:
-    """What a host has as /etc/ssh; every login there gets ``environment``."""
+    """What a host has as /etc/ssh; every login there gets ``environment``.
+
+    bash reads ~/.bashrc in a login by ssh, but not below another shell (SHLVL). The user's own shell
+    has read it, and what it does may do harm where a host is ended in the middle: ``pyenv init``
+    leaves a lock that the user's next shells wait for.
+    """
     folder.mkdir(parents=True)
     known = "".join(
         f"[{name}]:{PORT} {keys['host_key.pub']}" for pair in addresses.items() for name in pair
     )
-    variables = " ".join(f"{name}={value}" for name, value in environment.items())
+    variables = " ".join(f"{name}={value}" for name, value in {"SHLVL": "1", **environment}.items())
     files = {
         "host_key": keys["host_key"],
         "client_key": keys["client_key"],
         "authorized_keys": keys["client_key.pub"],
         "known_hosts": known,
-        "sshd_config": SSHD + (f"SetEnv {variables}\n" if variables else ""),
+        "sshd_config": SSHD + f"SetEnv {variables}\n",
         "ssh_config": SSH,
     }
     for name, text in files.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from support import ROOT
 from support.cluster_runs import DSMOE
 
 from dsmoe.benchmark.cases.suites import find_case
-from dsmoe.hosts.spaces import guardian
+from dsmoe.hosts.spaces import guardian, ssh
 from dsmoe.hosts.spaces.cluster import unavailable
 
 # A machine under load takes its time to start.
@@ -244,3 +245,26 @@ sys.exit(done.returncode)
     assert done.returncode == 0, done.stdout + done.stderr
     said = {line.split("SAID ")[1].strip() for line in done.stdout.splitlines() if "SAID " in line}
     assert said == {"0 n1 id-n1", "1 n2 id-n2"}
+
+
+LOGIN = """
+import sys
+from dsmoe.hosts.spaces.cluster import Cluster
+made = Cluster(1, environment={"n1": {"HOME": sys.argv[1]}}, with_ssh=True)
+try:
+    done = made.run("n1", ["ssh", "-o", "BatchMode=yes", "n1", "echo in $HOME"])
+    print(done.stdout, done.stderr)
+finally:
+    made.close()
+"""
+
+
+def test_a_login_on_a_host_reads_no_file_of_the_users_shell(tmp_path: Path) -> None:
+    """pyenv's lock outlived a host that was ended while ~/.bashrc ran, and the next logins hung."""
+    if unavailable(ssh.TOOLS) or pwd.getpwuid(os.getuid()).pw_shell != "/bin/bash":
+        pytest.skip("needs sshd, and bash as the user's shell")
+    (tmp_path / ".bashrc").write_text(f"touch {tmp_path}/was-read\n")
+    command = [sys.executable, "-c", LOGIN, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split()[:2] == ["in", str(tmp_path)], done.stdout + done.stderr
+    assert not (tmp_path / "was-read").exists()
