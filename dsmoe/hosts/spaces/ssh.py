@@ -61,7 +61,7 @@ def write_settings(
 ) -> None:
     """What a host has as /etc/ssh; every login there gets ``environment``.
 
-    bash reads ~/.bashrc in a login by ssh, but not below another shell (SHLVL). The user's own shell
+    bash reads ~/.bashrc in a login by ssh, but not below another shell (SHLVL). The user's shell
     has read it, and what it does may do harm where a host is ended in the middle: ``pyenv init``
     leaves a lock that the user's next shells wait for.
     """
