@@ -22,3 +22,8 @@ def test_nothing_is_said_where_one_board_does_not_count(other: list[int] | None)
         assert found == [(None, ""), (None, "no energy is measured: Not Supported")]
     else:
         assert found == [(None, ""), (None, "")]
+
+
+def test_an_older_torch_is_named() -> None:
+    for joules, problem in run_ranks(2, MEASURED, [[0, 1000], [0, 1000]], None):
+        assert joules is None and "does not tell a GPU's UUID" in problem

@@ -34,15 +34,18 @@ def counter_of(readings: list[int] | None) -> ModuleType:
     return made
 
 
-def energy_of_all(by_rank: list[list[int] | None]) -> tuple[float | None, str]:
+def energy_of_all(
+    by_rank: list[list[int] | None], uuid: str | None = "0a-1b"
+) -> tuple[float | None, str]:
     """The joules that all processes find, and this one's problem; two readings are taken at least.
 
     ``by_rank``: what each process's counter shows, in millijoules; None where there is none.
+    ``uuid``: what torch says of every GPU.
     """
     readings = by_rank[dist.get_rank()]
     before = sys.modules.get("pynvml"), torch.cuda.get_device_properties
     sys.modules["pynvml"] = counter_of(readings)
-    torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid="0a-1b")
+    torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid=uuid)
     try:
         meter = EnergyMeter(torch.device(DEVICE))
         for _ in readings or range(2):

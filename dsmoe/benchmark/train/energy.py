@@ -35,12 +35,18 @@ class EnergyMeter:
             return
         try:
             if self._board is None:
-                pynvml.nvmlInit()
                 # CUDA's numbers are not NVML's where CUDA_VISIBLE_DEVICES is set
-                uuid = torch.cuda.get_device_properties(self._device).uuid
+                uuid = getattr(torch.cuda.get_device_properties(self._device), "uuid", None)
+                if uuid is None:
+                    self.problem = (
+                        f"no energy is measured: torch {torch.__version__} does not tell a GPU's "
+                        "UUID; newer ones do"
+                    )
+                    return
+                pynvml.nvmlInit()
                 self._board = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
             self._last = int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._board))
-        except (AttributeError, pynvml.NVMLError) as error:  # a torch whose devices have no uuid
+        except pynvml.NVMLError as error:
             self.problem = f"no energy is measured: {error}"
         if self._first is None:
             self._first = self._last
