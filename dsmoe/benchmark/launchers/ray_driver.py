@@ -66,7 +66,7 @@ def main(address: str) -> int:
         return run(ray, spec)
     except BaseException as error:
         # Whatever Ray raises, SystemExit included, is one line.
-        print(f"{ERROR}Ray at {address}: {type(error).__name__}: {_short(error)}", flush=True)
+        _report(f"Ray at {address}: {type(error).__name__}: {_short(error)}")
         return 1
 
 
@@ -79,10 +79,9 @@ def run(ray: Any, spec: dict[str, Any]) -> int:
     group = ray.util.placement_group([host["resources"] for host in hosts], strategy=spread)
     if not group.wait(spec["wait"]):
         asked = "; ".join(f"{host['address']}: {host['resources']}" for host in hosts)
-        print(
-            f"{ERROR}Ray did not place the processes within {spec['wait']} s ({asked}); another "
-            "job may hold these: ray status",
-            flush=True,
+        _report(
+            f"Ray did not place the processes within {spec['wait']} s ({asked}); another "
+            "job may hold these: ray status"
         )
         return PLACE_FAILED
     hub = {"DSMOE_HUB": f"{get_node_ip_address()}:{spec['port']}"}
@@ -105,7 +104,7 @@ def run(ray: Any, spec: dict[str, Any]) -> int:
         try:
             ray.get(done[0])
         except ray.exceptions.RayActorError as error:
-            print(f"{ERROR}host {where}: Ray: {_short(error)}", flush=True)
+            _report(f"host {where}: Ray: {_short(error)}")
             return ACTOR_DIED
     return 0
 
@@ -116,6 +115,11 @@ def _end_with_input(actors: list[Any]) -> None:
     for actor in actors:
         actor.end.remote()
     os._exit(1)
+
+
+def _report(text: str) -> None:
+    """Print what fails in one write, after a line end: a thread of Ray prints here too."""
+    os.write(1, f"\n{ERROR}{text}\n".encode())
 
 
 def _short(error: BaseException) -> str:

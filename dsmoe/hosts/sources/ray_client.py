@@ -5,16 +5,17 @@ connection cannot be interrupted when an address hangs, it aborts the process on
 it writes to the terminal. Each answer is one line of standard output: MARK and a JSON object,
 either ``{"nodes": [{"id", "alive", "address", "gpus", "cpus", "free", "head"}, ...]}`` or
 ``{"error", "kind"}``. It answers once at the start and once for each line on standard input, and
-ends with its input.
+ends with its input. What Ray itself prints goes to standard error (see :func:`_own_output`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 MARK = "dsmoe-ray-answer "
 
@@ -58,8 +59,10 @@ def _free(ray: Any) -> dict[str, dict[str, float]]:
 
 def main(address: str) -> int:
     """Connect to the cluster at ``address`` and answer until the input ends."""
+    out = _own_output()
     if address == "local":
-        return _answer({"error": "the address 'local' would start a cluster", "kind": "Refused"}, 1)
+        refused = {"error": "the address 'local' would start a cluster", "kind": "Refused"}
+        return _answer(out, refused, 1)
     try:
         import ray
 
@@ -71,18 +74,30 @@ def main(address: str) -> int:
         )
         context = ray.get_runtime_context()
         gcs_host = str(getattr(context, "gcs_address", "")).rpartition(":")[0]
-        _answer({"nodes": nodes(ray, gcs_host)}, 0)
+        _answer(out, {"nodes": nodes(ray, gcs_host)}, 0)
         for _ in sys.stdin:
-            _answer({"nodes": nodes(ray, gcs_host)}, 0)
+            _answer(out, {"nodes": nodes(ray, gcs_host)}, 0)
         ray.shutdown()
     except BaseException as error:
         # Whatever Ray raises, SystemExit included, is an answer to the parent, not a traceback.
-        return _answer({"error": str(error), "kind": type(error).__name__}, 1)
+        return _answer(out, {"error": str(error), "kind": type(error).__name__}, 1)
     return 0
 
 
-def _answer(body: dict[str, Any], code: int) -> int:
-    print(MARK + json.dumps(body), flush=True)
+def _own_output() -> TextIO:
+    """Standard output for answers alone: file 1 becomes standard error for everybody else.
+
+    Ray prints from a thread of its own (that a node died, with the last lines of its log), and its
+    bytes landed inside an answer.
+    """
+    sys.stdout.flush()
+    own = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return own
+
+
+def _answer(out: TextIO, body: dict[str, Any], code: int) -> int:
+    print(MARK + json.dumps(body), file=out, flush=True)
     return code
 
 

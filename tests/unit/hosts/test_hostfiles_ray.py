@@ -15,7 +15,7 @@ import pytest
 from support import ROOT
 
 from dsmoe.common.errors import HostGone, SourceProblem
-from dsmoe.hosts.sources import ray
+from dsmoe.hosts.sources import ray, ray_client
 
 SCRIPT = ROOT / "get_hostfiles.py"
 needs_ray = pytest.mark.skipif(not ray.installed(), reason="ray is not installed here")
@@ -136,6 +136,47 @@ def test_addresses_that_refuse_or_hang() -> None:
         with pytest.raises(SourceProblem, match=r"did not answer within 2 s"):
             ray.find(address, 2, "test", any_device=False)
         assert time.monotonic() - start < 10
+
+
+# Prints as Ray does when a node dies: between answers, from C and from Python, without a line end.
+CHATTY = """
+import os
+
+class Here:
+    gcs_address = "10.0.0.1:6379"
+
+def init(**options):
+    os.write(1, b"(raylet) started\\n(autoscaler")
+
+def get_runtime_context():
+    return Here
+
+def nodes():
+    os.write(1, b"(raylet) The node has been marked dead. Last 20 lines of the log:")
+    print("more", flush=True)
+    return [{"NodeID": "one", "Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {}}]
+
+def shutdown():
+    print("bye")
+"""
+
+
+def test_what_ray_prints_is_not_in_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text(CHATTY)
+    done = subprocess.run(
+        [sys.executable, str(Path(ray_client.__file__)), "10.0.0.1:6379"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        input="\n\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and "marked dead" in done.stderr
+    for line in lines:
+        assert line.startswith(ray_client.MARK)
+        assert json.loads(line[len(ray_client.MARK) :])["nodes"][0]["address"] == "10.0.0.1"
 
 
 def test_without_ray(tmp_path: Path) -> None:
