@@ -67,9 +67,8 @@ def reference_losses(processes: int, scenario: dict[str, Any]) -> list[list[floa
 
 EAGER_KERNELS = {"flat": True, "compile": {"backend": "aot_eager"}}
 # Every pair of precision, fused operators and optimizer: three more are long, and the rest slow.
-PAIRS = {("fp32", True, "SGD"): []}
 LONG = [("fp32", False, "Adafactor"), ("bf16", False, "SGD"), ("bf16", True, "Adafactor")]
-PAIRS |= dict.fromkeys(LONG, pytest.mark.long)
+PAIRS = {("fp32", True, "SGD"): [], **dict.fromkeys(LONG, pytest.mark.long)}
 WHOLE = [
     pytest.param(*case, marks=PAIRS.get(case, pytest.mark.slow))
     for case in itertools.product(TOLERANCES, (False, True), OPTIMIZERS)

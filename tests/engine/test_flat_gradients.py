@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.runtime.zero import as_bytes
 from support.ranks import run_ranks
 
 FLAT = {"flat": True, "precision": "bf16", "accumulation": 32}
@@ -133,3 +134,18 @@ def test_two_passes_before_a_step_are_added() -> None:
 )
 def test_what_it_cannot_do_is_refused(config: dict, words: str) -> None:
     assert words in run_ranks(1, "start_error", config)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
+def test_bytes_by_shifts_are_those_of_memory(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch 1.10 has to take them, which cannot view a tensor in a type of another width."""
+    generator = torch.Generator().manual_seed(3)
+    memory = torch.randint(256, (4 * 257,), dtype=torch.uint8, generator=generator)
+    values = torch.frombuffer(bytearray(memory.numpy().tobytes()), dtype=dtype)
+    monkeypatch.setattr(as_bytes, "VIEWS_ANOTHER_WIDTH", False)
+    assert torch.equal(as_bytes.to_bytes(values), memory)
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32}[values.element_size()]
+    found = as_bytes.from_bytes(memory, dtype)
+    assert found.dtype == dtype and torch.equal(found.view(whole), values.view(whole))

@@ -11,8 +11,7 @@ from support.ranks import run_ranks
 
 from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
-from dsmoe.benchmark.plan.estimate import simulated
-from dsmoe.benchmark.plan.flat import GRADIENTS_BY_BLOCK
+from dsmoe.benchmark.plan.estimate import GRADIENTS_BY_BLOCK, simulated
 from dsmoe.benchmark.predict.amounts.traffic import handed_over
 
 # The count is of the same tensors; what is left is scalars and the fused kernel's own scratch.

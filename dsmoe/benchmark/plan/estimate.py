@@ -31,13 +31,15 @@ ORDER = (
     "activations",
 )
 
+#: What the plan calls the gradients that go to their owners in blocks of int8.
+GRADIENTS_BY_BLOCK = "all-to-all, int8"
 #: What is sent -> how the table says it.
 SENT = {
     "all-to-all": "all-to-all, experts' tokens",
     "reduce": "reduce, gradients to owners",
     "reduce-scatter": "reduce-scatter, gradients",
     "all-reduce": "all-reduce, gradients",
-    "all-to-all, int8": "all-to-all, gradients in int8",
+    GRADIENTS_BY_BLOCK: "all-to-all, gradients in int8",
     "all-gather": "all-gather, new weights",
 }
 
@@ -83,7 +85,7 @@ def simulated(specs: list[dict[str, Any]], checkout: Path) -> list[dict[str, Any
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise EnvironmentProblem(
-            f"the plan could not be made: {said[:300]}; is {paths[0]} a patched DeepSpeed?"
+            f"the plan could not be made: {said[:300]} (dsmoe check says what is missing here)"
         )
     plans: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return plans

@@ -1,6 +1,6 @@
 """What ZeRO-1 and 2 with ``flat_gradients`` keep in memory, step by step, on meta tensors.
 
-Follows deepspeed/runtime/zero/flat_gradients.py (overlay/); plan_zero.py has the base's own way.
+Follows deepspeed/runtime/zero/flat_gradients.py (overlay/); zero.py has the base's own way.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsmoe.benchmark.plan.estimate import GRADIENTS_BY_BLOCK
 from dsmoe.benchmark.plan.ledger import Ledger
 from dsmoe.benchmark.plan.zero import BUCKETS, GRADIENTS, Group
-
-#: What the plan calls the gradients that go to their owners in blocks of int8.
-GRADIENTS_BY_BLOCK = "all-to-all, int8"
 
 
 class Flat:

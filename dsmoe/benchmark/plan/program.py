@@ -13,7 +13,12 @@ import sys
 
 import torch
 import torch.distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore
+
+try:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    from torch.utils._python_dispatch import TorchDispatchMode  # noqa: F401
+except ImportError:
+    sys.exit(f"found torch {torch.__version__}, expected 2.8 or newer to plan with")
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.plan.simulation import simulate

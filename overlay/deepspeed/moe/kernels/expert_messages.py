@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterator
 import torch.distributed as dist
 from deepspeed.moe.expert_hosts import levels_for
 from deepspeed.runtime.zero.host_levels import Levels
+from deepspeed.utils.torch_compat import get_global_rank
 from torch import Tensor
 
 from .copy_engines import inbox_for
@@ -42,7 +43,7 @@ class _Post:
             return [self.inbox.swap(self.others, sent, received, moved)]
         operations = []
         for peer, out, into in zip(self.others, sent, received):
-            rank = dist.get_global_rank(self.group, peer)
+            rank = get_global_rank(self.group, peer)
             operations += [dist.P2POp(dist.isend, t, rank, self.group) for t in out]
             operations += [dist.P2POp(dist.irecv, t, rank, self.group) for t in into]
         works = dist.batch_isend_irecv(operations) if operations else []

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .as_bytes import from_bytes, to_bytes
 from .host_levels import Levels
 from .int8_messages import Residual, pack, packed_bytes, unpack
 
@@ -30,11 +31,11 @@ class WideMessages:
 
     def pack(self, values: Tensor, first: int) -> Tensor:
         """fp32 ``values`` [n] as bytes [n * width]; ``first``: their place in the flat buffer."""
-        return values.to(self.dtype).view(torch.uint8)
+        return to_bytes(values.to(self.dtype))
 
     def unpack(self, message: Tensor, numel: int) -> Tensor:
         """The ``numel`` values of a message of :meth:`pack`."""
-        return message.view(self.dtype)
+        return from_bytes(message, self.dtype)
 
     def bytes_of(self, numel: int) -> int:
         return numel * self.width

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
+from deepspeed.utils.torch_compat import get_global_rank
 from torch import Tensor
 
 
@@ -113,11 +114,4 @@ def _levels(
 
 
 def _members(group: Any) -> tuple[int, ...]:
-    return tuple(global_rank(group, n) for n in range(dist.get_world_size(group=group)))
-
-
-def global_rank(group: Any, rank: int) -> int:
-    """The rank in the whole run of ``rank`` of ``group``."""
-    known = getattr(dist, "get_global_rank", None)  # since torch 1.13
-    found: int = (known or dist.distributed_c10d._get_global_rank)(group, rank)
-    return found
+    return tuple(get_global_rank(group, n) for n in range(dist.get_world_size(group=group)))

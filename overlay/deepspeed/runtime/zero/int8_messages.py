@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .as_bytes import from_bytes, to_bytes
+
 BLOCK = 256
 _SCALE_BYTES = 4
-_SHIFTS = (0, 8, 16, 24)
 
 
 def pack(values: Tensor) -> Tensor:
@@ -30,45 +31,15 @@ def pack(values: Tensor) -> Tensor:
     scales = torch.where(torch.isfinite(scales), scales, torch.full_like(scales, float("nan")))
     divisor = torch.where(scales > 0, scales, torch.ones_like(scales))
     whole = (rows / divisor.unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
-    return torch.cat([whole.view(torch.uint8).flatten(), _to_bytes(scales)])
+    return torch.cat([whole.view(torch.uint8).flatten(), to_bytes(scales)])
 
 
 def unpack(message: Tensor, numel: int) -> Tensor:
     """The ``numel`` fp32 values of a message of :func:`pack`."""
     blocks = message.numel() // (BLOCK + _SCALE_BYTES)
     whole = message[: blocks * BLOCK].view(torch.int8).view(blocks, BLOCK)
-    scales = _from_bytes(message[blocks * BLOCK :])
+    scales = from_bytes(message[blocks * BLOCK :].clone(), torch.float32)  # aligned
     return (whole.float() * scales.unsqueeze(1)).flatten()[:numel]
-
-
-def _views_another_width() -> bool:
-    """Whether a tensor of this torch can be viewed in a type of another width; 1.10 refuses it."""
-    try:
-        torch.zeros(1).view(torch.uint8)
-    except RuntimeError:
-        return False
-    return True
-
-
-VIEWS_ANOTHER_WIDTH = _views_another_width()
-
-
-def _to_bytes(scales: Tensor) -> Tensor:
-    """fp32 [b] as uint8 [4 b]."""
-    if VIEWS_ANOTHER_WIDTH:
-        return scales.view(torch.uint8)
-    shifts = torch.tensor(_SHIFTS, dtype=torch.int32, device=scales.device)
-    words = scales.view(torch.int32).unsqueeze(1)
-    return (words >> shifts & 255).to(torch.uint8).flatten()
-
-
-def _from_bytes(message: Tensor) -> Tensor:
-    """The fp32 [b] of :func:`_to_bytes`."""
-    if VIEWS_ANOTHER_WIDTH:
-        return message.clone().view(torch.float32)  # aligned
-    shifts = torch.tensor(_SHIFTS, dtype=torch.int32, device=message.device)
-    words = message.view(-1, _SCALE_BYTES).to(torch.int32) << shifts
-    return words.sum(1, dtype=torch.int32).view(torch.float32)
 
 
 def packed_bytes(numel: int) -> int:

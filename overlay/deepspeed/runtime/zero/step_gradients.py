@@ -8,12 +8,13 @@ from typing import Any, Iterator
 
 import torch
 import torch.distributed as dist
+from deepspeed.utils.torch_compat import get_global_rank
 from torch import Tensor
 
 from .exchanged_sums import Exchange, Int8Messages, SumsByHosts, WideMessages
 from .flat_group import GroupGradients, put
 from .flat_settings import FlatSettings
-from .host_levels import Levels, global_rank, levels_of
+from .host_levels import Levels, levels_of
 from .int8_messages import Residual
 from .int8_weights import share_changes
 
@@ -99,7 +100,7 @@ class StepGradients(GroupGradients):
                 continue
             part = self.sum[first:last]
             message = part.to(self.dtype)  # the sum itself where the dtype is fp32
-            to = global_rank(self.process_group, owner)
+            to = get_global_rank(self.process_group, owner)
             work = dist.reduce(message, dst=to, group=self.process_group, async_op=True)
             self.started.append((work, message, part if owner == self.rank else None))
 
