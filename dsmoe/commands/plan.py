@@ -15,7 +15,7 @@ from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, add_json, count
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
-from dsmoe.common.places import checkout_folder
+from dsmoe.common.places import chosen_checkout
 
 if TYPE_CHECKING:
     from dsmoe.benchmark.launchers.interface import Launcher
@@ -24,13 +24,13 @@ NEEDS = ("filelock", "git", "numpy", "psutil")
 FITS, DOES_NOT_FIT = 0, 1
 
 EXAMPLES = """examples:
-  dsmoe plan 8                                   the artifact's case for 8 GPUs
-  dsmoe plan 64 --suite paper                    the paper's largest case
-  dsmoe plan 128 --model 70B --zero-stage 1      any named size on any number of GPUs
+  dsmoe plan 8                                   # the artifact's case for 8 GPUs
+  dsmoe plan 64 --suite paper                    # the paper's largest case
+  dsmoe plan 128 --model 70B --zero-stage 1      # any named size on any number of GPUs
   dsmoe plan 1 --suite tuned --device-memory 80 --json
   dsmoe plan 32 --suite paper --method published --cluster p3.16xlarge
   dsmoe plan 64 --model 70B --cluster h100-400g --search --explain
-  dsmoe plan 16 --launcher slurm                 on the nodes of the job around it
+  dsmoe plan 16 --launcher slurm                 # on the nodes of the job around it
 
 """
 
@@ -132,7 +132,10 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
     on_cpu = on_cpu and options.suite in (None, "smoke")
     device = "cpu" if on_cpu else "cuda"
     gpu = machine.gpu if machine.device == device else ""
+    cluster = cluster_for(options.cluster, device, gpu)
     memory = device_memory(options.device_memory, machine.hardware, "cuda", 1)
+    if memory is None and cluster is not None and cluster.device == "cuda":
+        memory = cluster.memory_bytes  # of the GPUs whose time is predicted
     fastest = fastest_for(options.cluster, device, gpu, None if on_cpu else memory)
     if options.model is not None:
         for name in ("suite", "method", "all"):
@@ -145,10 +148,10 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
         cases = chosen_cases(wanted, machine.device, memory, on_hosts, fastest)
     if options.explain and not options.search:
         raise UsageError("--explain is for --search; give both, or leave it out")
-    cluster = cluster_for(options.cluster, device, gpu)
     if options.search:
         return _search(options, cases, cluster, on_hosts)
-    checkout = checkout_folder()
+    # dsmoe run --plan has --deepspeed, dsmoe plan has not
+    checkout, _ = chosen_checkout(getattr(options, "deepspeed", None))
     if options.json:
         patched_deepspeed.ensure(checkout, say=lambda text: None)
     else:
@@ -211,7 +214,10 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
     reports: list[dict[str, Any]] = []
     for case in cases:
         if case.method == "published":
-            raise UsageError("--search with the published method, whose settings are the paper's")
+            raise UsageError(
+                "--search has nothing to choose with the published method, whose settings are the "
+                "paper's; leave it out, or name another suite"
+            )
         memory = int(
             options.device_memory * 2**30 if options.device_memory else cluster.memory_bytes
         )

@@ -28,13 +28,13 @@ if TYPE_CHECKING:  # importing these takes time and packages that --help does no
 NEEDS = ("filelock", "git", "numpy", "psutil")
 
 EXAMPLES = """examples:
-  dsmoe run 8                          the artifact's case for 8 GPUs
-  dsmoe run 1                          with no GPU: a small model on the CPU
-  dsmoe run 2 --data ~/books           two processes, on your own text
-  dsmoe run 8 --all --resume           the suite's cases up to 8 GPUs, unfinished ones
+  dsmoe run 8                          # the artifact's case for 8 GPUs
+  dsmoe run 1                          # with no GPU: a small model on the CPU
+  dsmoe run 2 --data ~/books           # two processes, on your own text
+  dsmoe run 8 --all --resume           # the suite's cases up to 8 GPUs, unfinished ones
   dsmoe run 1 --zero-stage 1 --steps 50 --output /tmp/zero1
-  dsmoe run 32 --launcher slurm --print-sbatch        a batch script for sbatch
-  dsmoe run 16 --launcher torchrun     in each process of torchrun, mpirun, a PyTorchJob
+  dsmoe run 32 --launcher slurm --print-sbatch        # a batch script for sbatch
+  dsmoe run 16 --launcher torchrun     # in each process of torchrun, mpirun, a PyTorchJob
 
 """
 
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
     if options.plan:
         from dsmoe.commands import plan
 
-        options.json, options.per_host, options.cluster = False, None, None
+        options.json, options.cluster = False, None
         options.search = options.explain = False
         return plan.run(options)
     for name in ("model", "device_memory"):
@@ -190,12 +190,12 @@ def request_of(options: argparse.Namespace, launcher: Launcher, reason: str) -> 
         check_port(options.port)  # the head is most often this machine
     if options.tensorboard:
         check_tensorboard()
-    checkout, reason = chosen_checkout(options.deepspeed)
+    checkout, checkout_reason = chosen_checkout(options.deepspeed)
     return Request(
         cases=tuple((c, launcher.lay_out(c.parallel.processes)) for c in cases),
         machine=machine,
         checkout=checkout,
-        checkout_reason=reason,
+        checkout_reason=checkout_reason,
         text=Text.of(shared.text_paths(options), options.tokenizer, options.text_field),
         cache=work_folder() / "text",
         output=expanded(options.output),

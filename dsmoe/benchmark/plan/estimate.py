@@ -140,5 +140,8 @@ def verdict(peak: int, memory: int | None, where: str) -> tuple[bool, str]:
     size = f"{need / GIB:.1f} GiB" if need >= GIB / 10 else f"{need / 2**20:.1f} MiB"
     words = f"needs {size}{context}; there are {memory / GIB:.1f} GiB ({share:.0f} %)"
     if need > memory:
-        return False, f"does not fit: {words}; take more GPUs or smaller micro-batches"
+        return False, (
+            f"does not fit: {words}; take more GPUs or smaller micro-batches, or let dsmoe plan "
+            "--search find settings that fit"
+        )
     return True, f"{'fits' if share <= 90 else 'close'}: {words}"

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.commands import cases_of, dsmoe
+from support.commands import NO_GPU, cases_of, dsmoe
 
 from dsmoe.benchmark.cases.case import Case, Parallel
 from dsmoe.benchmark.cases.suites import MODELS
 from dsmoe.benchmark.plan.estimate import estimate, simulated
+from dsmoe.benchmark.preflight import machine
 from dsmoe.benchmark.results.store import read_records
 from dsmoe.benchmark.run import patched_deepspeed
 
@@ -51,6 +52,21 @@ def test_a_plan_of_a_thousand_gpus_needs_none(checkout: Path, capsys, monkeypatc
     # what is not stated is that of the GPUs whose time is predicted
     assert dsmoe(*arguments[:4], "--json") == 0
     assert "80.0 GiB" in json.loads(capsys.readouterr().out)["verdict"]
+
+
+def test_what_is_chosen_by_memory_goes_by_the_memory_of_the_verdict(
+    checkout: Path, capsys, monkeypatch
+) -> None:
+    """A step's fp32 sums do not fit in the 80 GiB of the GPUs whose time is predicted."""
+    monkeypatch.setattr(patched_deepspeed, "ensure", lambda path, say=print: None)
+    monkeypatch.setattr(machine, "this_machine", lambda: NO_GPU)
+    plan = {"peak": 2**30, "sent": {}, "local_parameters": 1, "kinds": {}, "most": {}}
+    monkeypatch.setattr("dsmoe.benchmark.plan.estimate.simulated", lambda *_: [plan])
+    found = []
+    for options in ([], ["--device-memory", 80]):
+        assert dsmoe("plan", 64, "--model", "70B", *options, "--json") == 0
+        found.append(json.loads(capsys.readouterr().out)["case"]["reduce"])
+    assert found == ["micro_batch", "micro_batch"]
 
 
 @pytest.mark.gpu

@@ -35,6 +35,7 @@ def test_a_dry_run_prints_a_command_that_a_shell_reads_back(tmp_path: Path, caps
     words = shlex.split(lines[-1])
     assert words[words.index("--run-dir") + 1].startswith(str(output / "runs"))
     assert lines[1].startswith("# to be read: ")
+    assert "launcher local (" in lines[0] and "DSMOE_DEEPSPEED" not in lines[0]
     assert f"# the DeepSpeed configuration would be {output}/runs/TIME-smoke" in lines[2]
     config = json.loads("".join(line[1:] for line in lines[3:-1]))
     assert config["zero_optimization"]["stage"] == 2
@@ -151,6 +152,7 @@ def test_events_that_cannot_be_written(tmp_path: Path, capsys) -> None:
         ("7 --model 70B", "1024 sequences does not divide among 7 GPUs"),
         ("8 --suite artifact --global-batch 8", "--global-batch: the cases of suite artifact are"),
         ("8 --device-memory 0", "'0' is not a number above 0"),
+        ("8 --suite paper --per-host 3", "do not fill hosts of 3"),
     ],
 )
 def test_plans_that_cannot_be_made(arguments: str, expected: str, capsys) -> None:
@@ -158,3 +160,9 @@ def test_plans_that_cannot_be_made(arguments: str, expected: str, capsys) -> Non
         assert dsmoe(*command, *arguments.split()) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and expected in line
+
+
+def test_a_plan_is_made_with_the_checkout_that_is_named(tmp_path: Path, capsys) -> None:
+    (tmp_path / "there").mkdir()
+    assert dsmoe("run", 1, "--suite", "smoke", "--plan", "--deepspeed", tmp_path / "there") == 3
+    assert f"{tmp_path}/there" in capsys.readouterr().err
