@@ -94,6 +94,7 @@ def _phase(
                 "RANK": str(rank),
                 "WORLD_SIZE": str(world),
                 "OMP_NUM_THREADS": str(threads),
+                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),  # as in a run
             }
             all_orders.append((json.dumps(orders), environment))
         try:

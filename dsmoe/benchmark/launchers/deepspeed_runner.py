@@ -94,6 +94,10 @@ class DeepSpeedLauncher:
             added["DSMOE_DEVICES"] = str(job.gpus)
         if "OMP_NUM_THREADS" not in os.environ:
             added["OMP_NUM_THREADS"] = str(max(1, cores() // job.layout.devices))
+        if "OMP_WAIT_POLICY" not in os.environ:
+            # A thread that waits in a loop takes a core that other work may need: an iteration on
+            # two cores with four other programs took 0.67 s, with this 0.32 s.
+            added["OMP_WAIT_POLICY"] = "passive"
         if (
             job.layout.hostfile is None
             and "GLOO_SOCKET_IFNAME" not in os.environ

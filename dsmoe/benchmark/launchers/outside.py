@@ -87,7 +87,8 @@ class OutsideLauncher:
         if found is None:
             raise UsageError(
                 "--launcher torchrun: found no RANK, WORLD_SIZE and MASTER_ADDR in the "
-                f"environment; expected to be started by torchrun or its like: {_TORCHRUN}"
+                "environment; start this by torchrun, or by another launcher that sets them: "
+                f"{_TORCHRUN}"
             )
         self._kind, place = found
         if place.rank != 0:

@@ -121,6 +121,7 @@ class Keeper:
         kept_out = {*FOREIGN, wire.TOKEN, *(k for k in os.environ if k.startswith(FOREIGN_PREFIX))}
         own = {name: text for name, text in os.environ.items() if name not in kept_out}
         own.setdefault("OMP_NUM_THREADS", str(max(1, cores() // message["on_host"])))
+        own.setdefault("OMP_WAIT_POLICY", "passive")  # deepspeed_runner.py says why
         ranks = {"RANK": place.rank, "LOCAL_RANK": place.local_rank, "WORLD_SIZE": place.world}
         own.update({name: str(number) for name, number in ranks.items()})
         own.update(LOCAL_WORLD_SIZE=str(message["on_host"]), **message["environment"])
