@@ -38,10 +38,10 @@ COMMANDS = {
 }
 
 EXAMPLES = """examples:
-  dsmoe apply build/DeepSpeed --from-release     build the pinned DeepSpeed and patch it
-  dsmoe run 1                                    train; without a GPU a small model on the CPU
-  dsmoe plan 64 --suite paper                    what the paper's largest case needs
-  dsmoe COMMAND --help                           options, examples and exit codes of a command
+  dsmoe apply build/DeepSpeed --from-release     # build the pinned DeepSpeed and patch it
+  dsmoe run 1                                    # train; without a GPU a small model on the CPU
+  dsmoe plan 64 --suite paper                    # what the paper's largest case needs
+  dsmoe COMMAND --help                           # options, examples and exit codes of a command
 
 The scripts apply_patch.py, get_hostfiles.py and run_deepspeed_benchmark.sh are the commands apply,
 hosts and run."""

@@ -127,6 +127,10 @@ def commands() -> str:
             choices = "\\|".join(map(str, action.choices or ()))
             shown = action.metavar or choices or (action.nargs != 0 and action.dest.upper()) or ""
             value = shown[0] if isinstance(shown, tuple) else shown
+            if action.nargs in ("+", "*"):
+                value += " ..."
+            elif action.nargs == "?" and action.option_strings:
+                value = f"[{value}]"
             option = action.option_strings[-1] if action.option_strings else ""
             meaning = (action.help or "").replace("%%", "%").replace("|", "\\|")
             parts.append(f"| `{f'{option} {value}'.strip()}` | {meaning} |")

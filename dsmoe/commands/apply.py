@@ -19,13 +19,13 @@ if TYPE_CHECKING:  # importing these needs GitPython, which --help does not
 NEEDS = ("git",)
 
 EXAMPLES = """examples:
-  dsmoe apply ~/efs/DeepSpeed                    apply to a clone at bd3ebd
-  dsmoe apply build/DeepSpeed --from-release     build the checkout, then apply
-  dsmoe apply ~/efs/DeepSpeed --status           name the state, change nothing
-  dsmoe apply ~/efs/DeepSpeed --check            try every patch, change nothing
-  dsmoe apply ~/efs/DeepSpeed --revert           back to the base
-  dsmoe apply --installed                        the deepspeed that pip installed
-  dsmoe apply ~/efs/DeepSpeed --export           edits in the checkout -> patch/, overlay/
+  dsmoe apply ~/efs/DeepSpeed                    # apply to a clone at bd3ebd
+  dsmoe apply build/DeepSpeed --from-release     # build the checkout, then apply
+  dsmoe apply ~/efs/DeepSpeed --status           # name the state, change nothing
+  dsmoe apply ~/efs/DeepSpeed --check            # try every patch, change nothing
+  dsmoe apply ~/efs/DeepSpeed --revert           # back to the base
+  dsmoe apply --installed                        # the deepspeed that pip installed
+  dsmoe apply ~/efs/DeepSpeed --export           # edits in the checkout -> patch/, overlay/
   dsmoe apply ~/efs/DeepSpeed --export --to NAME.patch
 
 """

@@ -17,11 +17,11 @@ NEEDS = ("torch", "filelock", "git", "numpy", "psutil", "rich")
 STEPS = 7
 
 EXAMPLES = """examples:
-  dsmoe bench                        a minute on two cores
+  dsmoe bench                        # a minute on two cores
   dsmoe bench --steps 20 --at-least 1.5
-  dsmoe bench --gpu                  published baseline, artifact, tuned on one GPU, with ratios
-  dsmoe bench --ladder               the same with every speed-up between them, one at a time
-  dsmoe bench --table results        the records of a folder as a Markdown table
+  dsmoe bench --gpu                  # published baseline, artifact, tuned on one GPU, with ratios
+  dsmoe bench --ladder               # the same with every speed-up between them, one at a time
+  dsmoe bench --table results        # the records of a folder as a Markdown table
   dsmoe bench --hosts 2 --per-host 2 --rate 1gbit --micro-batches 1,8
   dsmoe bench --hosts 2 --setting zero-stage=1 --setting no-flat-gradients
 

@@ -18,9 +18,9 @@ from dsmoe.common.interrupts import StopSignals
 NEEDS = ("torch", "numpy", "psutil")
 
 EXAMPLES = """examples:
-  dsmoe calibrate                                two minutes on two CPU cores, two to four on GPUs
+  dsmoe calibrate                                # two minutes on two CPU cores, two to four on GPUs
   dsmoe calibrate --output here.json
-  dsmoe plan 2 --cluster here.json               the time of a run on this machine
+  dsmoe plan 2 --cluster here.json               # the time of a run on this machine
 
 """
 

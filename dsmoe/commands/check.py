@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 NEEDS = ("filelock", "git", "numpy", "psutil")
 
 EXAMPLES = """examples:
-  dsmoe check                                this machine
-  dsmoe check --hostfile hostfile --json     every host of the file too
-  dsmoe check --launcher slurm               every node of the job around it
+  dsmoe check                                # this machine
+  dsmoe check --hostfile hostfile --json     # every host of the file too
+  dsmoe check --launcher slurm               # every node of the job around it
 
 """
 

@@ -32,11 +32,11 @@ SIZES = (
 )
 
 EXAMPLES = """examples:
-  dsmoe converge                        all arms on this machine, small on a CPU
+  dsmoe converge                        # all arms on this machine, small on a CPU
   dsmoe converge --data ~/venv/lib/python3.12/site-packages --steps 1200
   dsmoe converge --arms moe dense --seeds 1 2 3 --output results/seeds
-  dsmoe converge --resume               go on: finished runs are not repeated
-  dsmoe converge --plot-only            table and figure from what is there
+  dsmoe converge --resume               # go on: finished runs are not repeated
+  dsmoe converge --plot-only            # table and figure from what is there
 
 """
 

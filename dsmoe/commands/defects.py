@@ -13,12 +13,12 @@ from dsmoe.common.errors import UsageError, exit_code_lines
 NEEDS = ("git",)
 
 EXAMPLES = """examples:
-  dsmoe defects                                  every defect and its patch
-  dsmoe defects --against venv/bin/python        which of them that DeepSpeed has
-  dsmoe defects --against venv --only 29,37      two of them
-  dsmoe defects --against venv --record          keep the verdicts of a release
-  dsmoe defects --bisect environments            which release fixed a defect
-  dsmoe defects --write-docs                     the page of all releases
+  dsmoe defects                                  # every defect and its patch
+  dsmoe defects --against venv/bin/python        # which of them that DeepSpeed has
+  dsmoe defects --against venv --only 29,37      # two of them
+  dsmoe defects --against venv --record          # keep the verdicts of a release
+  dsmoe defects --bisect environments            # which release fixed a defect
+  dsmoe defects --write-docs                     # the page of all releases
 
 A proof lives, is fixed, not applicable, or could not run, which says nothing
 about the defect.

@@ -18,8 +18,8 @@ from dsmoe.hosts.sources.found import Found, settle
 NEEDS = ()
 
 EXAMPLES = """examples:
-  dsmoe hosts                              the running Ray cluster, the Slurm job, or this machine:
-                                           the first that is there
+  dsmoe hosts                              # the first of: the running Ray cluster,
+                                           # the Slurm job, this machine
   dsmoe hosts --from ray --output deepspeed
   dsmoe hosts --hosts 10.0.0.1,10.0.0.2 --slots 8
   dsmoe hosts --hosts-file mpi_hosts --probe --dry-run

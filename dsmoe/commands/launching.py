@@ -75,7 +75,7 @@ def print_sbatch(command: str, options: argparse.Namespace) -> int:
 
 
 def follow(options: argparse.Namespace) -> int | None:
-    """The exit code of a command that torchrun or its like started beside the one that leads."""
+    """The exit code of a command that a launcher from outside started beside the one that leads."""
     from dsmoe.benchmark.launchers import outside
 
     return outside.follow(options.launcher, os.environ)

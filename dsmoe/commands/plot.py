@@ -11,10 +11,10 @@ from dsmoe.common.errors import ResultsError, UsageError, exit_code_lines
 NEEDS = ("filelock", "psutil", "matplotlib")
 
 EXAMPLES = """examples:
-  dsmoe plot results                      figure.png, figure.pdf and the table
+  dsmoe plot results                      # figure.png, figure.pdf and the table
   dsmoe plot results old.tsv --output paper/moe
-  dsmoe plot results --cpu --output cpu   tokens/s of CPU runs, a figure of its own
-  dsmoe plot --predicted --output scaling the same figure, as it is predicted
+  dsmoe plot results --cpu --output cpu   # tokens/s of CPU runs, a figure of its own
+  dsmoe plot --predicted --output scaling # the same figure, as it is predicted
 
 """
 

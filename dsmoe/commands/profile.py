@@ -64,7 +64,9 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.benchmark.timing.profile import cut, print_tables, profile
 
     if not torch.cuda.is_available():
-        raise EnvironmentProblem("the GPU's time is profiled, and there is no CUDA device here")
+        raise EnvironmentProblem(
+            "found no CUDA device, and a GPU's time is what is profiled; run it on a GPU"
+        )
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")

@@ -10,7 +10,7 @@ from dsmoe.common.errors import exit_code_lines
 NEEDS = ("filelock", "psutil", "matplotlib", "jinja2")
 
 EXAMPLES = """examples:
-  dsmoe report results                       report.html
+  dsmoe report results                       # report.html
   dsmoe report results --output /tmp/runs.html
 
 """

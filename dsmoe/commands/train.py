@@ -23,9 +23,9 @@ NEEDS = run_command.NEEDS
 EVERY = 1000
 
 EXAMPLES = """examples:
-  dsmoe train 1 --steps 200 --save models/first        with no GPU: a small model
+  dsmoe train 1 --steps 200 --save models/first        # with no GPU: a small model
   dsmoe train 2 --data ~/books --steps 5000 --every 500 --save models/books
-  dsmoe train 1 --load models/first --steps 400        go on to iteration 400
+  dsmoe train 1 --load models/first --steps 400        # go on to iteration 400
   dsmoe train 8 --model 2.4B --data ~/books --steps 20000 --save models/large
   dsmoe train 32 --save models/32 --launcher slurm --print-sbatch
 

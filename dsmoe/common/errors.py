@@ -136,7 +136,8 @@ class TrainingFailed(DsmoeError):
 #: Code -> meaning, the same in every command.
 EXIT_CODES: dict[int, str] = {
     0: "done, or there was nothing to do",
-    1: "a run failed (its row has -1 and why), a plan does not fit, or a proof could not run",
+    1: "the answer is no: a run failed (its row has -1 and why), a plan does not fit, bench is "
+    "below --at-least, or a proof could not run",
     2: "an option or an argument cannot be used",
     3: "the path is not a git checkout, or not its top folder",
     4: "the checkout is at another commit than the base",

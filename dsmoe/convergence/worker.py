@@ -1,5 +1,5 @@
-"""The training process of one arm, started by DeepSpeed's launcher as pretrain.py is; run.py has
-what it does."""
+"""The training process of one arm, started by DeepSpeed's launcher as train/process.py is; run.py
+has what it does."""
 
 import sys
 from pathlib import Path

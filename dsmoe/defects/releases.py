@@ -10,8 +10,7 @@ from typing import Any
 from dsmoe.common.errors import ResultsError
 from dsmoe.common.files import write_atomically
 from dsmoe.defects.against import FIXED, LIVES, NONE
-from dsmoe.defects.listing import HERE, Proof, patches, proofs
-from dsmoe.defects.unproved import UNPROVED
+from dsmoe.defects.listing import HERE, Proof
 
 FILE = HERE / "releases.json"
 #: What the package index has from 0.5.4 on (some numbers were never published), on 2026-11-28.
@@ -102,18 +101,3 @@ def since(releases: dict[str, dict[str, Any]], proof: Proof) -> str:
 
 def _word(state: str) -> str:
     return "not applicable" if state == NONE else "fixed"
-
-
-def still_needed(releases: dict[str, dict[str, Any]], number: int) -> str:
-    """What a patch header says of a defect, by the newest release that was tried."""
-    mine = [proof for proof in proofs() if proof.number == number]
-    if not mine:
-        return (
-            f"no proof for releases: {UNPROVED[number][1]}" if number in UNPROVED else "not known"
-        )
-    return "; ".join(f"{proof.name} {since(releases, proof)}" for proof in mine)
-
-
-def patched_by(number: int) -> str:
-    """The patches that fix a defect here, or that it is open."""
-    return ", ".join(patches().get(number, [])) or "open"

@@ -1,4 +1,4 @@
-"""What the front door and the processes of ``dsmoe train`` agree on."""
+"""What the command and the processes of ``dsmoe train`` agree on."""
 
 from __future__ import annotations
 

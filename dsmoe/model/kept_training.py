@@ -65,7 +65,7 @@ def train_whole(folder: Path, stage: Stage) -> None:
 
 
 def _asked_to_stop(run: Run, folder: Path) -> bool:
-    """Whether the front door has asked; rank 0 looks, so that all processes agree."""
+    """Whether the command has asked; rank 0 looks, so that all processes agree."""
     asked = torch.tensor([int(run.rank == 0 and (folder / STOP).exists())], device=run.device)
     dist.broadcast(asked, 0)
     return bool(asked.item())

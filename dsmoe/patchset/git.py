@@ -23,6 +23,7 @@ from typing import Any, Iterator, Sequence
 
 from dsmoe.common import programs
 from dsmoe.common.errors import EnvironmentProblem, GitFailed
+from dsmoe.common.packages import dependencies
 
 # Each key can change what is written, compared or printed; -c outranks every file.
 _OVERRIDES = (
@@ -128,13 +129,18 @@ def require_git() -> Any:
     except ImportError as error:
         raise EnvironmentProblem(
             f"the Python package GitPython cannot be imported ({error}); "
-            "install it: python -m pip install GitPython"
+            f"install it: {_how_to_install()}"
         ) from None
     if "strip_newline_in_stdout" not in execute_kwargs:  # a diff would lose its last newline
         raise EnvironmentProblem(
-            "the Python package GitPython is too old; python -m pip install 'GitPython>=3.1.30'"
+            f"the Python package GitPython is too old; install it: {_how_to_install()}"
         )
     return PythonGit
+
+
+def _how_to_install() -> str:
+    wanted = next(str(item) for item in dependencies.requirements() if item.name == "GitPython")
+    return f"{sys.executable} -m pip install '{wanted}'"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Applying one patch in a temporary index, and finding the place of its hunks.
 
-A patch of the base's own folder is made for exactly the blobs that its ``index`` lines name. A
+A patch in bases/NAME is made for exactly the blobs that its ``index`` lines name. A
 shared patch, which another base's folder holds, may find other blobs: each hunk is then placed by
 its context, exactly and without fuzz, and its context must occur once in the file. The locked
 result proves that the place is the right one.

@@ -144,7 +144,7 @@ def test_tensorboard_section_writes_events(tmp_path: Path) -> None:
 
 
 def test_both_names_of_the_bf16_section() -> None:
-    """The base knows "bfloat16" and ignored the later "bf16" in silence."""
+    """The base knows "bfloat16" and ignored the later "bf16" without a message."""
     section = {"enabled": True}
     for name in ("bf16", "bfloat16"):
         scenario = {"steps": 1, "config": {name: section}}

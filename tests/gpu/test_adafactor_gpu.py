@@ -1,4 +1,4 @@
-"""The three passes of kernels.py against the same step in torch's operations; needs a GPU."""
+"""The three passes of fused_update.py against the same step in torch's operations; needs a GPU."""
 
 from __future__ import annotations
 

@@ -188,8 +188,7 @@ def changed(
         if changes.tensorboard:
             raise UsageError(
                 "--tensorboard with a pipeline: the loss is in the last stage, and DeepSpeed writes"
-                " from the first; expected --pipeline 1, or none of it (dsmoe train writes curves"
-                " of its own)"
+                " from the first; leave one of the two out (dsmoe train writes curves of its own)"
             )
         replaced.setdefault("flat_gradients", parallel.zero_stage == 1)
         replaced.setdefault("cuda_graph", False)

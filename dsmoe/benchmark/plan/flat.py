@@ -1,6 +1,6 @@
 """What ZeRO-1 and 2 with ``flat_gradients`` keep in memory, step by step, on meta tensors.
 
-Follows deepspeed/runtime/zero/flat_gradients.py (overlay/); zero.py has the base's own way.
+Follows deepspeed/runtime/zero/flat_gradients.py (overlay/); zero.py has the pinned DeepSpeed's way.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def fastest_for(name: str | None, device: str, gpu: str, memory: int | None) -> 
         if cluster is None:
             raise UsageError(
                 "--pipeline auto: this machine's rates are not known, so that no time can be "
-                "predicted; run dsmoe calibrate first, or expected a number of stages"
+                "predicted; run dsmoe calibrate first, or give a number of stages"
             )
         here = cluster.with_hosts_of(devices)
         there = memory or cluster.memory_bytes

@@ -1,4 +1,4 @@
-"""The files of one run's folder, through which the training processes and the front door speak.
+"""The files of one run's folder, through which the training processes and the command speak.
 
 ``case.json`` and ``deepspeed.json`` go in; ``iterations.jsonl`` (a line an iteration),
 ``outcome.json`` (what the run measured) and ``log.txt`` (all that the processes printed) come

@@ -1,6 +1,6 @@
-"""What a training process says to the front door: lines of its output that nothing else looks like.
+"""What a training process says to the command: lines of its output that nothing else looks like.
 
-The output reaches the front door also where the disk is full and where the processes run on
+The output reaches the command also where the disk is full and where the processes run on
 other machines; a file would not.
 """
 

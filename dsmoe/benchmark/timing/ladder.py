@@ -18,7 +18,6 @@ from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.common.kernel_choice import VARIABLE
 from dsmoe.common.tables import columns
 
-LEAST_ITERATIONS = 3
 WORDS = 28  # so that a row has 80 columns
 
 

@@ -44,7 +44,7 @@ class Stage:
         return " ".join(filter(None, [self.words, self.detail()]))
 
     def enter(self, words: str, seconds: float = 0.0) -> None:
-        """A new stage. With ``seconds``, the limit after which the front door ends the run, every
+        """A new stage. With ``seconds``, the limit after which the command ends the run, every
         thread's stack goes to the log a little before."""
         self.words = words
         self._alarm = time.monotonic() + 0.8 * seconds if seconds else math.inf
@@ -52,7 +52,7 @@ class Stage:
             faulthandler.dump_traceback_later(0.9 * seconds, exit=False)
 
     def watch(self, rank: int) -> None:
-        """From now on tell the front door where this process is when a limit is near."""
+        """From now on tell the command where this process is when a limit is near."""
         threading.Thread(target=self._watch, args=(rank,), daemon=True).start()
 
     def _watch(self, rank: int) -> None:

@@ -20,7 +20,6 @@ from dsmoe.hosts.spaces.guardian import ETC_NETNS, RUN_NETNS, ip, owner_of, spac
 from dsmoe.hosts.spaces.link import Link
 
 TOOLS = ("ip", "unshare", "sh")
-MOST_HOSTS = 64
 # What the hosts call their end of the link.
 INTERFACE = "eth0"
 _SSH_SECONDS = 10

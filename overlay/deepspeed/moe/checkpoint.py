@@ -1,10 +1,9 @@
-"""Body of expert-layout-of-checkpoints.patch: one file an expert in every checkpoint.
+"""Body of stacked-experts-in-checkpoints.patch: one file an expert in every checkpoint.
 
-(stacked-experts-in-checkpoints.patch calls it too.) DeepSpeed's own layer names the parameters of
-its experts one by one. A layer that stacks the experts of a process in one parameter,
-[E_local, ...], is saved the same way: each slice goes to the file of its expert, by the expert's
-global number, and loading stacks the slices again. The files do not depend on the expert parallel
-size.
+DeepSpeed's own layer names the parameters of its experts one by one. A layer that stacks the
+experts of a process in one parameter, [E_local, ...], is saved the same way: each slice goes to the
+file of its expert, by the expert's global number, and loading stacks the slices again. The files do
+not depend on the expert parallel size.
 """
 
 from __future__ import annotations

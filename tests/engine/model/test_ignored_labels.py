@@ -1,7 +1,7 @@
 """Labels of -100 are left out of the loss: the mean is torch's, over the other positions.
 
 In the eager pass, through torch.compile, and in the fused output layer and loss, whose kernel
-(cross_entropy_kernel.py) has the same formula on the CPU.
+(cross_entropy.py) has the same formula on the CPU.
 """
 
 from __future__ import annotations

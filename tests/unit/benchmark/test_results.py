@@ -211,7 +211,7 @@ results.append(pathlib.Path(sys.argv[1]), record(time_stamp=5.0))
 """
 
 
-def test_a_kill_between_record_and_row_is_mended_by_the_next_run(tmp_path: Path) -> None:
+def test_a_kill_between_record_and_row_is_completed_by_the_next_run(tmp_path: Path) -> None:
     done = subprocess.run(script(KILLED, tmp_path), env=environment(), check=False)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / RECORDS).exists() and not (tmp_path / ROWS).exists()

@@ -13,7 +13,8 @@ CHOICES = {
     "all": "every kernel that this GPU and the installed packages have",
     "nccl": "the same, with every message between GPUs by NCCL",
     "cublas": "also without quack-kernels and flash-attn-4",
-    "torch": "torch's own operations alone",
+    "torch": "also without cuBLASLt's products; the loss, AdaFactor and sums of gradients keep "
+    "their Triton kernels",
 }
 DEFAULT = "all"
 

@@ -7,8 +7,6 @@ copies stay equal bit for bit.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -33,10 +31,3 @@ def add_other_copy(gradient: Tensor, groups: StageGroups, partitioned: bool) -> 
     dist.all_reduce(own, group=groups.ends)
     dist.all_gather(parts, own, group=groups.data)
     gradient.copy_(padded[: gradient.numel()])
-
-
-def copies_differ(weight: Tensor, groups: StageGroups) -> Any:
-    """Whether the two copies differ, told to both ends; called by the processes of both."""
-    other = weight.detach().float().clone()
-    dist.all_reduce(other, group=groups.ends)
-    return not torch.equal(other, 2 * weight.detach().float())
