@@ -29,6 +29,8 @@ FORMAT = 1
 TEXT_KEYS = ("paths", "cap", "field")
 _TAG = "step"
 _TAG_FORM = re.compile(_TAG + "[0-9]{1,18}")
+#: A checkpoint that is being written (deepspeed/checkpoint/saving.py of overlay/).
+_UNFINISHED = re.compile(_TAG_FORM.pattern + r"\.saving-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,11 @@ def step_of(folder: Path) -> int | None:
 
 @contextlib.contextmanager
 def at_work(folder: Path) -> Iterator[None]:
-    """With ``folder`` made, and no other training in it. Raises Busy and ResultsError."""
+    """With ``folder`` made, and no other training in it. Raises Busy and ResultsError.
+
+    Checkpoints that an ended training has not finished writing are removed, before and after: they
+    are of no use, and may be what fills the disk.
+    """
     # imported here: reading a folder needs no package
     from filelock import FileLock, Timeout
 
@@ -90,9 +96,17 @@ def at_work(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise _not_written(folder, error) from error
     try:
+        _remove_unfinished(folder)
         yield
     finally:
+        _remove_unfinished(folder)
         lock.release()
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in list(folder.glob("*")):
+        if _UNFINISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _not_written(folder: Path, error: OSError) -> ResultsError:

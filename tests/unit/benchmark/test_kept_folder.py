@@ -54,6 +54,19 @@ def test_one_training_at_a_time_is_in_a_folder(kept: Path) -> None:
         pass
 
 
+def test_what_was_not_finished_is_removed_before_and_after_a_training(kept: Path) -> None:
+    """Of a save that failed, of whatever tag; a full disk stayed full by it."""
+    whole, foreign = kept / tag_of(6), kept / "step6.saving-mine"
+    for place in (whole, foreign, kept / "step9.saving-0123abcd"):
+        place.mkdir()
+        (place / "file").write_text("x")
+    with at_work(kept):
+        assert not (kept / "step9.saving-0123abcd").exists()
+        (kept / "step12.saving-89abcdef").mkdir()
+    left = {path.name for path in kept.iterdir() if path.is_dir()}
+    assert {whole.name, foreign.name} <= left and "step12.saving-89abcdef" not in left
+
+
 def test_other_folders_are_refused(kept: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"found no dsmoe\.json"):
         read_kept(tmp_path)
