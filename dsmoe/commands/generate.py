@@ -75,8 +75,10 @@ def run(options: argparse.Namespace) -> int:
     how = Choice(temperature, options.top_k, options.top_p, options.seed, not options.no_cache)
     print(f"== {opened.words}", file=sys.stderr, flush=True)
     print(options.text, end="", flush=True)
-    made, seconds = write(opened, options.text, options.tokens, how, _say)
-    print()
+    try:
+        made, seconds = write(opened, options.text, options.tokens, how, _say)
+    finally:
+        print(flush=True)  # an error has a line of its own
     print(f"== {made} tokens, {made / seconds:,.0f} a second", file=sys.stderr)
     end_process(0)
 
