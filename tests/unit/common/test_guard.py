@@ -183,6 +183,15 @@ def test_a_full_disk_behind_the_output_does_not_change_the_code() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_working_directory_that_was_removed(tmp_path: Path) -> None:
+    words = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", sys.executable, "-m", "dsmoe", "check"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 8, done.stderr
+    assert done.stderr == (
+        "error: found a working directory that no longer exists; expected one: cd to another\n"
+    )
+
+
 ENDS = """
 import atexit
 from dsmoe.common.guard import guarded
