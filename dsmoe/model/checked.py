@@ -14,6 +14,8 @@ from dsmoe.common.overlay import model_sizes
 #: The description in a folder that dsmoe export wrote.
 EXPORTED = "config.json"
 WEIGHTS = "model.safetensors"
+#: The folder in it that an export has until its files are whole.
+STAGE = ".export.tmp"
 _ARCHITECTURE = "MoELM"
 _SIZES = ("hidden_size", "num_layers", "num_experts", "vocab_size", "sequence_length")
 _MORE = ("ffn_multiplier", "moe_every")
@@ -35,6 +37,8 @@ def read_exported(folder: Path) -> dict[str, Any]:
     place = folder / EXPORTED
     try:
         values = json.loads(read_input(place))
+        if values.get("unfinished"):
+            raise ValueError("an export to this folder was broken off; repeat it")
         model, tokenizer = values["model"], values.get("tokenizer")
         for kind, value in ((dict, model), (str, values["precision"]), (str, tokenizer or "")):
             if not isinstance(value, kind):

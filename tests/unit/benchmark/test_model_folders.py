@@ -77,6 +77,7 @@ def test_a_tokenizer_that_is_gone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"unfinished": True}, "was broken off; repeat it"),
         ({"tokenizer": 7}, "found '7', expected str"),
         ({"precision": []}, "expected str"),
         ({"model": [1]}, "expected dict"),
@@ -120,8 +121,8 @@ def test_what_a_library_raises_is_one_line() -> None:
     ("names", "others"),
     [
         ([], []),
-        (["model.safetensors.tmp", "tokenizer.json"], []),  # a killed export
-        (["config.json.tmp", "model.safetensors"], ["model.safetensors"]),
+        ([".export.tmp", "config.json.tmp"], []),  # a killed export
+        ([".export.tmp", "model.safetensors"], ["model.safetensors"]),
         (["model.safetensors"], ["model.safetensors"]),
         (["tokenizer.json", "config.json"], ["config.json", "tokenizer.json"]),
     ],
@@ -145,7 +146,8 @@ def test_a_failed_export_leaves_nothing(
     (tmp_path / "kept" / "latest").write_text("step1")
 
     def fail(*_: Any) -> None:
-        (tmp_path / "to" / "model.safetensors.tmp").touch()
+        (tmp_path / "to").mkdir()
+        (tmp_path / "to" / "model.safetensors").touch()
         raise OSError(28, "No space left on device")
 
     module = types.ModuleType("deepspeed.moe.lm")
