@@ -13,6 +13,7 @@ import pytest
 from support.commands import dsmoe
 
 from dsmoe.benchmark.cases.suites import SUITES
+from dsmoe.common.arguments import utf8_text
 from dsmoe.common.errors import ResultsError
 from dsmoe.model import opened
 from dsmoe.model.checked import check_size, read_exported, reading
@@ -80,6 +81,7 @@ def test_a_tokenizer_that_is_gone(tmp_path: Path) -> None:
         ({"unfinished": True}, "was broken off; repeat it"),
         ({"tokenizer": 7}, "found '7', expected str"),
         ({"precision": []}, "expected str"),
+        ({"precision": "int3"}, "found 'int3', expected fp32, fp16 or bf16"),
         ({"model": [1]}, "expected dict"),
         ({"model": {**SIZES, "num_layers": 10**18}}, "num_layers 1000"),
         ({"model": {**SIZES, "num_layers": 10**9}}, "expected at least"),
@@ -113,6 +115,9 @@ def test_files_that_cannot_hold_the_weights(tmp_path: Path) -> None:
 def test_what_a_library_raises_is_one_line() -> None:
     with pytest.raises(ResultsError, match=r"^folder: KeyError: 'x'$"), reading("folder"):
         {}["x"]
+    words = r"^folder: /no/file: No such file or directory; expected .*: correct its rights"
+    with pytest.raises(ResultsError, match=words), reading("folder"):
+        Path("/no/file").read_bytes()
     with pytest.raises(MemoryError), reading("folder"):
         raise MemoryError
 
@@ -162,3 +167,5 @@ def test_a_failed_export_leaves_nothing(
 def test_a_text_of_other_bytes_is_refused(tmp_path: Path, capsys) -> None:
     assert dsmoe("generate", exported(tmp_path), "\udcff\udcfe") == 2
     assert "found bytes that are no UTF-8" in capsys.readouterr().err
+    # what Python makes of it in the locale C
+    assert utf8_text("\u65e5".encode().decode("ascii", "surrogateescape")) == "\u65e5"
