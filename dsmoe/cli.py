@@ -11,9 +11,11 @@ import argparse
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any, Sequence
 
 from dsmoe.common.arguments import OneLineParser
+from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.common.guard import guarded
 from dsmoe.common.typed import typed_as
 
@@ -84,6 +86,7 @@ def _run(arguments: list[str], prog: str | None) -> int:
             options = parser.parse_args(arguments[1:])
         except SystemExit as ended:  # argparse printed the help
             return int(ended.code or 0)
+        _check_working_folder()
         from dsmoe.common.packages.interpreter import need
 
         need(*command.NEEDS)
@@ -100,6 +103,16 @@ def _run(arguments: list[str], prog: str | None) -> int:
         _top_parser().error(f"found {arguments[0]!r}; expected a command: {', '.join(COMMANDS)}")
     _top_parser().print_help()
     return 0 if options.help else 2
+
+
+def _check_working_folder() -> None:
+    """Raises EnvironmentProblem where it was removed: libraries would end, or name no file."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise EnvironmentProblem(
+            "found a working directory that no longer exists; expected one: cd to another"
+        ) from None
 
 
 def _load(name: str) -> Any:

@@ -59,6 +59,7 @@ def make_parser(prog: str) -> OneLineParser:
 
 def run(options: argparse.Namespace) -> int:
     """Print the figures."""
+    from dsmoe.benchmark.results.record import finite_or_none
     from dsmoe.common.places import work_folder
     from dsmoe.model.measured import measure
     from dsmoe.model.opened import open_model
@@ -67,7 +68,9 @@ def run(options: argparse.Namespace) -> int:
     paths = [str(expanded(path).absolute()) for path in options.data]
     found = measure(opened, paths, work_folder() / "text", options.windows, options.text_field)
     if options.json:
-        print(json.dumps(dataclasses.asdict(found)))
+        [perplexity] = finite_or_none([found.perplexity])  # that of a large loss overflows
+        values = {**dataclasses.asdict(found), "perplexity": perplexity}
+        print(json.dumps(values, allow_nan=False))
         end_process(0)
     print(f"model                         {opened.words}")
     print(f"text                          {found.text}")

@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dsmoe.common.arguments import OneLineParser, count, file_name, positive, seed
-from dsmoe.common.errors import UsageError, exit_code_lines
+from dsmoe.common.arguments import (
+    OneLineParser,
+    count,
+    file_name,
+    positive,
+    seed,
+    utf8_text,
+)
+from dsmoe.common.errors import exit_code_lines
 from dsmoe.common.files import expanded
 from dsmoe.common.output import end_process
 
@@ -31,7 +38,7 @@ def make_parser(prog: str) -> OneLineParser:
     )
     add = parser.add_argument
     add("folder", type=file_name, metavar="DIR", help="The model: of dsmoe train or dsmoe export.")
-    add("text", metavar="TEXT", help="The model goes on from this text.")
+    add("text", type=utf8_text, metavar="TEXT", help="The model goes on from this text.")
     add(
         "--tokens",
         type=count,
@@ -64,19 +71,15 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.model.opened import open_model
     from dsmoe.model.written import Choice, write
 
-    try:
-        options.text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(
-            f"{options.text!r:.60}: found bytes that are no UTF-8; expected a text to go on from"
-        ) from None
     opened = open_model(expanded(options.folder))
     temperature = 0.0 if options.greedy else options.temperature
     how = Choice(temperature, options.top_k, options.top_p, options.seed, not options.no_cache)
     print(f"== {opened.words}", file=sys.stderr, flush=True)
     print(options.text, end="", flush=True)
-    made, seconds = write(opened, options.text, options.tokens, how, _say)
-    print()
+    try:
+        made, seconds = write(opened, options.text, options.tokens, how, _say)
+    finally:
+        print(flush=True)  # an error has a line of its own
     print(f"== {made} tokens, {made / seconds:,.0f} a second", file=sys.stderr)
     end_process(0)
 

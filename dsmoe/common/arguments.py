@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import sys
@@ -136,6 +137,20 @@ def plain_name(text: str) -> str:
     """A name for a record: letters, digits and a few signs, with single blanks between words."""
     if not re.fullmatch(r"[\w.,/+-]+( [\w.,/+-]+)*", text):
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a plain name such as 25gbit")
+    return text
+
+
+def utf8_text(text: str) -> str:
+    """A text; where the locale is not of UTF-8, its bytes are read as UTF-8 all the same."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(text).decode("utf-8")
+        except UnicodeError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r:.60}: found bytes that are no UTF-8; expected a text"
+            ) from None
     return text
 
 

@@ -14,7 +14,7 @@ from typing import Any, Callable
 from dsmoe.common import startup
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem
 from dsmoe.common.interrupts import is_importing
-from dsmoe.common.output import escaped, patient_output
+from dsmoe.common.output import ProcessEnd, escaped, patient_output
 
 INTERRUPTED = startup.INTERRUPTED
 #: Set to 1, it shows the traceback of an expected failure too.
@@ -27,14 +27,17 @@ def guarded(command: Callable[[], int], wants_json: Callable[[], bool] = lambda:
     Where ``wants_json()`` is true a failure is a JSON object on standard output too. Output that
     nobody reads any more, or that cannot be written, changes neither the work nor the exit code,
     with one exception: JSON that standard output could not take is a failure, since it is the
-    result.
+    result. A command that calls output.end_process ends this process here.
     """
     interrupts = _Interrupts()
+    at_once = False
     with patient_output() as output:
         try:
             try:
                 interrupts.begin()
                 code = command()
+            except ProcessEnd as end:
+                code, at_once = end.code, True
             finally:
                 interrupts.hold()
         except BaseException as error:
@@ -50,7 +53,10 @@ def guarded(command: Callable[[], int], wants_json: Callable[[], bool] = lambda:
                     "command did is done, its report is lost"
                 )
                 code = _tell(lost, "EnvironmentProblem", as_json=False)
-        return interrupts.end(code)
+        code = interrupts.end(code)
+    if at_once:
+        os._exit(code)
+    return code
 
 
 def _asked(wants_json: Callable[[], bool]) -> bool:

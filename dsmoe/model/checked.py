@@ -14,9 +14,12 @@ from dsmoe.common.overlay import model_sizes
 #: The description in a folder that dsmoe export wrote.
 EXPORTED = "config.json"
 WEIGHTS = "model.safetensors"
+#: The folder in it that an export has until its files are whole.
+STAGE = ".export.tmp"
 _ARCHITECTURE = "MoELM"
 _SIZES = ("hidden_size", "num_layers", "num_experts", "vocab_size", "sequence_length")
 _MORE = ("ffn_multiplier", "moe_every")
+_PRECISIONS = ("fp32", "fp16", "bf16")
 _LEAST_BYTES = 2  # of a weight, in bf16 and fp16
 
 
@@ -35,10 +38,14 @@ def read_exported(folder: Path) -> dict[str, Any]:
     place = folder / EXPORTED
     try:
         values = json.loads(read_input(place))
+        if values.get("unfinished"):
+            raise ValueError("an export to this folder was broken off; repeat it")
         model, tokenizer = values["model"], values.get("tokenizer")
         for kind, value in ((dict, model), (str, values["precision"]), (str, tokenizer or "")):
             if not isinstance(value, kind):
                 raise TypeError(f"found {str(value)[:40]!r}, expected {kind.__name__}")
+        if values["precision"] not in _PRECISIONS:
+            raise ValueError(f"found {values['precision'][:40]!r}, expected fp32, fp16 or bf16")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ResultsError(
             f"{place}: cannot be read ({_words(error)}); expected what dsmoe export writes"
@@ -92,6 +99,12 @@ def reading(what: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise EnvironmentProblem(f"{what}: {error}") from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise ResultsError(
+            f"{what}: {where}{_words(error)}; expected a file or folder that can be used so: "
+            "correct its rights, free space, or name another"
+        ) from error
     except Exception as error:
         raise ResultsError(f"{what}: {_words(error)}") from error
 

@@ -13,7 +13,7 @@ import numpy as np
 from dsmoe.benchmark.data import corpus
 from dsmoe.benchmark.data.batches import WindowSampler, artifact_ids
 from dsmoe.benchmark.data.sources import TEXT_FIELD
-from dsmoe.common.errors import DataError
+from dsmoe.common.errors import DataError, ResultsError
 from dsmoe.model.opened import Opened
 
 BATCH = 8
@@ -42,7 +42,7 @@ def measure(
 
     Without paths of what the model's training held out, or an exported model of what a training on
     the standard library holds out; and with ``most`` None those that the training itself
-    evaluates, in its batches. Raises DataError.
+    evaluates, in its batches. Raises DataError, and ResultsError where the loss is not finite.
     """
     import torch
     from deepspeed.moe.lm import evaluate
@@ -90,6 +90,11 @@ def measure(
             load += opened.model.last_stats.expert_load.cpu().double()
 
     found = evaluate(opened.model, windows())
+    if not math.isfinite(found.cross_entropy):
+        raise ResultsError(
+            f"{opened.words}: found a loss of {found.cross_entropy}; expected a finite one: the "
+            "weights are damaged, or their training diverged"
+        )
     bits = found.cross_entropy * found.tokens / math.log(2) / max(1, decoded)
     shares = (load / load.sum(-1, keepdim=True).clamp(min=1)).tolist()
     figures = (found.cross_entropy, found.perplexity, bits, found.tokens)

@@ -12,11 +12,12 @@ from typing import Any, Iterator
 from dsmoe.benchmark.data.tokenizer import load_tokenizer
 from dsmoe.benchmark.run import patched_deepspeed
 from dsmoe.common.errors import UsageError
-from dsmoe.common.files import read_large, write_output
+from dsmoe.common.files import read_large
 from dsmoe.common.places import chosen_checkout
 from dsmoe.model import folder as kept
 from dsmoe.model.checked import (
     EXPORTED,
+    STAGE,
     WEIGHTS,
     check_size,
     is_exported,
@@ -90,9 +91,7 @@ def names_of_others(to: Path) -> list[str]:
     names = {path.name for path in to.iterdir()} if to.exists() else set()
     if EXPORTED in names and is_exported(to):
         return []
-    beside = {f"{name}.tmp" for name in (WEIGHTS, EXPORTED)}
-    left = beside | {kept.TOKENIZER} if names & beside else set()
-    return sorted(names - left)
+    return sorted(names - {STAGE, f"{EXPORTED}.tmp"})
 
 
 @contextlib.contextmanager
@@ -104,8 +103,7 @@ def _whole_or_nothing(folder: Path) -> Iterator[None]:
     except BaseException:
         with contextlib.suppress(OSError):
             for name in (WEIGHTS, EXPORTED, kept.TOKENIZER) if new else ():
-                for path in (folder / name, folder / f"{name}.tmp"):
-                    path.unlink(missing_ok=True)
+                (folder / name).unlink(missing_ok=True)
             if not there:
                 folder.rmdir()
         raise
@@ -134,7 +132,6 @@ def export_model(source: Path, to: Path) -> int:
         }
         config = MoELMConfig(**before.case.model_settings())
         place = source / kept.tag_of(before.step)
-        to.mkdir(parents=True, exist_ok=True)
-        if before.tokenizer:
-            write_output(to / kept.TOKENIZER, read_large(before.tokenizer))
-        return int(export(MoELM, place, to, config, before.case.weight_precision, more))
+        beside = {kept.TOKENIZER: read_large(before.tokenizer)} if before.tokenizer else {}
+        precision = before.case.weight_precision
+        return int(export(MoELM, place, to, config, precision, more, beside))

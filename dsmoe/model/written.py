@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Callable
 
-from dsmoe.common.errors import UsageError
+from dsmoe.benchmark.data.tokenizer import check_vocabulary
+from dsmoe.common.errors import ResultsError, UsageError
 from dsmoe.model.opened import Opened
 
 
@@ -25,13 +26,18 @@ def write(
     opened: Opened, prompt: str, tokens: int, how: Choice, out: Callable[[str], None]
 ) -> tuple[int, float]:
     """Hand ``out`` the text after ``prompt`` as it is made, up to ``tokens`` tokens or the end of
-    a document; how many tokens were made, and the seconds. Raises UsageError."""
+    a document; how many tokens were made, and the seconds.
+
+    Raises UsageError; DataError for a tokenizer of another model; ResultsError for weights that
+    are not finite.
+    """
     import torch
     from deepspeed.moe.lm import stream
 
     start = [int(i) for ids in opened.encoder.encode([prompt.encode()]) for i in ids]
     if not start:
         raise UsageError("the text to go on from is empty; expected at least one character")
+    check_vocabulary(max(start), opened.model.config.vocab_size, opened.tokenizer or "bytes")
     generator = torch.Generator(opened.device).manual_seed(how.seed)
     ids = torch.tensor([start], device=opened.device)
     options = (how.temperature, how.top_k, generator, how.top_p, how.cache)
@@ -49,4 +55,6 @@ def write(
                 shown = text
     except ValueError as error:
         raise UsageError(str(error)) from error
+    except FloatingPointError as error:
+        raise ResultsError(f"{opened.words}: {error}") from error
     return len(made), time.perf_counter() - begin

@@ -62,8 +62,8 @@ class PairWriter:
     ``.idx`` last; leaving it by an exception removes the temporary files. An older pair loses its
     index before its tokens are replaced, so no moment shows a mixed pair.
 
-    Raises :class:`DataError` for ids outside of the dtype, sequences over 2**31-1 tokens, a pair
-    without tokens, and files that cannot be written.
+    Raises :class:`DataError` for ids outside of the dtype, sequences over 2**31-1 tokens and a pair
+    without tokens, and OSError for files that cannot be written.
     """
 
     def __init__(self, prefix: PathLike, dtype: str | np.dtype | type = "<u2") -> None:
@@ -80,10 +80,7 @@ class PairWriter:
         tag = f"{os.getpid()}-{secrets.token_hex(4)}.tmp"
         self._tmp_bin = self.bin_path.with_name(f".{self.bin_path.name}.{tag}")
         self._tmp_idx = self.idx_path.with_name(f".{self.idx_path.name}.{tag}")
-        try:
-            self._file = self._tmp_bin.open("wb")
-        except OSError as error:
-            raise DataError(f"{self.bin_path}: cannot be written: {error.strerror}") from error
+        self._file = self._tmp_bin.open("wb")
 
     def __enter__(self) -> PairWriter:
         return self
@@ -121,10 +118,7 @@ class PairWriter:
                 f"{self.bin_path}: a sequence has {self._open_tokens} tokens, the format holds "
                 "2147483647; split the document"
             )
-        try:
-            self._file.write(np.ascontiguousarray(ids, dtype=self.dtype).data)
-        except OSError as error:
-            raise DataError(f"{self.bin_path}: cannot be written: {error.strerror}") from error
+        self._file.write(np.ascontiguousarray(ids, dtype=self.dtype).data)
 
     def end_sequence(self) -> None:
         """Closes the open sequence; one without tokens is kept, with length 0."""
@@ -153,22 +147,19 @@ class PairWriter:
         np.cumsum(sizes[:-1], out=starts[1:], dtype=np.int64)
         starts *= self.dtype.itemsize
         documents = np.frombuffer(self._documents, dtype=np.int64)
-        try:
-            with self._tmp_idx.open("wb") as index:
-                counts = (len(sizes), len(documents))
-                index.write(HEADER.pack(MAGIC, VERSION, self._code, *counts))
-                for part in (sizes.astype("<i4"), starts, documents.astype("<i8")):
-                    index.write(part.data)
-                index.flush()
-                os.fsync(index.fileno())
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            with contextlib.suppress(FileNotFoundError):
-                self.idx_path.unlink()
-            self._tmp_bin.replace(self.bin_path)
-            self._tmp_idx.replace(self.idx_path)
-        except OSError as error:
-            raise DataError(f"{self.bin_path}: cannot be written: {error.strerror}") from error
+        with self._tmp_idx.open("wb") as index:
+            counts = (len(sizes), len(documents))
+            index.write(HEADER.pack(MAGIC, VERSION, self._code, *counts))
+            for part in (sizes.astype("<i4"), starts, documents.astype("<i8")):
+                index.write(part.data)
+            index.flush()
+            os.fsync(index.fileno())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            self.idx_path.unlink()
+        self._tmp_bin.replace(self.bin_path)
+        self._tmp_idx.replace(self.idx_path)
 
 
 class TokenPair:

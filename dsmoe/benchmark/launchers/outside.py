@@ -48,6 +48,13 @@ def started_by(environment: Mapping[str, str]) -> tuple[str, Place] | None:
     return None
 
 
+def _said(environment: Mapping[str, str]) -> str:
+    """Those of the variables that torchrun sets, for a message."""
+    names = (*VARIABLES["torchrun"], "MASTER_ADDR")
+    said = [f"{name}={environment[name][:20]}" for name in names if name in environment]
+    return ", ".join(said) or "no RANK, WORLD_SIZE and MASTER_ADDR"
+
+
 def why(environment: Mapping[str, str]) -> str:
     """Why the processes count as started from outside."""
     found = started_by(environment)
@@ -86,9 +93,9 @@ class OutsideLauncher:
         found = started_by(environment)
         if found is None:
             raise UsageError(
-                "--launcher torchrun: found no RANK, WORLD_SIZE and MASTER_ADDR in the "
-                "environment; start this by torchrun, or by another launcher that sets them: "
-                f"{_TORCHRUN}"
+                f"--launcher torchrun: found {_said(environment)} in the environment; expected "
+                "a RANK from 0 to below WORLD_SIZE, no smaller than LOCAL_RANK, and a MASTER_ADDR: "
+                f"start it by torchrun, or by another launcher that sets them: {_TORCHRUN}"
             )
         self._kind, place = found
         if place.rank != 0:

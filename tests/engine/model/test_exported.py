@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed.moe.lm import MoELM, MoELMConfig, export
+from deepspeed.moe.lm import exported as exported_module
 from deepspeed.utils.any_weights import any_whole_weights
 from deepspeed.utils.checkpoint_io import write_whole
 from hypothesis import HealthCheck, example, given, settings
@@ -96,6 +98,45 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "GPT2"}')
     with pytest.raises(ValueError, match="another model"):
         MoELM.from_exported(tmp_path)
+
+
+@pytest.mark.parametrize("moment", range(1, 9))
+def test_an_export_over_an_older_one_is_never_mixed(
+    moment: int, one_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended before each of its seven renames: the old model, or a folder that is refused."""
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_experts": 1, "num_heads": 2, "vocab_size": 7}
+    config = MoELMConfig(**sizes, sequence_length=8)
+
+    def export_weights(of: float) -> None:
+        weights = {n: torch.full_like(v, of) for n, v in MoELM(config).state_dict().items()}
+        monkeypatch.setattr(exported_module, "checkpoint_weights", lambda *_: weights)
+        beside = {"tokenizer.json": str(of).encode()}
+        export(MoELM, "none", tmp_path, config, "fp32", {"iterations": of}, beside)
+
+    def found() -> set[float]:
+        values = exported_module.read_config(tmp_path)
+        weight = MoELM.from_exported(tmp_path).embedding.weight.max().item()
+        return {values["iterations"], weight, float((tmp_path / "tokenizer.json").read_text())}
+
+    export_weights(1.0)
+    renames, rename = iter(range(1, 99)), Path.replace
+
+    def replace(path: Path, to: Path) -> None:
+        if next(renames) == moment:
+            raise InterruptedError
+        rename(path, to)
+
+    with monkeypatch.context() as patched, contextlib.suppress(InterruptedError):
+        patched.setattr(Path, "replace", replace)
+        export_weights(2.0)
+    if moment in (5, 6, 7):
+        with pytest.raises(ValueError, match=r"config\.json: .* was broken off; repeat it"):
+            found()
+    else:
+        assert found() == {1.0 if moment < 5 else 2.0}
+    export_weights(3.0)
+    assert found() == {3.0} and len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

@@ -63,6 +63,23 @@ def test_draws_follow_the_softmax(lm: MoELM, top_k: int | None) -> None:
     assert float(chi_square) < (29.59 if top_k is None else 16.27)
 
 
+@pytest.mark.parametrize("options", [{"temperature": 1e-320}, {"temperature": 1, "top_p": 1e-50}])
+def test_options_that_float32_has_no_number_for(lm: MoELM, options: dict) -> None:
+    """They leave one token, the likeliest, as every small value does."""
+    assert torch.equal(generate(lm, PROMPT, 3, **options), generate(lm, PROMPT, 3))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(
+    lm: MoELM, temperature: float, weight: float
+) -> None:
+    with torch.no_grad():
+        lm.embedding.weight.fill_(weight)
+    with pytest.raises(FloatingPointError, match="infinite or not a number"):
+        generate(lm, PROMPT, 1, temperature=temperature)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

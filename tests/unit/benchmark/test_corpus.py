@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -276,6 +277,18 @@ def test_bad_text_and_caches_are_refused(texts: Path, tmp_path: Path) -> None:
     one_line(lambda: prepare(cache, [str(texts)], cap=3), "no text found within 3 bytes")
     words = "the cache cannot be written"
     one_line(lambda: prepare(texts / "a.txt", [str(texts)]), words, kind=EnvironmentProblem)
+
+
+def test_a_full_disk_under_the_cache_is_no_fault_of_the_text(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    words = ("the cache cannot be written: No space left on device", "another path")
+    one_line(lambda: prepare(tmp_path / "c", [str(texts)]), *words, kind=EnvironmentProblem)
+    assert not list((tmp_path / "c").glob(".*"))
 
 
 def test_an_existing_pair_is_used_in_place(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from support.commands import dsmoe
 
 from dsmoe.benchmark.cases.suites import SUITES
+from dsmoe.common.arguments import utf8_text
 from dsmoe.common.errors import ResultsError
 from dsmoe.model import opened
 from dsmoe.model.checked import check_size, read_exported, reading
@@ -77,8 +78,10 @@ def test_a_tokenizer_that_is_gone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"unfinished": True}, "was broken off; repeat it"),
         ({"tokenizer": 7}, "found '7', expected str"),
         ({"precision": []}, "expected str"),
+        ({"precision": "int3"}, "found 'int3', expected fp32, fp16 or bf16"),
         ({"model": [1]}, "expected dict"),
         ({"model": {**SIZES, "num_layers": 10**18}}, "num_layers 1000"),
         ({"model": {**SIZES, "num_layers": 10**9}}, "expected at least"),
@@ -112,6 +115,9 @@ def test_files_that_cannot_hold_the_weights(tmp_path: Path) -> None:
 def test_what_a_library_raises_is_one_line() -> None:
     with pytest.raises(ResultsError, match=r"^folder: KeyError: 'x'$"), reading("folder"):
         {}["x"]
+    words = r"^folder: /no/file: No such file or directory; expected .*: correct its rights"
+    with pytest.raises(ResultsError, match=words), reading("folder"):
+        Path("/no/file").read_bytes()
     with pytest.raises(MemoryError), reading("folder"):
         raise MemoryError
 
@@ -120,8 +126,8 @@ def test_what_a_library_raises_is_one_line() -> None:
     ("names", "others"),
     [
         ([], []),
-        (["model.safetensors.tmp", "tokenizer.json"], []),  # a killed export
-        (["config.json.tmp", "model.safetensors"], ["model.safetensors"]),
+        ([".export.tmp", "config.json.tmp"], []),  # a killed export
+        ([".export.tmp", "model.safetensors"], ["model.safetensors"]),
         (["model.safetensors"], ["model.safetensors"]),
         (["tokenizer.json", "config.json"], ["config.json", "tokenizer.json"]),
     ],
@@ -145,7 +151,8 @@ def test_a_failed_export_leaves_nothing(
     (tmp_path / "kept" / "latest").write_text("step1")
 
     def fail(*_: Any) -> None:
-        (tmp_path / "to" / "model.safetensors.tmp").touch()
+        (tmp_path / "to").mkdir()
+        (tmp_path / "to" / "model.safetensors").touch()
         raise OSError(28, "No space left on device")
 
     module = types.ModuleType("deepspeed.moe.lm")
@@ -160,3 +167,5 @@ def test_a_failed_export_leaves_nothing(
 def test_a_text_of_other_bytes_is_refused(tmp_path: Path, capsys) -> None:
     assert dsmoe("generate", exported(tmp_path), "\udcff\udcfe") == 2
     assert "found bytes that are no UTF-8" in capsys.readouterr().err
+    # what Python makes of it in the locale C
+    assert utf8_text("\u65e5".encode().decode("ascii", "surrogateescape")) == "\u65e5"

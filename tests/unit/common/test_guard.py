@@ -183,6 +183,37 @@ def test_a_full_disk_behind_the_output_does_not_change_the_code() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_working_directory_that_was_removed(tmp_path: Path) -> None:
+    words = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", sys.executable, "-m", "dsmoe", "check"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 8, done.stderr
+    assert done.stderr == (
+        "error: found a working directory that no longer exists; expected one: cd to another\n"
+    )
+
+
+ENDS = """
+import atexit
+from dsmoe.common.guard import guarded
+from dsmoe.common.output import end_process
+atexit.register(print, "Python's clean-up")
+def command():
+    print("{}")
+    end_process(0)
+guarded(command, lambda: True)
+"""
+
+
+@pytest.mark.parametrize(("out", "expected"), [("", 0), ("> /dev/full", 8), (">&-", 8)])
+def test_json_that_is_lost_is_a_failure_of_a_command_that_ends_the_process(
+    out: str, expected: int
+) -> None:
+    words = ["sh", "-c", f'exec "$@" {out}', "sh", sys.executable, "-c", ENDS]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (expected, "" if out else "{}\n"), done.stderr
+    assert ("error: standard output: " in done.stderr) == bool(expected)
+
+
 def test_an_error_inside_the_import_of_an_outside_package_names_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

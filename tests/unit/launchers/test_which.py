@@ -48,7 +48,8 @@ def test_auto_says_what_it_took_and_why(tmp_path: Path) -> None:
         ("slurm", {**JOB, "SLURM_STEP_NUM_TASKS": "4"}, "found this command 4 times in a step"),
         ("slurm", {**JOB, "SLURM_TASKS_PER_NODE": "2"}, "found counts for 1 nodes, expected 2"),
         ("torchrun", {}, "found no RANK, WORLD_SIZE and MASTER_ADDR in the environment"),
-        ("torchrun", {"RANK": "one", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "found no RANK"),
+        ("torchrun", {"RANK": "one", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "found RANK=one"),
+        ("torchrun", {"RANK": "7", "WORLD_SIZE": "1"}, "RANK=7, WORLD_SIZE=1 in the environment"),
         ("ssh", {}, "found no host file; name one with --hostfile FILE"),
     ],
 )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 import torch
 import torch.distributed as dist
@@ -21,20 +22,32 @@ from .config import MoELMConfig
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+#: The folder in the folder that the files are in until all are written.
+STAGE = ".export.tmp"
 ARCHITECTURE = "MoELM"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def export(
-    kind: Any, checkpoint: Any, to: Any, config: MoELMConfig, precision: str, more: dict[str, Any]
+    kind: Any,
+    checkpoint: Any,
+    to: Any,
+    config: MoELMConfig,
+    precision: str,
+    more: dict[str, Any],
+    beside: Mapping[str, bytes] | None = None,
 ) -> int:
     """Write the checkpoint in the folder ``checkpoint`` (that of one tag) to the folder ``to``.
+
+    An older export in ``to`` stays until all files of the new one are written. Ended in the moment
+    of the change, it leaves a folder that :func:`load_exported` refuses; export to it again.
 
     Args:
         kind: the model's class, :class:`~deepspeed.moe.lm.model.MoELM`.
         config: of the model that was trained.
         precision: of the weights in the files: "fp32", "bf16" or "fp16".
         more: further entries of config.json.
+        beside: further files: name, content.
 
     Returns:
         How many parameters there are.
@@ -45,18 +58,39 @@ def export(
     """
     library = _safetensors()
     weights = checkpoint_weights(kind, checkpoint, config, precision)
-    folder = Path(to)
-    folder.mkdir(parents=True, exist_ok=True)
     values = {
         "architecture": ARCHITECTURE,
         "precision": precision,
         "model": dataclasses.asdict(config),
         **more,
     }
-    write_whole(folder / WEIGHTS, library.save(weights, {"format": "pt"}))
-    # last, so that a folder with it is a whole one
-    write_whole(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+    files = {
+        WEIGHTS: library.save(weights, {"format": "pt"}),
+        **(beside or {}),
+        CONFIG: _json(values),
+    }
+    _write_together(Path(to), files)
     return sum(value.numel() for value in weights.values())
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def _write_together(folder: Path, files: dict[str, bytes]) -> None:
+    """Write ``files``, of which CONFIG is the last, so that ``folder`` never seems whole with old
+    and new ones."""
+    stage = folder / STAGE
+    shutil.rmtree(stage, ignore_errors=True)  # of an export that was killed
+    stage.mkdir(parents=True)
+    try:
+        for name, content in files.items():
+            write_whole(stage / name, content)
+        write_whole(folder / CONFIG, _json({"architecture": ARCHITECTURE, "unfinished": True}))
+        for name in files:
+            (stage / name).replace(folder / name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def checkpoint_weights(
@@ -105,6 +139,8 @@ def read_config(folder: Any) -> dict[str, Any]:
         ) from None
     if not isinstance(values, dict) or values.get("architecture") != ARCHITECTURE:
         raise ValueError(f"{place} is of another model, expected architecture {ARCHITECTURE}")
+    if values.get("unfinished"):
+        raise ValueError(f"{place}: an export to this folder was broken off; repeat it")
     return values
 
 

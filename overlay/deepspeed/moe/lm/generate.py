@@ -39,6 +39,7 @@ def generate(
 
     Raises:
         ValueError: for an argument out of its range.
+        FloatingPointError: where the logits are infinite or not a number.
 
     The model sees the last ``sequence_length`` tokens; the result keeps all. Without ``cache`` the
     whole context is computed again for each token, and the sequences of a batch share the experts'
@@ -113,18 +114,28 @@ def _pick(
     top_p: float | None = None,
 ) -> Tensor:
     """One token for each sequence; [B]."""
+    largest_B1, likeliest_B1 = logits_BV.max(-1, keepdim=True)
+    # the maximum is NaN where any logit is
+    if not largest_B1.isfinite().all():
+        raise FloatingPointError(
+            "the model's logits are infinite or not a number; expected finite weights, of a "
+            "training that did not diverge"
+        )
     if temperature == 0:
-        return logits_BV.argmax(-1)
+        return likeliest_B1[:, 0]
     exact = torch.promote_types(logits_BV.dtype, torch.float32)
-    # subtract the largest logit first, so that a small temperature cannot overflow
-    scaled_BV = logits_BV.to(exact)
-    scaled_BV = (scaled_BV - scaled_BV.max(-1, keepdim=True).values) / temperature
+    # the largest logit is subtracted first, so that a small temperature cannot overflow; below
+    # the least normal number the temperature, or its inverse, would be 0 or infinite
+    scaled_BV = logits_BV.to(exact) - largest_B1.to(exact)
+    scaled_BV = scaled_BV / max(temperature, torch.finfo(exact).tiny)
     if top_k is None and top_p is None:
         return torch.multinomial(scaled_BV.softmax(-1), 1, generator=generator)[:, 0]
     likeliest = scaled_BV.topk(top_k or scaled_BV.shape[-1], dim=-1)
     shares = likeliest.values.softmax(-1)
     if top_p is not None:
         # a token stays while those before it have less than top_p; the first always does
-        shares = shares.masked_fill(shares.cumsum(-1) - shares >= top_p, 0.0)
+        left_out = shares.cumsum(-1) - shares >= top_p
+        left_out[:, 0] = False  # a top_p below the least number of the type would be 0
+        shares = shares.masked_fill(left_out, 0.0)
     drawn_B1 = torch.multinomial(shares, 1, generator=generator)
     return likeliest.indices.gather(-1, drawn_B1)[:, 0]
