@@ -1,6 +1,7 @@
 """A folder of checkpoints as ``dsmoe train`` writes it, and what it says of itself.
 
-``dsmoe.json`` (the case, the text, the tokenizer), ``tokenizer.json`` (where the text was not
+``dsmoe.json`` (the case, the text, the tokenizer; under "next" those of the checkpoints that a
+resumed training is to write), ``tokenizer.json`` (where the text was not
 taken by bytes), a folder ``stepN`` for each checkpoint, ``latest`` with the name of the last whole
 one, ``runs/`` with the logs, and ``.lock``, which a training holds.
 """
@@ -74,6 +75,12 @@ def step_of(folder: Path) -> int | None:
     return int(tag[len(_TAG) :])
 
 
+def checkpoints(folder: Path) -> list[str]:
+    """The names of the checkpoints that are there, whether ``latest`` names one or not."""
+    found = [path.name for path in folder.glob("*") if _TAG_FORM.fullmatch(path.name)]
+    return sorted(found, key=lambda name: int(name[len(_TAG) :]))
+
+
 @contextlib.contextmanager
 def at_work(folder: Path) -> Iterator[None]:
     """With ``folder`` made, and no other training in it. Raises Busy and ResultsError.
@@ -124,22 +131,33 @@ def describe(
 ) -> None:
     """Write ``dsmoe.json`` and the tokenizer; ``text``: keyword arguments of ``corpus.prepare``.
 
-    Raises ResultsError.
+    The checkpoints that are there stay described as they were: what is written holds for later
+    ones, which may never come. Raises ResultsError.
     """
-    values = {
+    values: dict[str, Any] = {
         "format": FORMAT,
         "case": case.to_dict(),
         "content": content,
         "tokenizer": TOKENIZER if tokenizer else None,
         "text": {name: text[name] for name in TEXT_KEYS} if text else None,
     }
+    done = step_of(folder)
     try:
+        if done is not None:
+            values = {**_described(folder, done), "next": {"after": done, **values}}
         folder.mkdir(parents=True, exist_ok=True)
         if tokenizer and json_file(tokenizer).resolve() != (folder / TOKENIZER).resolve():
             shutil.copyfile(json_file(tokenizer), folder / TOKENIZER)
         write_atomically(folder / DESCRIPTION, (json.dumps(values, indent=2) + "\n").encode())
     except OSError as error:
         raise _not_written(folder, error) from error
+
+
+def _described(folder: Path, step: int) -> dict[str, Any]:
+    """What ``dsmoe.json`` says of the checkpoint after ``step`` iterations, unchecked."""
+    values: dict[str, Any] = json.loads(read_input(folder / DESCRIPTION))
+    later = values.pop("next", None)
+    return later if later is not None and step > later.pop("after") else values
 
 
 def read_kept(folder: Path) -> Kept:
@@ -149,17 +167,25 @@ def read_kept(folder: Path) -> Kept:
         raise UsageError(
             f"{folder}: found no {DESCRIPTION}; expected a folder that dsmoe train --save wrote"
         )
+    step = step_of(folder)
     try:
-        values: dict[str, Any] = json.loads(read_input(place))
+        values = _described(folder, step or 0)
         case, content = Case.from_dict(values["case"]), str(values["content"])
         tokenizer = folder / values["tokenizer"] if values["tokenizer"] else None
         text = values.get("text")
         text = None if text is None else {name: text[name] for name in TEXT_KEYS}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        UsageError,
+    ) as error:
         raise ResultsError(
             f"{place}: cannot be read ({error}); expected what dsmoe train writes"
         ) from error
-    step = step_of(folder)
     if step is None:
         raise UsageError(
             f"{folder}: found no finished checkpoint (no file {LATEST}); train again with --save"
@@ -174,7 +200,7 @@ def check_files(folder: Path, tag: str) -> None:
     # .former: a process was killed between two renames; loading finds it
     places = [place for place in (folder / tag, folder / f"{tag}.former") if place.is_dir()]
     if not places:
-        there = sorted(path.name for path in folder.glob("*") if _TAG_FORM.fullmatch(path.name))
+        there = checkpoints(folder)
         what = f"write its name there: {', '.join(there)}" if there else "copy the folder anew"
         raise ResultsError(
             f"{folder / LATEST}: found {tag}, and no such folder beside it; expected a checkpoint "

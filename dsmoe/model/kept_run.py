@@ -120,13 +120,33 @@ def check_plan(plan: Plan, case: Case) -> int:
                 f"{plan.save}: found a checkpoint of iteration {there}; go on from it with "
                 f"--load {plan.save}, or name another folder to --save"
             )
+        lost = kept.checkpoints(plan.save)
+        if lost:
+            raise UsageError(
+                f"{plan.save}: found {', '.join(lost[-3:])} and no file {kept.LATEST}; write the "
+                f"name of one there and go on with --load {plan.save}, or name another folder to "
+                "--save"
+            )
         return 0
     before = kept.read_kept(plan.load)
-    names = ("model", "global_batch_size", "moe_implementation", "optimizer", "seed")
+    names: tuple[str, ...] = (
+        "model",
+        "global_batch_size",
+        "moe_implementation",
+        "optimizer",
+        "seed",
+    )
+    names += ("adafactor_mode",) if case.optimizer == "adafactor" else ()
     other = [n for n in names if getattr(before.case, n) != getattr(case, n)]
     if other:
         found = ", ".join(f"{n} {getattr(before.case, n)}" for n in other)
         raise UsageError(f"{plan.load}: found a checkpoint of another case: {found}")
+    zero = [c.parallel.zero_stage for c in (before.case, case)]
+    if zero[0] != zero[1] and 0 in zero:
+        raise UsageError(
+            f"{plan.load}: found a checkpoint of ZeRO stage {zero[0]}, expected stage {zero[1]} as "
+            f"here; give --zero-stage {zero[0]}"
+        )
     stages = [c.parallel.pipeline_parallel_size for c in (before.case, case)]
     if stages[0] != stages[1] and 1 in stages:
         found = f"{stages[0]} pipeline stages" if stages[0] > 1 else "no pipeline"

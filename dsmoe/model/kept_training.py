@@ -21,7 +21,7 @@ from dsmoe.benchmark.train.start import Run, start
 from dsmoe.benchmark.train.training import stop, train
 from dsmoe.common.errors import TrainingFailed
 from dsmoe.model.curves import Curves
-from dsmoe.model.folder import tag_of
+from dsmoe.model.folder import LATEST, step_of, tag_of
 from dsmoe.model.kept_names import STOP
 
 
@@ -91,6 +91,11 @@ def resume(run: Run, folder: str) -> int:
     if path is None:
         raise TrainingFailed(f"{folder}: found no checkpoint to load; expected that of dsmoe train")
     done = int(state["iterations"])
+    if done != step_of(Path(folder)):
+        raise TrainingFailed(
+            f"{path}: found the state after {done} iterations, expected that of the folder's name; "
+            f"give the folder its name back, or write another one into {LATEST}"
+        )
     states = state["random"]
     if len(states) == dist.get_world_size():
         cpu, *devices = states[run.rank]

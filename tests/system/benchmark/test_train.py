@@ -105,6 +105,18 @@ def test_it_goes_on_with_another_number_of_processes(whole: Path, tmp_path: Path
     assert losses(parts) == pytest.approx(rest, rel=1e-4)
 
 
+@pytest.mark.long
+def test_a_state_under_the_name_of_another_is_refused(whole: Path, tmp_path: Path) -> None:
+    folder = as_killed(whole / "kept", tmp_path / "renamed", after=2)
+    (folder / "step2").rename(folder / "step1")
+    (folder / "latest").write_text("step1")
+    options = ("1", "--load", folder, "--steps", "2")
+    process = start(tmp_path, *options, changes=PLAIN)
+    said = process.communicate(timeout=600)[0]
+    assert process.returncode == 25 and "Traceback" not in said
+    assert "found the state after" in said.splitlines()[-1]
+
+
 def test_sigterm_saves_and_ends_with_its_code(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     process = start(tmp_path, 1, "--steps", 100000, "--save", kept, changes=PLAIN)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import dsmoe
@@ -10,8 +12,10 @@ from support.commands import dsmoe
 from dsmoe.benchmark.cases.suites import SUITES
 from dsmoe.common.errors import Busy, ResultsError, UsageError
 from dsmoe.model.folder import at_work, describe, read_kept, step_of, tag_of, tokenizer_to_go_on
+from dsmoe.model.kept_run import Plan, check_plan
 
 CASE = SUITES["smoke"][0]
+ZERO_0 = replace(CASE.parallel, zero_stage=0)
 
 
 @pytest.fixture
@@ -44,6 +48,42 @@ def test_a_checkpoint_that_is_not_whole_is_refused(kept: Path) -> None:
     (kept / tag_of(6)).mkdir()
     with pytest.raises(ResultsError, match=r"found step99, and no such folder .*: step6$"):
         read_kept(kept)
+
+
+def test_a_description_holds_for_the_checkpoints_that_come_after_it(kept: Path) -> None:
+    """A resumed training may fail, or be killed, before it writes its first checkpoint."""
+    halves = replace(CASE, precision="bf16")
+    describe(kept, halves, "other text", None)
+    found = read_kept(kept)
+    assert (found.case, found.content, found.step) == (CASE, "hash", 12)
+    describe(kept, replace(CASE, precision="fp16"), "third text", None)  # the first one failed
+    assert read_kept(kept).case == CASE
+    (kept / tag_of(15)).mkdir()
+    (kept / "latest").write_text(tag_of(15))
+    found = read_kept(kept)
+    assert (found.case.precision, found.content) == ("fp16", "third text")
+    describe(kept, halves, "other text", None)
+    assert read_kept(kept).case.precision == "fp16"
+
+
+def test_checkpoints_that_latest_does_not_name_are_not_overwritten(kept: Path) -> None:
+    (kept / "latest").unlink()
+    with pytest.raises(UsageError, match="found step12 and no file latest; write the name"):
+        check_plan(Plan(kept, 1, None, None), CASE)
+
+
+@pytest.mark.parametrize(
+    ("here", "words"),
+    [
+        ({"parallel": ZERO_0, "flat_gradients": False}, "of ZeRO stage 2, .* --zero-stage 2"),
+        ({"adafactor_mode": "artifact"}, "of another case: adafactor_mode sharded"),
+    ],
+)
+def test_what_the_states_depend_on_is_compared_before_the_start(
+    kept: Path, here: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        check_plan(Plan(kept, 1, kept, None), replace(CASE, iterations=99, **here))
 
 
 def test_one_training_at_a_time_is_in_a_folder(kept: Path) -> None:
