@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from dsmoe.benchmark.run.folder import CASE, ITERATIONS, OUTCOME, read_json, write_json
+from dsmoe.benchmark.run.marks import NOTE, say
 from dsmoe.benchmark.train.failure import Stage
 from dsmoe.benchmark.train.measures import dropped_shares, expert_load, held_out_loss
 from dsmoe.benchmark.train.start import Run, start
@@ -53,6 +54,8 @@ def train_whole(folder: Path, stage: Stage) -> None:
             if not asked:
                 held_out = held_out_loss(run.engine, run.case, run.text, run.device)
                 curves.held_out(done, held_out)
+                if run.rank == 0 and held_out is not None and done != last:
+                    say(run.rank, NOTE, f"held-out loss {held_out:.4f} after iteration {done}")
         return asked
 
     outcome = train(run, report, first, ends_after)

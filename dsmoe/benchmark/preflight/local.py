@@ -14,7 +14,7 @@ from dsmoe.benchmark.preflight.asking import Way
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
 from dsmoe.benchmark.preflight.hosts import check_hosts
 from dsmoe.benchmark.preflight.probe import torch_for_cpu
-from dsmoe.benchmark.results.store import RECORDS, ROWS
+from dsmoe.benchmark.results.store import LOCK, RECORDS, ROWS
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem
 from dsmoe.common.packages import dependencies
 from dsmoe.common.packages.requires import torch_problem
@@ -185,7 +185,7 @@ def tool_check(name: str, needed: bool) -> Check:
 
 def disk_check(output: Path) -> Check:
     """Free space where the results go: in ``output`` or the nearest folder above it."""
-    for name in (ROWS, RECORDS):
+    for name in (ROWS, RECORDS, LOCK):
         if os.path.lexists(output / name) and not (output / name).is_file():
             found = f"{output / name} is not a regular file"
             return Check("disk", FAIL, found, "remove it, or name another folder with --output")

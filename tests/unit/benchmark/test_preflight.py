@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -81,3 +82,12 @@ def test_results_cannot_be_written_into_a_file(tmp_path: Path) -> None:
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         check = local.disk_check(output)
         assert (check.state, check.found) == (FAIL, f"{tmp_path / 'file'} is a file")
+
+
+@pytest.mark.parametrize("name", ["results_e2e.tsv", "results_e2e.jsonl", ".results_e2e.lock"])
+def test_files_of_the_results_that_are_none_are_found_before_a_run(
+    name: str, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / name)
+    check = local.disk_check(tmp_path)
+    assert (check.state, check.found) == (FAIL, f"{tmp_path / name} is not a regular file")
