@@ -131,7 +131,7 @@ def test_missing_git_or_gitpython(template: Project, checkout: Path, tmp_path: P
     (tmp_path / "git.py").write_text("raise ImportError('no GitPython here')\n")
     done = template.run(checkout, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 8 and len(done.stderr.splitlines()) == 1
-    assert "pip install GitPython" in done.stderr
+    assert "-m pip install 'GitPython>=" in done.stderr
     assert read_files(checkout) == BASE_FILES
 
 
