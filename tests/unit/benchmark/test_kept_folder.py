@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.commands import dsmoe
 
+from dsmoe.benchmark.cases.case import Parallel
 from dsmoe.benchmark.cases.suites import SUITES
 from dsmoe.common.errors import Busy, ResultsError, UsageError
 from dsmoe.model.folder import at_work, describe, read_kept, step_of, tag_of, tokenizer_to_go_on
@@ -84,6 +85,23 @@ def test_what_the_states_depend_on_is_compared_before_the_start(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         check_plan(Plan(kept, 1, kept, None), replace(CASE, iterations=99, **here))
+
+
+def test_states_of_one_form_are_not_refused(tmp_path: Path) -> None:
+    """Without ZeRO those of both AdaFactor modes; in a pipeline those of its stages 0 and 1."""
+    plain = replace(CASE, parallel=ZERO_0, flat_gradients=False)
+    two = Parallel(2, 1, 1, pipeline_parallel_size=2)
+    piped = replace(CASE, parallel=two, flat_gradients=True)
+    here = [
+        (plain, replace(plain, adafactor_mode="artifact")),
+        (piped, replace(piped, parallel=replace(two, zero_stage=0), flat_gradients=False)),
+    ]
+    for number, (before, after) in enumerate(here):
+        folder = tmp_path / str(number)
+        describe(folder, before, "hash", None)
+        (folder / tag_of(3)).mkdir()
+        (folder / "latest").write_text(tag_of(3))
+        assert check_plan(Plan(folder, 1, folder, None), replace(after, iterations=99)) == 3
 
 
 def test_one_training_at_a_time_is_in_a_folder(kept: Path) -> None:
