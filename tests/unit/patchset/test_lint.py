@@ -9,11 +9,19 @@ import pytest
 from support.patch_project import Project
 
 from dsmoe.patchset.authoring.lint import lint, read_fields
-from dsmoe.patchset.base import Base
+from dsmoe.patchset.base import Base, load_bases
+from dsmoe.patchset.locked_result import read_result
+from dsmoe.patchset.series import load_series
 
 
 def test_the_real_series_is_in_order(real_base: Base) -> None:
     assert lint(real_base) == []
+
+
+@pytest.mark.parametrize("base", load_bases(), ids=lambda base: base.name)
+def test_the_series_is_the_locked_one(base: Base) -> None:
+    """A checkout that is built already is used as it is; a new one is refused."""
+    assert load_series(base).digest == read_result(base)[1]
 
 
 @pytest.fixture
