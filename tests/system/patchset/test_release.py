@@ -93,19 +93,26 @@ def test_the_locked_result_is_that_of_the_series(
     assert check(release_checkout, [real_base], quiet).name == "would-apply"
 
 
+def processor_seconds() -> float:
+    """What the children that have ended used; other work on the machine stretches it a little."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.long
 def test_the_real_series(release_checkout: Path, project_copy: Base, tmp_path: Path, quiet) -> None:
-    """Applies in under 2 s to what plain git gives; export changes nothing; revert is exact."""
+    """Applies to what plain git gives; export changes nothing; revert is exact.
+
+    The time is compared with plain git's on the same machine: 1.6 to 2.1 times as long, on free
+    cores and on busy ones, where seconds alone were 0.8 on one machine and over 2 on another.
+    """
     base = project_copy
     before = git(release_checkout, "rev-parse", "HEAD")
     files = all_files(release_checkout)
-    start = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = processor_seconds()
     done = tool(release_checkout, "--bases", base.folder.parent)
-    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ours = processor_seconds() - start  # its git children count
     assert done.returncode == 0, done.stderr
-    # Processor time, which a loaded machine does not stretch; its git children count.
-    seconds = end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
-    assert seconds < 2.0, f"apply took {seconds:.2f} s"
     assert git(release_checkout, "rev-parse", "HEAD") == before
     assert describe(release_checkout, [base]).name == "applied"
     # Plain git agrees, patch by patch, on a copy.
@@ -113,8 +120,11 @@ def test_the_real_series(release_checkout: Path, project_copy: Base, tmp_path: P
     shutil.copytree(release_checkout, plain, symlinks=True)
     git(plain, "reset", "-q", "--hard")
     series = load_series(base)
+    start = processor_seconds()
     for patch in series.patches:
         git(plain, "apply", "--index", "--whitespace=nowarn", str(patch.path))
+    gits = processor_seconds() - start
+    assert ours < 5 * gits, f"apply took {ours:.2f} s, git alone {gits:.2f} s"
     for name, source in series.overlay.items():
         (plain / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, plain / name)
