@@ -82,8 +82,8 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.benchmark.link import measure, table
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.run import patched_deepspeed
-    from dsmoe.hosts.spaces.cluster import Cluster, unavailable
     from dsmoe.hosts.spaces.link import Link
+    from dsmoe.hosts.spaces.namespace_cluster import HostCluster, unavailable
 
     def say(line: str) -> None:
         print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
@@ -104,12 +104,12 @@ def run(options: argparse.Namespace) -> int:
     found = []
     variables = measure.host_variables(options.hosts, per_host, machine.device)
     with StopSignals() as stop:
-        cluster = Cluster(options.hosts, link, variables)
+        cluster = HostCluster(options.hosts, link, variables)
         try:
             how = "ssh and pdsh" if cluster.with_ssh else "a launcher in each namespace, no ssh"
             say(f"== {options.hosts} hosts x {per_host}, link: {link.words} ({how})")
             output = options.output or Path(OUTPUT)
-            place = measure.Place(cluster, per_host, machine.device, expanded(output), words)
+            place = measure.LinkPlace(cluster, per_host, machine.device, expanded(output), words)
             for number, setting in enumerate(settings, 1):
                 say(f"== {number} of {len(settings)}: {setting.name}")
                 found.append(measure.measure(setting, place, stop, say))
@@ -131,7 +131,7 @@ def settings_of(
     options: argparse.Namespace, machine: Machine
 ) -> tuple[list[Setting], tuple[str, ...]]:
     """The settings, and the options that they share and that make none. Raises UsageError."""
-    from dsmoe.benchmark.cases.choice import Changes, Wanted, check_device, chosen_cases
+    from dsmoe.benchmark.cases.choice import Changes, WantedCases, check_device, chosen_cases
     from dsmoe.benchmark.link.settings import Setting, combinations, common_batch
     from dsmoe.benchmark.predict.fastest import fastest_for
 
@@ -161,14 +161,14 @@ def settings_of(
 
     combined = combinations(axes, options.setting or [])
     memory = machine.hardware.get("device_memory_bytes")
-    [plain] = chosen_cases(Wanted(processes, suite), machine.device, memory, on_hosts)
+    [plain] = chosen_cases(WantedCases(processes, suite), machine.device, memory, on_hosts)
     batch = common_batch(plain, [vars(changes(*more)) for more in combined])
     if options.global_batch is None and batch != plain.global_batch_size:
         words += ["--global-batch", str(batch)]
     fastest = fastest_for(None, machine.device, machine.gpu, memory)
     settings = []
     for more in combined:
-        wanted = Wanted(processes, suite, changes=changes(*more))
+        wanted = WantedCases(processes, suite, changes=changes(*more))
         [case] = chosen_cases(wanted, machine.device, memory, on_hosts, fastest)
         settings.append(Setting(more, case))
     check_device([s.case for s in settings], machine.device, machine.gpus or None)

@@ -56,10 +56,10 @@ def make_parser(prog: str) -> OneLineParser:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, and write the file. Raises DsmoeError."""
-    from dsmoe.benchmark.calibrate.start import measured_rows
-    from dsmoe.benchmark.predict.rates.choose import calibrated_file
+    from dsmoe.benchmark.calibrate.start_processes import measured_rows
+    from dsmoe.benchmark.predict.rates.choose_cluster import calibrated_file
     from dsmoe.benchmark.predict.rates.cluster import NOT_MEASURED
-    from dsmoe.benchmark.predict.rates.measured import cluster_of
+    from dsmoe.benchmark.predict.rates.from_calibration import cluster_of
     from dsmoe.benchmark.predict.rates.remarks import FEW
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.preflight.probe import cores

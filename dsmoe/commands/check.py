@@ -45,7 +45,7 @@ def make_parser(prog: str) -> OneLineParser:
 def run(options: argparse.Namespace) -> int:
     """Print a line for each check; 8 if one failed."""
     from dsmoe.benchmark.preflight.check import as_json, failures, table
-    from dsmoe.benchmark.preflight.local import all_checks
+    from dsmoe.benchmark.preflight.local_checks import all_checks
 
     code = launching.follow(options)
     if code is not None:

@@ -10,7 +10,7 @@ from dsmoe.common.arguments import OneLineParser, add_output, count, not_empty, 
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.files import expanded
 from dsmoe.common.interrupts import StopSignals
-from dsmoe.convergence.arms import ARMS, Setting
+from dsmoe.convergence.arms import ARMS, ArmSetting
 from dsmoe.convergence.defaults import DEFAULTS, RATE_WARMUP
 
 NEEDS = ("torch", "filelock", "git", "numpy", "psutil", "rich")
@@ -156,13 +156,13 @@ def run(options: argparse.Namespace) -> int:
         return run_all(wanted, stop)
 
 
-def setting_of(options: argparse.Namespace, device: str) -> Setting:
+def setting_of(options: argparse.Namespace, device: str) -> ArmSetting:
     """The options over the defaults of ``device``. Raises UsageError."""
     values = {
         name: default if getattr(options, name) is None else getattr(options, name)
         for name, default in DEFAULTS[device].items()
     }
-    return Setting(
+    return ArmSetting(
         **values,
         rate_warmup=max(1, round(RATE_WARMUP * values["steps"])),
         second_expert_policy=options.second_expert_policy,

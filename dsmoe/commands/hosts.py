@@ -119,7 +119,7 @@ def write_files(args: argparse.Namespace) -> dict[str, Any]:
     if args.probe is not None and not 1 <= args.probe <= 65535:
         raise UsageError(f"--probe: found {args.probe}, expected a port from 1 to 65535")
     found = choose.find(
-        choose.Wanted(
+        choose.WantedHosts(
             source=args.source,
             hosts=args.hosts,
             hosts_file=args.hosts_file,

@@ -133,7 +133,7 @@ def head(
     A login machine, from which a run may be started, is often of another kind. ``deepspeed``: the
     option of that name. ``only_print``: no other host is asked.
     """
-    from dsmoe.benchmark.preflight.hosts import head_facts
+    from dsmoe.benchmark.preflight.host_checks import head_facts
     from dsmoe.benchmark.preflight.machine import machine_of, this_machine
     from dsmoe.hosts.host import Host
 

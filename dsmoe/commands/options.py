@@ -17,7 +17,7 @@ from dsmoe.benchmark.cases.case import (
     REDUCE,
     REDUCE_DTYPES,
 )
-from dsmoe.benchmark.cases.choice import Changes, Wanted
+from dsmoe.benchmark.cases.choice import Changes, WantedCases
 from dsmoe.benchmark.cases.placement import AUTO
 from dsmoe.benchmark.cases.suites import SUITES
 from dsmoe.benchmark.data.sources import TEXT_FIELD
@@ -295,6 +295,8 @@ def changes_of(options: argparse.Namespace) -> Changes:
     )
 
 
-def wanted_of(options: argparse.Namespace) -> Wanted:
+def wanted_of(options: argparse.Namespace) -> WantedCases:
     """The cases that the options of :func:`add_case_options` ask for."""
-    return Wanted(options.gpus, options.suite, options.all, options.method, changes_of(options))
+    return WantedCases(
+        options.gpus, options.suite, options.all, options.method, changes_of(options)
+    )

@@ -102,10 +102,10 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
     from dsmoe.benchmark.cases.placement import HOST_DEVICES, exchanged_share
     from dsmoe.benchmark.plan.estimate import estimate, plan_lines, verdict
     from dsmoe.benchmark.predict.fastest import fastest_for
-    from dsmoe.benchmark.predict.rates.choose import cluster_for
+    from dsmoe.benchmark.predict.pipelines import predict_case
+    from dsmoe.benchmark.predict.rates.choose_cluster import cluster_for
     from dsmoe.benchmark.predict.rates.cluster import load_cluster
     from dsmoe.benchmark.predict.rates.remarks import remarks
-    from dsmoe.benchmark.predict.stages import predict_case
     from dsmoe.benchmark.preflight.machine import this_machine
     from dsmoe.benchmark.run import patched_deepspeed
 
@@ -253,7 +253,7 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
 
 def time_lines(case: Any, found: Any, said: Sequence[str]) -> list[str]:
     """The prediction's lines with the remarks ``said``, or what to do for one."""
-    from dsmoe.benchmark.predict.lines import prediction_lines
+    from dsmoe.benchmark.predict.as_text import prediction_lines
 
     if found is None:
         return [

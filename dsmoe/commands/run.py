@@ -243,7 +243,7 @@ def check_text(options: argparse.Namespace) -> Survey | None:
     from dsmoe.benchmark.data.pair_names import is_pair
     from dsmoe.benchmark.data.sources import refuse_field, survey
     from dsmoe.benchmark.data.tokenizer import load_tokenizer
-    from dsmoe.benchmark.preflight.local import refuse_output
+    from dsmoe.benchmark.preflight.local_checks import refuse_output
 
     refuse_output(expanded(options.output))
     load_tokenizer(options.tokenizer and str(expanded(options.tokenizer)))

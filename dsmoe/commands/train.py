@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     save, load = options.save or options.load, options.load
     if save is None:
         raise UsageError("found neither --save nor --load; expected --save DIR")
-    from dsmoe.model.folder import tokenizer_to_go_on
+    from dsmoe.model.checkpoint_folder import tokenizer_to_go_on
     from dsmoe.model.kept_run import Plan, SavingStop, train_and_keep
 
     tokenizer = options.tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Mapping
 
 from dsmoe.common.errors import UsageError
-from dsmoe.common.overlay import kernel_choices
+from dsmoe.common.overlay_modules import kernel_choices
 
 VARIABLE = str(kernel_choices().VARIABLE)
 

@@ -28,8 +28,8 @@ from dsmoe.benchmark.run.request import limits
 from dsmoe.common.errors import ResultsError
 from dsmoe.common.interrupts import Interrupted, StopSignals
 from dsmoe.common.places import work_folder
-from dsmoe.convergence import records, text
-from dsmoe.convergence.arms import Arm, Setting, active_parameters, flops_per_token
+from dsmoe.convergence import curve_files, text
+from dsmoe.convergence.arms import Arm, ArmSetting, active_parameters, flops_per_token
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -41,12 +41,12 @@ class Todo:
     arm: Arm
     case: Case
     config: dict[str, Any]
-    sizes: Setting
-    content: text.Text
+    sizes: ArmSetting
+    content: text.StudyText
 
     @property
     def name(self) -> str:
-        return records.run_name(self.arm.name, self.case.seed)
+        return curve_files.run_name(self.arm.name, self.case.seed)
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same, beside what all runs of a comparison share."""
@@ -80,7 +80,7 @@ def run_one(
     result = {
         "arm": todo.arm.name,
         "seed": todo.case.seed,
-        "status": records.FAILED if reason else records.OK,
+        "status": curve_files.FAILED if reason else curve_files.OK,
         "reason": reason,
         "identity": todo.identity(),
         "device": machine.hardware,
@@ -90,7 +90,7 @@ def run_one(
     if reason is None:
         result.update(figures(todo.case, run_dir))
     with stop.held():
-        records.store(output, summary, todo.name, result)
+        curve_files.store(output, summary, todo.name, result)
     if interrupted:
         raise interrupted
     if reason:

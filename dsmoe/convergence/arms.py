@@ -59,7 +59,7 @@ ARMS = {
 
 
 @dataclass(frozen=True)
-class Setting:
+class ArmSetting:
     """What all arms share. Batch sizes are in sequences, ``sequence_length`` in tokens.
 
     ``rate_warmup``: steps over which the learning rate rises linearly; then it stays. Every
@@ -105,7 +105,7 @@ class Setting:
         return asdict(self)
 
 
-def case_of(arm: Arm, setting: Setting, seed: int) -> Case:
+def case_of(arm: Arm, setting: ArmSetting, seed: int) -> Case:
     """``arm`` as a case of the benchmark, on one process. Raises UsageError for impossible sizes.
 
     In place of a mixture layer, where k experts of width f·M work on a token, the dense model

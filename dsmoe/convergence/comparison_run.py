@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsmoe.benchmark.preflight import local
+from dsmoe.benchmark.preflight import local_checks
 from dsmoe.benchmark.preflight.machine import Machine
 from dsmoe.benchmark.results.figure import pyplot
 from dsmoe.benchmark.run import patched_deepspeed
@@ -13,11 +13,11 @@ from dsmoe.benchmark.run.every_case import FINISHED, RUN_FAILED, step
 from dsmoe.common.errors import DataError, ResultsError
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.places import checkout_folder, work_folder
-from dsmoe.convergence import plot, records, table, text
+from dsmoe.convergence import curve_files, plot, table, text
 from dsmoe.convergence.arm_run import Todo, run_one
 from dsmoe.convergence.arms import (
     Arm,
-    Setting,
+    ArmSetting,
     case_of,
     check_equal_flops,
     config_of,
@@ -35,7 +35,7 @@ class Comparison:
 
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
-    setting: Setting
+    setting: ArmSetting
     machine: Machine
     data: tuple[str, ...]
     text_bytes: int
@@ -53,7 +53,7 @@ def run_all(wanted: Comparison, stop: StopSignals) -> int:
     sizes, machine, output = wanted.setting, wanted.machine, wanted.output
     models = [case_of(arm, sizes, wanted.seeds[0]).model for arm in wanted.arms]
     apart = check_equal_flops(models)
-    local.quick(output)
+    local_checks.quick(output)
     checkout = checkout_folder()
     step(f"DeepSpeed checkout {checkout}")
     patched_deepspeed.ensure(checkout)
@@ -72,14 +72,14 @@ def run_all(wanted: Comparison, stop: StopSignals) -> int:
         "device": machine.device,
         "result_tree": trees.result,
     }
-    summary = records.open_summary(output, common)
+    summary = curve_files.open_summary(output, common)
     summary["text"] = vars(content.info)
     code = FINISHED
     for seed in wanted.seeds:
         for arm in wanted.arms:
             case = case_of(arm, sizes, seed)
             todo = Todo(arm, case, config_of(arm, case, machine.device), sizes, content)
-            if wanted.resume and records.finished(output, summary, todo.name, todo.identity()):
+            if wanted.resume and curve_files.finished(output, summary, todo.name, todo.identity()):
                 step(f"finished already, skipped: {todo.name}")
             elif not run_one(todo, machine, trees, output, wanted.time_out, summary, stop):
                 code = RUN_FAILED
@@ -87,7 +87,7 @@ def run_all(wanted: Comparison, stop: StopSignals) -> int:
     return code
 
 
-def check_size(info: text.TextInfo, sizes: Setting) -> None:
+def check_size(info: text.TextInfo, sizes: ArmSetting) -> None:
     """Raises DataError where the held-out text is too short for an evaluation."""
     windows = (info.held_out_tokens - 1) // sizes.sequence_length
     if windows < sizes.micro_batch_size:
@@ -100,10 +100,10 @@ def check_size(info: text.TextInfo, sizes: Setting) -> None:
 
 def show(output: Path, draw: bool) -> int:
     """Print the table of ``output`` and draw its figure, from its files alone."""
-    summary = records.read_summary(output)
-    curves = records.read_curves(output, summary)
+    summary = curve_files.read_summary(output)
+    curves = curve_files.read_curves(output, summary)
     print()
-    with records.shown(output):
+    with curve_files.shown(output):
         table.print_table(summary, curves)
         if draw:
             if not curves:

@@ -7,8 +7,8 @@ from typing import Any, Callable, Sequence
 
 from dsmoe.benchmark.results.figure import plain, pyplot, save
 from dsmoe.convergence.arms import ARMS
+from dsmoe.convergence.curve_files import Curve
 from dsmoe.convergence.lines import THIN, draw_seeds, mean_and_deviation
-from dsmoe.convergence.records import Curve
 
 # Okabe and Ito's colours, apart for colour-blind readers; line styles tell them apart in grey.
 STYLES: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ import sys
 from typing import Any, Sequence, TextIO
 
 from dsmoe.convergence.arms import ARMS
-from dsmoe.convergence.records import OK, Curve
+from dsmoe.convergence.curve_files import OK, Curve
 from dsmoe.convergence.text import TextInfo
 
 HEAD = (

@@ -76,7 +76,7 @@ class Document(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Text:
+class StudyText:
     """The token pair ``prefix`` (.bin, .idx), whose last documents are the held-out ones."""
 
     prefix: Path
@@ -90,7 +90,9 @@ class Text:
         }
 
 
-def prepare(cache: Path, paths: Sequence[str], text_bytes: int, field: str = TEXT_FIELD) -> Text:
+def prepare(
+    cache: Path, paths: Sequence[str], text_bytes: int, field: str = TEXT_FIELD
+) -> StudyText:
     """At most ``text_bytes`` of the text in ``paths`` (none: the standard library), from the
     cache folder if nothing changed, else built there. Lines of JSON are documents, by their
     ``field``. Raises DataError, and EnvironmentProblem where the cache cannot be written.
@@ -118,7 +120,7 @@ def prepare(cache: Path, paths: Sequence[str], text_bytes: int, field: str = TEX
         raise EnvironmentProblem(
             f"{folder}: the cache cannot be written: {error.strerror}; {another_place(folder)}"
         ) from error
-    return Text(folder / "text", info)
+    return StudyText(folder / "text", info)
 
 
 def _read_info(folder: Path) -> TextInfo | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Sequence
 
-from dsmoe.common import overlay
+from dsmoe.common import overlay_modules
 from dsmoe.common.errors import HostProblem
 
-grammar = overlay.load("deepspeed/launcher/host_grammar.py")
+grammar = overlay_modules.load("deepspeed/launcher/host_grammar.py")
 MAX_SLOTS: int = grammar.MAX_SLOTS
 
 

@@ -9,7 +9,7 @@ from typing import Any, Iterator, Mapping
 
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem, ResultsError
 from dsmoe.common.files import read_input, refuse_irregular
-from dsmoe.common.overlay import model_sizes
+from dsmoe.common.overlay_modules import model_sizes
 
 #: The description in a folder that dsmoe export wrote.
 EXPORTED = "config.json"

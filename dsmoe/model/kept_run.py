@@ -12,7 +12,7 @@ from dsmoe.benchmark.cases.choice import in_words
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.data.corpus import CorpusInfo
 from dsmoe.benchmark.launchers.job import Job
-from dsmoe.benchmark.preflight import local
+from dsmoe.benchmark.preflight import local_checks
 from dsmoe.benchmark.run import launch, patched_deepspeed
 from dsmoe.benchmark.run.every_case import FINISHED, check_layout, step
 from dsmoe.benchmark.run.folder import (
@@ -29,7 +29,7 @@ from dsmoe.benchmark.run.request import Request, run_name
 from dsmoe.common.errors import ResultsError, TrainingFailed, UsageError
 from dsmoe.common.interrupts import Interrupted, StopSignals
 from dsmoe.common.typed import program
-from dsmoe.model import folder as kept
+from dsmoe.model import checkpoint_folder as kept
 from dsmoe.model.kept_names import PROCESS, STOP
 
 
@@ -67,7 +67,7 @@ def train_and_keep(request: Request, plan: Plan, stop: SavingStop) -> int:
     """Train the request's one case. Raises DsmoeError for what is wrong before anything starts."""
     [(case, layout)] = request.cases
     check_plan(plan, case)
-    local.quick(plan.save)
+    local_checks.quick(plan.save)
     step(f"text: {', '.join(request.text.paths) or 'the Python standard library'}")
     text = prepare_text(request, case)
     print(

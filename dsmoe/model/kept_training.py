@@ -21,8 +21,8 @@ from dsmoe.benchmark.train.measures import dropped_shares, expert_load, held_out
 from dsmoe.benchmark.train.start import Run, start
 from dsmoe.benchmark.train.training import stop, train
 from dsmoe.common.errors import TrainingFailed
+from dsmoe.model.checkpoint_folder import LATEST, step_of, tag_of
 from dsmoe.model.curves import Curves
-from dsmoe.model.folder import LATEST, step_of, tag_of
 from dsmoe.model.kept_names import STOP
 
 

@@ -14,7 +14,7 @@ from dsmoe.benchmark.run import patched_deepspeed
 from dsmoe.common.errors import UsageError
 from dsmoe.common.files import read_large
 from dsmoe.common.places import chosen_checkout
-from dsmoe.model import folder as kept
+from dsmoe.model import checkpoint_folder as kept
 from dsmoe.model.checked import (
     EXPORTED,
     STAGE,

@@ -21,7 +21,7 @@ _FILE_ERROR = re.compile(r"^error: (.*?): (.*)$")
 
 
 @dataclass
-class Progress:
+class PlacingProgress:
     """The content of every file while a series is applied, and where it failed so far."""
 
     entries: dict[str, Entry | None]
@@ -30,7 +30,7 @@ class Progress:
     after: list[dict[str, Entry | None]] = field(default_factory=list)
 
 
-def apply_together(git: Git, patches: Sequence[Patch], progress: Progress) -> bool:
+def apply_together(git: Git, patches: Sequence[Patch], progress: PlacingProgress) -> bool:
     """Apply ``patches`` by one git for as many in a row as do not wait for one another.
 
     A git for each patch takes a second a series. False where anything does not fit: the index and
@@ -58,7 +58,7 @@ class _Row:
     #: A file placed by its context, the blob that it finds, and its patch's part of ``after``.
     moved: list[tuple[FileDiff, str, dict[str, Entry | None]]] = field(default_factory=list)
 
-    def must_come_before(self, patch: Patch, progress: Progress) -> bool:
+    def must_come_before(self, patch: Patch, progress: PlacingProgress) -> bool:
         """Whether ``patch`` needs a blob that is not known, or not written, before the row is."""
         placed = {item.path for item, *_ in self.moved}
         return any(
@@ -66,7 +66,7 @@ class _Row:
             for item in patch.files
         )
 
-    def add(self, patch: Patch, moved: Sequence[FileDiff], progress: Progress) -> None:
+    def add(self, patch: Patch, moved: Sequence[FileDiff], progress: PlacingProgress) -> None:
         found = [progress.entries.get(item.path) for item in moved]
         self.files.append(str(patch.path))
         self.touched |= {item.path for item in patch.files}
@@ -74,7 +74,7 @@ class _Row:
         for item, entry in zip(moved, found):
             self.moved.append((item, entry[1] if entry else "", progress.after[-1]))
 
-    def apply(self, git: Git, progress: Progress) -> bool:
+    def apply(self, git: Git, progress: PlacingProgress) -> bool:
         if any(not blob or item.old_id is None for item, blob, _ in self.moved):
             return False
         blobs = read_blobs(git, [blob for _, blob, _ in self.moved])
@@ -88,7 +88,7 @@ class _Row:
         return True
 
 
-def apply_patch(git: Git, patch: Patch, progress: Progress) -> list[str]:
+def apply_patch(git: Git, patch: Patch, progress: PlacingProgress) -> list[str]:
     """Apply ``patch`` to the index of ``git`` as far as it fits; one line for each problem."""
     if not patch.files:
         progress.after.append({})
@@ -119,7 +119,7 @@ def apply_patch(git: Git, patch: Patch, progress: Progress) -> list[str]:
 _APPLY = ("apply", "--cached", "--whitespace=nowarn")
 
 
-def _is_made_for(item: FileDiff, progress: Progress) -> bool:
+def _is_made_for(item: FileDiff, progress: PlacingProgress) -> bool:
     """Whether the file holds the blob that the diff was made for."""
     if item.path in progress.broken or (item.old_id is None and item.new_id is None):
         return True
@@ -161,7 +161,7 @@ def occurrences(content: bytes, lines: bytes) -> int:
     return count
 
 
-def _follow(patch: Patch, progress: Progress) -> None:
+def _follow(patch: Patch, progress: PlacingProgress) -> None:
     """Note what the files of ``patch`` hold after it by its index lines.
 
     Also where it failed: later patches of the same folder are judged as if it had not.

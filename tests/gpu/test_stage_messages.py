@@ -23,7 +23,7 @@ def on_a_gpu(stage: int, folder: str) -> None:
     from deepspeed.moe.kernels import policy
     from deepspeed.moe.pipeline import make_stage_groups
     from deepspeed.moe.pipeline.messages import transport
-    from deepspeed.moe.pipeline.messages.exchange import Messages
+    from deepspeed.moe.pipeline.messages.overlapped import Messages
     from deepspeed.moe.pipeline.schedule import FORWARD, one_forward_one_backward
 
     torch.cuda.set_device(stage)

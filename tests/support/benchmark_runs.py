@@ -101,7 +101,7 @@ class StartedRun:
         for pid in session_members(self.launcher()):
             words = psutil.Process(pid).cmdline()
             rank = [word for word in words if word.startswith("--local_rank=")]
-            if rank and any(word.endswith("train/process.py") for word in words[:4]):
+            if rank and any(word.endswith("train/training_process.py") for word in words[:4]):
                 found[rank[0]] = pid
         return [found[key] for key in sorted(found)]
 

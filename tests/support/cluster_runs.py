@@ -11,14 +11,14 @@ from typing import Sequence
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.rows import read_rows
 from dsmoe.benchmark.results.store import RECORDS, ROWS, check_agreement, read_records
-from dsmoe.hosts.spaces.cluster import Cluster
+from dsmoe.hosts.spaces.namespace_cluster import HostCluster
 from support import ROOT
 
 SCRIPT = [str(ROOT / "run_deepspeed_benchmark.sh")]
 DSMOE = [sys.executable, "-m", "dsmoe"]
 COMMAND = [*DSMOE, "run"]
 FRONT_DOOR = "-m dsmoe run"  # in a command line
-MARK = "train/process.py"
+MARK = "train/training_process.py"
 # A machine under load takes its time to start; how long the end takes is what is measured.
 START_SECONDS = 300
 # Sums of floats in another order: 4 processes against 2, fp32.
@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
     return {**own, "PATH": path, "DSMOE_PYTHON": sys.executable}
 
 
-def clean(cluster: Cluster, *command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def clean(cluster: HostCluster, *command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """``command`` on n1, in ``folder``."""
     return cluster.run("n1", list(command), cwd=folder, env=environment(), timeout=START_SECONDS)
 
@@ -60,7 +60,7 @@ def words(processes: int, *more: str) -> list[str]:
 
 
 def trained(
-    hosts: Cluster,
+    hosts: HostCluster,
     folder: Path,
     processes: int,
     used: int,

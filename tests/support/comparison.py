@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.commands import converge
-from dsmoe.convergence import records
-from dsmoe.convergence.arms import ARMS, Setting
+from dsmoe.convergence import curve_files
+from dsmoe.convergence.arms import ARMS, ArmSetting
 
 TINY = "--hidden 16 --layers 2 --heads 2 --sequence 16 --experts 4 --batch 8 --micro-batch 4"
 SHORT = f"{TINY} --steps 6 --eval-every 4 --eval-windows 16".split()
 
 
-def default_setting(device: str) -> Setting:
+def default_setting(device: str) -> ArmSetting:
     """The sizes of ``dsmoe converge`` without options on ``device``."""
     options = converge.make_parser("dsmoe converge").parse_args([])
     return converge.setting_of(options, device)
@@ -42,7 +42,7 @@ def recorded(output: Path) -> None:
                     layers = [] if arm.dense else [[0.5, 0.25, 0.25, 0.0], [0.25] * 4]
                     point.update(expert_load=layers, dropped_share=[0.1, 0.02][: len(layers)])
                 points.append(point)
-            name = records.run_name(arm.name, seed)
+            name = curve_files.run_name(arm.name, seed)
             lines = "".join(json.dumps(point) + "\n" for point in points)
             (output / f"{name}.jsonl").write_text(lines)
             runs[name] = {
@@ -60,5 +60,5 @@ def recorded(output: Path) -> None:
             }
     runs["moe-3"] = {"arm": "moe", "seed": 3, "status": "failed", "reason": "out of memory"}
     common = {"setting": default_setting("cpu").to_dict(), "device": "cpu"}
-    summary = {"schema": records.SCHEMA, "common": common, "text": {}, "runs": runs}
-    (output / records.SUMMARY).write_text(json.dumps(summary))
+    summary = {"schema": curve_files.SCHEMA, "common": common, "text": {}, "runs": runs}
+    (output / curve_files.SUMMARY).write_text(json.dumps(summary))

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, Sequence
 
-from dsmoe.hosts.spaces.cluster import Cluster
 from dsmoe.hosts.spaces.guardian import tool
+from dsmoe.hosts.spaces.namespace_cluster import HostCluster
 from support.cluster_runs import environment
 
 TOOLS = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "scontrol")
@@ -54,7 +54,7 @@ class Slurm:
     No cgroup is used, and the GPUs are only counted (their devices are /dev/null and /dev/zero).
     """
 
-    def __init__(self, cluster: Cluster, folder: Path, count: int = 2) -> None:
+    def __init__(self, cluster: HostCluster, folder: Path, count: int = 2) -> None:
         self.cluster, self.folder, self.nodes = cluster, folder, cluster.names[:count]
         for name in ("munge", "state", *(f"spool.{node}" for node in self.nodes)):
             (folder / name).mkdir(mode=0o755)

@@ -96,4 +96,4 @@ def serve(folder: Path, rank: int, processes: int) -> None:
 
 if __name__ == "__main__":
     serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    os._exit(0)  # gloo's threads can abort an orderly exit; see dsmoe/benchmark/train/process.py
+    os._exit(0)  # gloo's threads can abort an orderly exit; see train/training_process.py

@@ -10,7 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Mapping
 
 from dsmoe.common.errors import UsageError
-from dsmoe.common.overlay import model_sizes
+from dsmoe.common.overlay_modules import model_sizes
 
 # Fields of a model on which the number of its parameters does not depend.
 UNCOUNTED = ("name", "num_heads", "top_k")

@@ -77,7 +77,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedCases:
     """The case of ``suite`` (None: the device's default) for ``gpus``; ``every``: all up to it.
 
     ``method``: "published" trains a case of the paper as the artifact did (published.py).
@@ -91,7 +91,7 @@ class Wanted:
 
 
 def chosen_cases(
-    wanted: Wanted,
+    wanted: WantedCases,
     device: str,
     memory: int | None = None,
     devices_of: Callable[[int], int] = devices_of_a_host,

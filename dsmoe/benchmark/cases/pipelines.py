@@ -7,7 +7,7 @@ from typing import Any, Callable, Sequence
 
 from dsmoe.benchmark.cases.case import PIPELINE_SCHEDULES, Case, Parallel
 from dsmoe.common.errors import UsageError
-from dsmoe.common.overlay import load
+from dsmoe.common.overlay_modules import load
 
 #: Takes the cases that can be and the processes of a host, and picks one of them.
 Fastest = Callable[[Sequence[Case], int], Case]

@@ -19,7 +19,7 @@ from dsmoe.benchmark.cases.case import Case, ModelCase, Parallel
 from dsmoe.benchmark.cases.placement import auto_size, devices_of_a_host
 from dsmoe.benchmark.cases.published import published
 from dsmoe.common.errors import UsageError
-from dsmoe.common.overlay import model_sizes
+from dsmoe.common.overlay_modules import model_sizes
 
 # The sizes the artifact names; docs/reference/results.md says how near the names are.
 MODELS = {

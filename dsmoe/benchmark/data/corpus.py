@@ -28,7 +28,6 @@ from dsmoe.benchmark.data import tokenizer as tokenizers
 from dsmoe.benchmark.data.documents import Documents, batches
 from dsmoe.benchmark.data.indexed_dataset import PairWriter, TokenPair, smallest_dtype
 from dsmoe.benchmark.data.pair_names import is_pair
-from dsmoe.benchmark.data.progress import Tokenizing
 from dsmoe.benchmark.data.sources import (
     TEXT_FIELD,
     Source,
@@ -38,6 +37,7 @@ from dsmoe.benchmark.data.sources import (
     refuse_field,
     survey,
 )
+from dsmoe.benchmark.data.tokenizing_progress import Tokenizing
 from dsmoe.common.errors import DataError, EnvironmentProblem
 from dsmoe.common.files import expanded, read_input, write_output
 from dsmoe.common.places import another_place

@@ -10,7 +10,7 @@ from pathlib import Path
 from dsmoe.benchmark.run.layout import Layout
 from dsmoe.common.places import import_root
 
-TRAINING_PROCESS = import_root() / "dsmoe" / "benchmark" / "train" / "process.py"
+TRAINING_PROCESS = import_root() / "dsmoe" / "benchmark" / "train" / "training_process.py"
 
 
 @dataclass(frozen=True)

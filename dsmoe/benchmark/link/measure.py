@@ -17,7 +17,7 @@ from dsmoe.benchmark.results.store import RECORDS, read_records
 from dsmoe.benchmark.run.processes import end_session
 from dsmoe.common.interrupts import StopSignals
 from dsmoe.common.places import import_root
-from dsmoe.hosts.spaces.cluster import INTERFACE, Cluster
+from dsmoe.hosts.spaces.namespace_cluster import INTERFACE, HostCluster
 
 # What a run prints that is worth a line here.
 _SHOWN = ("  iteration ", "  warning: ", "  note: ", "error: ", "failed ")
@@ -25,13 +25,13 @@ _ERROR = "error: "
 
 
 @dataclass(frozen=True)
-class Place:
+class LinkPlace:
     """Hosts of the run: ``hosts`` x ``per_host`` processes on ``device``; files go to ``output``.
 
     ``shared`` are options of ``dsmoe run`` that all settings have and that make no setting.
     """
 
-    cluster: Cluster
+    cluster: HostCluster
     per_host: int
     device: str
     output: Path
@@ -64,11 +64,11 @@ def host_variables(hosts: int, per_host: int, device: str) -> dict[str, dict[str
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredLink:
     """A setting and its record; ``reason`` where there is none, or where the run failed."""
 
     setting: Setting
-    place: Place
+    place: LinkPlace
     record: RunRecord | None
     reason: str | None
 
@@ -108,8 +108,8 @@ class Measured:
 
 
 def measure(
-    setting: Setting, place: Place, stop: StopSignals, say: Callable[[str], None]
-) -> Measured:
+    setting: Setting, place: LinkPlace, stop: StopSignals, say: Callable[[str], None]
+) -> MeasuredLink:
     """Train ``setting`` and read its record; what happens meanwhile goes to ``say``.
 
     Raises Interrupted, once everything that was started has ended.
@@ -119,11 +119,11 @@ def measure(
     code, last = _run(_command(setting, place), _environment(place), place, stop, say)
     found = read_records(records)[before:] if records.exists() else []
     if not found:
-        return Measured(setting, place, None, last or f"dsmoe run ended with exit code {code}")
-    return Measured(setting, place, found[-1], found[-1].reason or found[-1].evaluation_error)
+        return MeasuredLink(setting, place, None, last or f"dsmoe run ended with exit code {code}")
+    return MeasuredLink(setting, place, found[-1], found[-1].reason or found[-1].evaluation_error)
 
 
-def _command(setting: Setting, place: Place) -> list[str]:
+def _command(setting: Setting, place: LinkPlace) -> list[str]:
     hostfile = place.output / f"hostfile_{place.hosts}x{place.per_host}"
     lines = [f"{name} slots={place.per_host}\n" for name in place.cluster.names]
     place.output.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def _command(setting: Setting, place: Place) -> list[str]:
     return [*run, *place.shared, *setting.words, *files, "--link", place.link_name]
 
 
-def _environment(place: Place) -> dict[str, str]:
+def _environment(place: LinkPlace) -> dict[str, str]:
     """The head's variables; the launcher hands those of NCCL, gloo and OpenMP to all hosts."""
     paths = [str(import_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
     added = {"PYTHONPATH": os.pathsep.join(paths)}
@@ -150,7 +150,7 @@ def _environment(place: Place) -> dict[str, str]:
 def _run(
     command: list[str],
     environment: Mapping[str, str],
-    place: Place,
+    place: LinkPlace,
     stop: StopSignals,
     say: Callable[[str], None],
 ) -> tuple[int, str | None]:

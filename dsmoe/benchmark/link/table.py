@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Sequence, TextIO
 
-from dsmoe.benchmark.link.measure import Measured
+from dsmoe.benchmark.link.measure import MeasuredLink
 
 WIDTH = 80
 
 
-def print_table(found: Sequence[Measured], out: TextIO) -> None:
+def print_table(found: Sequence[MeasuredLink], out: TextIO) -> None:
     """A row a setting: seconds of an iteration, and what each host sends and receives in it."""
     from rich import box
     from rich.console import Console
@@ -27,7 +27,7 @@ def print_table(found: Sequence[Measured], out: TextIO) -> None:
             print(f"{row.setting.name}: {row.reason}", file=out)
 
 
-def _cells(row: Measured) -> list[str]:
+def _cells(row: MeasuredLink) -> list[str]:
     record = row.record
     if record is None or record.median_seconds is None or record.spread is None:
         return ["failed", *[""] * 5]

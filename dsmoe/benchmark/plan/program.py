@@ -22,7 +22,7 @@ except ImportError:
 
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.plan.simulation import simulate
-from dsmoe.benchmark.plan.stages import simulate_stages
+from dsmoe.benchmark.plan.stage_memory import simulate_stages
 from dsmoe.common.packages.no_compiler import without_compiler_anywhere
 
 # torch 2.8 has the collectives of meta tensors in this module alone; 2.11 has them at once, and

@@ -9,9 +9,9 @@ from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.pipelines import Fastest
 from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
 from dsmoe.benchmark.predict.memory import pipeline_peak_bytes
-from dsmoe.benchmark.predict.rates.choose import cluster_for
+from dsmoe.benchmark.predict.pipelines import predict_case, stage_case
+from dsmoe.benchmark.predict.rates.choose_cluster import cluster_for
 from dsmoe.benchmark.predict.search import USABLE
-from dsmoe.benchmark.predict.stages import predict_case, stage_case
 from dsmoe.common.errors import UsageError
 
 

@@ -9,8 +9,8 @@ from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.flops import FORMULAS, TERA
 from dsmoe.benchmark.cases.published import published
 from dsmoe.benchmark.cases.suites import SUITES
+from dsmoe.benchmark.predict.pipelines import predict_pipeline, stage_case
 from dsmoe.benchmark.predict.rates.cluster import Cluster
-from dsmoe.benchmark.predict.stages import predict_pipeline, stage_case
 from dsmoe.benchmark.predict.time import predict
 
 #: Micro-batches that a pipeline is tried with.

@@ -12,8 +12,8 @@ from dsmoe.benchmark.cases.placement import AUTO
 from dsmoe.benchmark.plan.estimate import CUDA_CONTEXT_BYTES
 from dsmoe.benchmark.predict.amounts.work import PARTS
 from dsmoe.benchmark.predict.memory import pipeline_peak_bytes
+from dsmoe.benchmark.predict.pipelines import predict_pipeline, stage_case
 from dsmoe.benchmark.predict.rates.cluster import Cluster
-from dsmoe.benchmark.predict.stages import predict_pipeline, stage_case
 from dsmoe.benchmark.predict.time import Prediction
 from dsmoe.common.tables import columns
 
@@ -29,7 +29,7 @@ class NothingFits(Exception):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SplitCandidate:
     """One setting, its prediction and the bytes of a process at the peak.
 
     ``case`` is the whole case, or as one of its stages has it where ``stages`` is more than 1.
@@ -64,12 +64,12 @@ def search(
     memory: int,
     stages: tuple[int, ...] = STAGES,
     asked: Changes = ANY,
-) -> tuple[list[Candidate], int]:
+) -> tuple[list[SplitCandidate], int]:
     """The settings of ``case`` that fit into ``memory`` bytes a device, fastest first; and how many
     were tried: those that have what is ``asked`` for. Raises NothingFits."""
     context = CUDA_CONTEXT_BYTES if cluster.device == "cuda" else 0
     tried = 0
-    found: list[Candidate] = []
+    found: list[SplitCandidate] = []
     for number in stages:
         for setting in _settings(case, number):
             for schedule in PIPELINE_SCHEDULES if number > 1 else ("1f1b",):
@@ -79,7 +79,7 @@ def search(
                 peak = pipeline_peak_bytes(setting, number, schedule) + context
                 if peak <= USABLE * memory:
                     prediction = predict_pipeline(setting, cluster, number, schedule)
-                    found.append(Candidate(setting, number, schedule, prediction, peak))
+                    found.append(SplitCandidate(setting, number, schedule, prediction, peak))
     if not tried:
         raise NothingFits("no setting of the search has the options that are given; leave some out")
     if not found:
@@ -138,7 +138,7 @@ def _settings(case: Case, stages: int) -> Iterator[Case]:
                     yield dataclasses.replace(stage, parallel=cut, reduce=reduce, remat=remat)
 
 
-def next_best(found: list[Candidate]) -> Candidate:
+def next_best(found: list[SplitCandidate]) -> SplitCandidate:
     """The first after the best that differs from it in time or memory; the second where none does:
     what is hidden costs nothing."""
     best = found[0]
@@ -150,7 +150,7 @@ def next_best(found: list[Candidate]) -> Candidate:
     return next(others, found[1])
 
 
-def explanation(best: Candidate, other: Candidate) -> str:
+def explanation(best: SplitCandidate, other: SplitCandidate) -> str:
     """Why ``best`` is faster than ``other``, in a sentence."""
     gains = {
         name: other.found.exposed[name] - best.found.exposed[name]
@@ -178,7 +178,7 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def search_lines(found: list[Candidate], tried: int, memory: int, shown: int = 8) -> list[str]:
+def search_lines(found: list[SplitCandidate], tried: int, memory: int, shown: int = 8) -> list[str]:
     """The fastest settings as lines of at most 80 columns, with the options of the first."""
     head = ("s", "GiB", "stages", "expert parallel", "ZeRO", "reduce", "micro-batch", "remat")
     rows = [

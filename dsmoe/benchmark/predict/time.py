@@ -9,7 +9,7 @@ from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.flops import tflops
 from dsmoe.benchmark.predict.amounts.parameters import whole
 from dsmoe.benchmark.predict.amounts.work import PARTS
-from dsmoe.benchmark.predict.process import Process
+from dsmoe.benchmark.predict.process_time import Process
 from dsmoe.benchmark.predict.rates.cluster import Cluster
 
 
@@ -39,7 +39,7 @@ class Prediction:
 
 
 def predict(case: Case, cluster: Cluster) -> Prediction:
-    """The time of an iteration of ``case`` without a pipeline (stages.py: predict_case)."""
+    """The time of an iteration of ``case`` without a pipeline (pipelines.py: predict_case)."""
     process = Process(case, cluster, min(cluster.gpus_per_host, case.parallel.processes))
     part, count = whole(case.model), case.micro_batches
     each = process.micro_batch(part)

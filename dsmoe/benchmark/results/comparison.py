@@ -34,7 +34,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSide:
     """The best of the ``runs`` rows of one method on one number of GPUs.
 
     ``tflops`` per GPU, or None with a ``word`` that says why. ``model``: the named size nearest to
@@ -59,10 +59,10 @@ class Point:
     model: str
     reference: float | None
     reference_word: str
-    published: Measured
-    dsmoe: Measured
+    published: MeasuredSide
+    dsmoe: MeasuredSide
 
-    def same_model(self, measured: Measured) -> bool:
+    def same_model(self, measured: MeasuredSide) -> bool:
         """Whether ``measured`` is of the model that the reference trained."""
         return self.model == measured.model
 
@@ -147,12 +147,12 @@ def _point(gpus: int, drawn: dict[tuple[int, str], list[Row]], reference: Refere
     )
 
 
-def _measured(rows: list[Row], model: str) -> Measured:
+def _measured(rows: list[Row], model: str) -> MeasuredSide:
     best = max(rows, key=lambda row: _rank(row, model), default=None)
     if best is None:
-        return Measured()
+        return MeasuredSide()
     good = best.value["tflops"] > 0
-    return Measured(
+    return MeasuredSide(
         best.value["tflops"] if good else None,
         "" if good else failure_word(best),
         model_of(best),
@@ -201,7 +201,7 @@ def table_lines(points: Sequence[Point], reference: Reference) -> list[str]:
     return [*columns([head, *lines]), f"published, dsmoe: {measured_on}; ratio: of these two"]
 
 
-def _cell(point: Point, measured: Measured) -> str:
+def _cell(point: Point, measured: MeasuredSide) -> str:
     text = measured.word if measured.tflops is None else f"{measured.tflops:.2f}"
     if measured.runs and not point.same_model(measured):
         text += f" ({measured.model})"

@@ -10,8 +10,8 @@ from typing import Sequence
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.choice import in_words
 from dsmoe.benchmark.plan.between_hosts import exchange_warning
-from dsmoe.benchmark.preflight import local
-from dsmoe.benchmark.preflight.hosts import refuse_unfit
+from dsmoe.benchmark.preflight import local_checks
+from dsmoe.benchmark.preflight.host_checks import refuse_unfit
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.store import RECORDS, ROWS
 from dsmoe.benchmark.results.terminal import print_report, report_lines
@@ -30,7 +30,7 @@ FINISHED, RUN_FAILED = 0, 1
 
 def run_cases(request: Request, stop: StopSignals) -> int:
     """Run every case; RUN_FAILED if one failed. Raises DsmoeError before anything is started."""
-    local.quick(request.output)
+    local_checks.quick(request.output)
     step(f"DeepSpeed checkout {request.checkout} ({request.checkout_reason})")
     patched_deepspeed.ensure(request.checkout)
     patched_deepspeed.let_import(request.checkout)

@@ -15,7 +15,7 @@ from dsmoe.benchmark.data.pair_names import is_pair
 from dsmoe.benchmark.data.sources import in_words
 from dsmoe.benchmark.data.tokenizer import check_vocabulary, load_tokenizer
 from dsmoe.benchmark.launchers.job import Job
-from dsmoe.benchmark.predict.rates.choose import prediction_here
+from dsmoe.benchmark.predict.rates.choose_cluster import prediction_here
 from dsmoe.benchmark.results.record import (
     RunRecord,
     energy,

@@ -13,7 +13,7 @@ from dsmoe.hosts.sources.found import Found
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedHosts:
     """What the user says about the source of hosts; None where nothing is said.
 
     ``source`` is "ray", "slurm", "list" or "local"; ``hosts`` the text of ``--hosts`` and
@@ -29,7 +29,7 @@ class Wanted:
     any_device: bool = False
 
 
-def find(wanted: Wanted, env: Mapping[str, str] = os.environ) -> Found:
+def find(wanted: WantedHosts, env: Mapping[str, str] = os.environ) -> Found:
     """The hosts of the source that is ``wanted``, or of the first that is clearly present.
 
     The order: a list given on the command line; the Ray cluster that RAY_ADDRESS or --ray-address
@@ -66,11 +66,11 @@ def find(wanted: Wanted, env: Mapping[str, str] = os.environ) -> Found:
     return local.find("no list, no RAY_ADDRESS, no Slurm job, no Ray here")
 
 
-def _ray(wanted: Wanted, address: str, reason: str) -> Found:
+def _ray(wanted: WantedHosts, address: str, reason: str) -> Found:
     return ray.find(address, wanted.ray_seconds, reason, any_device=wanted.any_device)
 
 
-def _list(wanted: Wanted, forced: str) -> Found:
+def _list(wanted: WantedHosts, forced: str) -> Found:
     if wanted.hosts is not None:
         candidates = listed.parse_hosts_option(wanted.hosts)
         reason = "--hosts was given"

@@ -12,7 +12,7 @@ from dsmoe.common.errors import SeriesBroken
 from dsmoe.patchset.checkout.open import Checkout
 from dsmoe.patchset.git import Git
 from dsmoe.patchset.overlay import overlay_content, overlay_mode
-from dsmoe.patchset.placing import Progress, apply_patch, apply_together
+from dsmoe.patchset.placing import PlacingProgress, apply_patch, apply_together
 from dsmoe.patchset.series import Series
 from dsmoe.patchset.tree import (
     Change,
@@ -50,10 +50,10 @@ def build(git: Git, checkout: Checkout, series: Series) -> Built:
     base_entries = read_tree(git, checkout.tree)
     git.run("read-tree", checkout.tree)
     problems: list[str] = []
-    progress = Progress(dict(base_entries))
+    progress = PlacingProgress(dict(base_entries))
     if not apply_together(git, series.patches, progress):
         git.run("read-tree", checkout.tree)
-        progress = Progress(dict(base_entries))
+        progress = PlacingProgress(dict(base_entries))
         for patch in series.patches:
             problems += apply_patch(git, patch, progress)
     problems += _add_overlay(git, series, base_entries, progress.entries)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.moe.pipeline.messages import exchange, host_transport, transport
+from deepspeed.moe.pipeline.messages import host_transport, overlapped, transport
 from deepspeed.moe.pipeline.schedule import FORWARD, one_forward_one_backward
 from support import patched
 from support.ranks import run_ranks
@@ -44,7 +44,7 @@ def test_no_gradient_is_awaited_before_its_hidden_states_are_sent() -> None:
     """On a GPU a waiting receive would hold up whatever waits for the whole device."""
     groups, recorder = SimpleNamespace(stages=3, stage=1, first=False, last=False), Recorder()
     form, cpu = (1, 2, 4), torch.device("cpu")
-    messages = exchange.Messages(groups, recorder, form, torch.float32, cpu, 2)
+    messages = overlapped.Messages(groups, recorder, form, torch.float32, cpu, 2)
     assert recorder.posts == [("receive", 0, "down")]  # needs nothing from this process
     for _ in range(2):
         messages.send_hidden(messages.receive_hidden())
@@ -74,7 +74,7 @@ def test_what_was_sent_is_kept_until_it_has_arrived_and_no_longer(
         receive=lambda *given: SimpleNamespace(wait=lambda: None),
         send=lambda *given: SimpleNamespace(wait=lambda: None),
     )
-    messages = exchange.Messages(groups, carrier, form, torch.float32, torch.device("cpu"), count)
+    messages = overlapped.Messages(groups, carrier, form, torch.float32, torch.device("cpu"), count)
     hidden = torch.zeros(form)
     order = one_forward_one_backward(stages, stage, count, schedule)
     for passed, one in enumerate(order, 1):

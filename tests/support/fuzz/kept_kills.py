@@ -17,7 +17,7 @@ from typing import Any, Iterator
 import psutil
 
 from dsmoe.benchmark.results.store import RECORDS, check_agreement, read_records
-from dsmoe.model.folder import LATEST, step_of
+from dsmoe.model.checkpoint_folder import LATEST, step_of
 from support.benchmark_runs import command
 from support.ranks import Pool, run_ranks
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.cases.suites import find_case
-from dsmoe.model import folder as kept
+from dsmoe.model import checkpoint_folder as kept
 
 NAMES = [
     *(f"models/{name}" for name in ("good", "null", "list", "deep", "kinds", "case", "huge")),

@@ -33,7 +33,7 @@ def test_nothing_is_left(number: signal.Signals, tmp_path: Path, checkout: Path)
     while not children and time.monotonic() < end:
         for child in psutil.Process(started.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # git's, which has ended
-                if "dsmoe.benchmark.calibrate.process" in child.cmdline():
+                if "dsmoe.benchmark.calibrate.measuring_process" in child.cmdline():
                     children.append(child)
         time.sleep(0.2)
     assert children

@@ -11,8 +11,8 @@ from support.comparison import SHORT
 
 from dsmoe.benchmark.run import patched_deepspeed
 from dsmoe.common.places import CHECKOUT_VARIABLE
-from dsmoe.convergence import records
-from dsmoe.convergence.arms import ARMS, Setting, active_parameters, case_of
+from dsmoe.convergence import curve_files
+from dsmoe.convergence.arms import ARMS, ArmSetting, active_parameters, case_of
 
 SOURCES = ROOT / "dsmoe"
 
@@ -39,8 +39,8 @@ def test_two_arms_train_for_real(
     code, out, err = command(capfd, *options, "--arms", "dense", "moe")
     assert (code, err) == (0, ""), out + err
     assert out.count("== training") == 2
-    summary = records.read_summary(output)
-    curves = records.read_curves(output, summary)
+    summary = curve_files.read_summary(output)
+    curves = curve_files.read_curves(output, summary)
     assert [curve.arm for curve in curves] == ["moe", "dense"]
     for curve in curves:
         steps = [point["iteration"] for point in curve.points]
@@ -49,7 +49,7 @@ def test_two_arms_train_for_real(
         assert curve.points[0]["held_out_loss"] == pytest.approx(5.77, abs=0.1)  # log(320)
         assert curve.points[-1]["held_out_loss"] < curve.points[0]["held_out_loss"]
         assert curve.figures["held_out_windows"] == 16
-        model = case_of(ARMS[curve.arm], Setting(**summary["common"]["setting"]), 1).model
+        model = case_of(ARMS[curve.arm], ArmSetting(**summary["common"]["setting"]), 1).model
         count = curve.figures["parameters"]
         assert curve.figures["active_parameters"] == active_parameters(model, count)
     moe, dense = curves

@@ -19,7 +19,7 @@ from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.benchmark.plan.estimate import estimate
 from dsmoe.benchmark.predict.amounts.parameters import parts
 from dsmoe.benchmark.predict.memory import peak_bytes, pipeline_peak_bytes
-from dsmoe.benchmark.predict.stages import stage_case
+from dsmoe.benchmark.predict.pipelines import stage_case
 from dsmoe.benchmark.results.store import read_records
 
 TUNED = find_case("tuned", 1)

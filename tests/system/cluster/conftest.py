@@ -11,23 +11,23 @@ from support import ROOT
 from support.cluster_runs import clean, trained
 
 from dsmoe.hosts.spaces import ssh
-from dsmoe.hosts.spaces.cluster import Cluster, unavailable
+from dsmoe.hosts.spaces.namespace_cluster import HostCluster, unavailable
 from dsmoe.hosts.spaces.ssh import PORT
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[HostCluster]:
     """Four hosts, n1 to n4; skipped where they cannot be made, with the reason."""
     reason = unavailable(ssh.TOOLS)
     if reason:
         pytest.skip(reason)
-    made = Cluster(4)
+    made = HostCluster(4)
     yield made
     made.close()
 
 
 @pytest.fixture
-def hosts(cluster: Cluster) -> Iterator[Cluster]:
+def hosts(cluster: HostCluster) -> Iterator[HostCluster]:
     """The cluster with every cable in its place, before and after."""
     yield cluster
     for host in cluster.names:
@@ -35,7 +35,7 @@ def hosts(cluster: Cluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(cluster: HostCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the host files that get_hostfiles.py writes on n1, and a short text."""
     made = tmp_path_factory.mktemp("hosts")
     (made / "text.txt").write_text("All work and no play makes Jack a dull boy.\n" * 400)
@@ -49,6 +49,6 @@ def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def on_one_host(cluster: Cluster, folder: Path) -> list[float]:
+def on_one_host(cluster: HostCluster, folder: Path) -> list[float]:
     """Losses of two processes on one host."""
     return trained(cluster, folder, 2, 1, "--output", "one", "--launcher", "local")

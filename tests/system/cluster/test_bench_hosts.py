@@ -22,7 +22,7 @@ from support.cluster_runs import DSMOE
 
 from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.hosts.spaces import guardian, ssh
-from dsmoe.hosts.spaces.cluster import unavailable
+from dsmoe.hosts.spaces.namespace_cluster import unavailable
 
 # A machine under load takes its time to start.
 SECONDS = 500
@@ -223,7 +223,7 @@ def test_a_launcher_in_each_namespace_where_ssh_is_not_there(tmp_path: Path) -> 
     (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=1\n")
     script = f"""
 import sys
-from dsmoe.hosts.spaces.cluster import Cluster
+from dsmoe.hosts.spaces.namespace_cluster import Cluster
 names = {{name: {{"NCCL_HOSTID": "id-" + name}} for name in ("n1", "n2")}}
 cluster = Cluster(2, environment=names, with_ssh=False)
 try:
@@ -249,7 +249,7 @@ sys.exit(done.returncode)
 
 LOGIN = """
 import sys
-from dsmoe.hosts.spaces.cluster import Cluster
+from dsmoe.hosts.spaces.namespace_cluster import Cluster
 made = Cluster(1, environment={"n1": {"HOME": sys.argv[1]}}, with_ssh=True)
 try:
     done = made.run("n1", ["ssh", "-o", "BatchMode=yes", "n1", "echo in $HOME"])

@@ -25,11 +25,11 @@ from support.cluster_runs import (
 from dsmoe.benchmark.preflight.check import FAIL, OK
 from dsmoe.benchmark.results.rows import read_rows
 from dsmoe.benchmark.results.store import ROWS
-from dsmoe.hosts.spaces.cluster import Cluster
+from dsmoe.hosts.spaces.namespace_cluster import HostCluster
 
 
 @pytest.mark.long
-def test_the_environment_of_every_host(hosts: Cluster, folder: Path) -> None:
+def test_the_environment_of_every_host(hosts: HostCluster, folder: Path) -> None:
     """n1 and n2 are right in every respect; n4, whose cable is pulled, is one failure."""
     hosts.plug("n4", "down")
     (folder / "one_is_off").write_text("n1 slots=1\nn2 slots=1\nn4 slots=1\n")
@@ -45,7 +45,7 @@ def test_the_environment_of_every_host(hosts: Cluster, folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_two_hosts_train_as_one(hosts: Cluster, folder: Path, on_one_host: list[float]) -> None:
+def test_two_hosts_train_as_one(hosts: HostCluster, folder: Path, on_one_host: list[float]) -> None:
     """Losses of 2 x 1 processes over gloo equal those of 2 on one host; by the script."""
     options = ["--output", "two", "--hostfile", "hostfile_2node"]
     losses = trained(hosts, folder, 2, 2, *options, command=SCRIPT)
@@ -56,14 +56,16 @@ def test_two_hosts_train_as_one(hosts: Cluster, folder: Path, on_one_host: list[
 
 
 @pytest.mark.slow
-def test_four_hosts_train_as_one(hosts: Cluster, folder: Path, on_one_host: list[float]) -> None:
+def test_four_hosts_train_as_one(
+    hosts: HostCluster, folder: Path, on_one_host: list[float]
+) -> None:
     options = ["--output", "four", "--hostfile", "hostfile_4node"]
     losses = trained(hosts, folder, 4, 4, *options)
     assert losses == pytest.approx(on_one_host, rel=TOLERANCE)
 
 
 @pytest.mark.long
-def test_a_host_is_cut_off(hosts: Cluster, folder: Path) -> None:
+def test_a_host_is_cut_off(hosts: HostCluster, folder: Path) -> None:
     """Within 30 s nothing runs anywhere; a row with -1 and the reason; a status that is not 0."""
     options = ["--hostfile", "hostfile_2node", "--output", "cut", "--steps", "100000"]
     started = hosts.start(

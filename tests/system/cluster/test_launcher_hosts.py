@@ -13,7 +13,7 @@ from typing import Callable
 import pytest
 from support.launcher import lean_runner
 
-from dsmoe.hosts.spaces.cluster import Cluster
+from dsmoe.hosts.spaces.namespace_cluster import HostCluster
 
 # Says where it is, waits for its peers by the launcher's address, then does what it is told.
 SCRIPT = """
@@ -34,7 +34,7 @@ MARK = "job.py"
 class Launcher:
     """``deepspeed --hostfile …`` on n1."""
 
-    def __init__(self, cluster: Cluster, folder: Path, hosts: str, *words: str) -> None:
+    def __init__(self, cluster: HostCluster, folder: Path, hosts: str, *words: str) -> None:
         self.cluster = cluster
         self.folder = folder
         (folder / MARK).write_text(SCRIPT)
@@ -73,7 +73,7 @@ class Launcher:
 
 
 @pytest.fixture
-def launch(hosts: Cluster, tmp_path: Path) -> Callable[..., Launcher]:
+def launch(hosts: HostCluster, tmp_path: Path) -> Callable[..., Launcher]:
     return lambda text, *words: Launcher(hosts, tmp_path, text, *words)
 
 
@@ -99,7 +99,7 @@ def test_one_remote_host_runs_there(launch) -> None:
     assert said(out) == {"n2": ["0", "1", "127.0.0.1", "10.77.0.2"]}
 
 
-def test_a_host_that_does_not_answer_is_one_line(launch, hosts: Cluster) -> None:
+def test_a_host_that_does_not_answer_is_one_line(launch, hosts: HostCluster) -> None:
     hosts.plug("n3", "down")
     code, _, err = launch("n2 slots=1\nn3 slots=1\n", MARK, "say").end()
     assert code == 2
@@ -127,7 +127,7 @@ def test_interrupt_ends_both(launch) -> None:
 
 
 @pytest.mark.long
-def test_cut_off_host_ends_by_itself(launch, hosts: Cluster) -> None:
+def test_cut_off_host_ends_by_itself(launch, hosts: HostCluster) -> None:
     """The cable of n2 is pulled: within 30 s nothing runs on either side, and it is a failure."""
     launcher = launch("n1 slots=1\nn2 slots=1\n", MARK, "wait")
     launcher.wait_for("wait-0", "wait-1")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.launcher import lean_runner
 
-from dsmoe.hosts.spaces.cluster import Cluster
+from dsmoe.hosts.spaces.namespace_cluster import HostCluster
 
 SCRIPT = """
 import os, sys
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def launch(hosts: Cluster, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def launch(hosts: HostCluster, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     launcher = lean_runner("--hostfile", "hosts")
     as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return hosts.run(
@@ -53,7 +53,7 @@ def launch(hosts: Cluster, folder: Path, *words: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.long
-def test_two_hosts_meet(hosts: Cluster, folder: Path) -> None:
+def test_two_hosts_meet(hosts: HostCluster, folder: Path) -> None:
     """Ranks from MPI, a sum over both hosts, and an argument that no shell has read."""
     word = f"a b;$(touch {folder}/planted)"
     done = launch(hosts, folder, word)
@@ -64,6 +64,6 @@ def test_two_hosts_meet(hosts: Cluster, folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_failed_host_is_a_failed_run(hosts: Cluster, folder: Path) -> None:
+def test_a_failed_host_is_a_failed_run(hosts: HostCluster, folder: Path) -> None:
     done = launch(hosts, folder, "word", "fail")
     assert done.returncode == 7, done.stdout + done.stderr

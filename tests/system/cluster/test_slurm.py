@@ -28,7 +28,7 @@ from support.cluster_runs import (
 from support.slurm_cluster import Slurm, missing
 
 from dsmoe.hosts.spaces import guardian
-from dsmoe.hosts.spaces.cluster import Cluster
+from dsmoe.hosts.spaces.namespace_cluster import HostCluster
 
 KEEPER = "kept/keeper_process.py"
 LONG = ["--steps", "100000"]
@@ -36,7 +36,7 @@ NODES = ["--nodes=2", "--ntasks-per-node=1"]
 
 
 @pytest.fixture(scope="module")
-def slurm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+def slurm(cluster: HostCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """Slurm with the nodes n1 and n2."""
     if missing():
         pytest.skip(f"not installed: {', '.join(missing())} (scripts/install-test-tools.sh)")
@@ -89,7 +89,7 @@ class Allocated:
 
 @pytest.mark.long
 def test_a_printed_batch_script_trains_as_one_host_does(
-    hosts: Cluster, slurm: Slurm, folder: Path, on_one_host: list[float]
+    hosts: HostCluster, slurm: Slurm, folder: Path, on_one_host: list[float]
 ) -> None:
     """2 x 1 processes: the script of --print-sbatch, given to sbatch; the losses of one host."""
     asked = [*COMMAND, *words(2, "--output", "slurm", "--print-sbatch", "--per-host", "1")]
@@ -107,7 +107,7 @@ def test_a_printed_batch_script_trains_as_one_host_does(
 
 
 @pytest.mark.long
-def test_a_killed_process_is_named(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+def test_a_killed_process_is_named(hosts: HostCluster, slurm: Slurm, folder: Path) -> None:
     run = Allocated(slurm, folder, "killed", *LONG)
     run.wait_for_iterations()
     failed = time.monotonic()
@@ -117,7 +117,7 @@ def test_a_killed_process_is_named(hosts: Cluster, slurm: Slurm, folder: Path) -
     assert failure(run.output).startswith("training process 1 was killed by signal 9"), said
 
 
-def test_too_few_nodes_are_refused(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+def test_too_few_nodes_are_refused(hosts: HostCluster, slurm: Slurm, folder: Path) -> None:
     """One node of one process, where two are asked for: one line, and nothing is started."""
     run = Allocated(slurm, folder, "few", job=["--nodes=1", "--ntasks-per-node=1"])
     said, _ = run.process.communicate(timeout=START_SECONDS)
@@ -130,7 +130,7 @@ def test_too_few_nodes_are_refused(hosts: Cluster, slurm: Slurm, folder: Path) -
 
 @pytest.mark.slow
 def test_four_processes_on_two_nodes(
-    hosts: Cluster, slurm: Slurm, folder: Path, on_one_host: list[float]
+    hosts: HostCluster, slurm: Slurm, folder: Path, on_one_host: list[float]
 ) -> None:
     """2 x 2, in a job that counts GPUs."""
     command = [*COMMAND, *words(4, "--output", "four")]
@@ -144,7 +144,7 @@ def test_four_processes_on_two_nodes(
 
 
 @pytest.mark.slow
-def test_a_node_is_cut_off(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+def test_a_node_is_cut_off(hosts: HostCluster, slurm: Slurm, folder: Path) -> None:
     run = Allocated(slurm, folder, "cut", *LONG)
     run.wait_for_iterations()
     hosts.plug("n2", "down")
@@ -157,7 +157,7 @@ def test_a_node_is_cut_off(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_scancel_leaves_a_row(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+def test_scancel_leaves_a_row(hosts: HostCluster, slurm: Slurm, folder: Path) -> None:
     run = Allocated(slurm, folder, "cancelled", *LONG)
     run.wait_for_iterations()
     failed = time.monotonic()
@@ -169,7 +169,7 @@ def test_scancel_leaves_a_row(hosts: Cluster, slurm: Slurm, folder: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_time_limit_of_a_batch_job(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+def test_the_time_limit_of_a_batch_job(hosts: HostCluster, slurm: Slurm, folder: Path) -> None:
     """The signal of the printed script comes before the limit; the run ends with its row."""
     asked = [*COMMAND, *words(2, "--output", "limit", *LONG, "--print-sbatch", "--per-host", "1")]
     script = hosts.run("n1", asked, cwd=folder, env=environment()).stdout
@@ -185,7 +185,7 @@ def test_the_time_limit_of_a_batch_job(hosts: Cluster, slurm: Slurm, folder: Pat
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_row(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+def test_ctrl_c_leaves_a_row(hosts: HostCluster, slurm: Slurm, folder: Path) -> None:
     run = Allocated(slurm, folder, "interrupted", *LONG)
     run.wait_for_iterations()
     [command] = run.pids("n1", FRONT_DOOR)[-1:]
@@ -197,7 +197,9 @@ def test_ctrl_c_leaves_a_row(hosts: Cluster, slurm: Slurm, folder: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_check_asks_the_nodes_through_srun(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+def test_the_check_asks_the_nodes_through_srun(
+    hosts: HostCluster, slurm: Slurm, folder: Path
+) -> None:
     command = ["salloc", *NODES, sys.executable, "-m", "dsmoe", "check", "--launcher", "slurm"]
     variables = {**environment(), **slurm.own}
     done = hosts.run("n1", command, cwd=folder, env=variables, timeout=START_SECONDS)
@@ -208,7 +210,7 @@ def test_the_check_asks_the_nodes_through_srun(hosts: Cluster, slurm: Slurm, fol
 
 
 @pytest.mark.slow
-def test_a_killed_keeper_is_told(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+def test_a_killed_keeper_is_told(hosts: HostCluster, slurm: Slurm, folder: Path) -> None:
     run = Allocated(slurm, folder, "keeper", *LONG)
     run.wait_for_iterations()
     failed = time.monotonic()
@@ -219,7 +221,9 @@ def test_a_killed_keeper_is_told(hosts: Cluster, slurm: Slurm, folder: Path) -> 
 
 
 @pytest.mark.slow
-def test_no_process_outlives_a_killed_command(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+def test_no_process_outlives_a_killed_command(
+    hosts: HostCluster, slurm: Slurm, folder: Path
+) -> None:
     run = Allocated(slurm, folder, "orphans", *LONG)
     run.wait_for_iterations()
     failed = time.monotonic()
@@ -229,7 +233,9 @@ def test_no_process_outlives_a_killed_command(hosts: Cluster, slurm: Slurm, fold
 
 
 @pytest.mark.slow
-def test_a_model_is_kept_and_planned_in_a_job(hosts: Cluster, slurm: Slurm, folder: Path) -> None:
+def test_a_model_is_kept_and_planned_in_a_job(
+    hosts: HostCluster, slurm: Slurm, folder: Path
+) -> None:
     variables = {**environment(), **slurm.own}
     dsmoe = ["salloc", *NODES, sys.executable, "-m", "dsmoe"]
     kept = ["--steps", "2", "--save", "kept", "--data", "text.txt"]

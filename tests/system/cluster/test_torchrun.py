@@ -26,7 +26,7 @@ from support.cluster_runs import (
 )
 
 from dsmoe.hosts.spaces import guardian
-from dsmoe.hosts.spaces.cluster import Cluster
+from dsmoe.hosts.spaces.namespace_cluster import HostCluster
 
 LONG = ["--steps", "100000"]
 # n1, where rank 0 is
@@ -36,7 +36,9 @@ HEAD = "10.77.0.1"
 class Torchrun:
     """An agent of torchrun on each of two hosts, with ``each`` processes of the command."""
 
-    def __init__(self, hosts: Cluster, folder: Path, each: int, output: str, *more: str) -> None:
+    def __init__(
+        self, hosts: HostCluster, folder: Path, each: int, output: str, *more: str
+    ) -> None:
         self.hosts, self.output = hosts, folder / output
         processes = int(more[0]) if more and more[0].isdigit() else 2 * each
         options = words(processes, "--output", output, *more[more[:1] == (str(processes),) :])
@@ -87,7 +89,7 @@ class Torchrun:
 
 @pytest.mark.long
 def test_torchrun_trains_as_one_host_does(
-    hosts: Cluster, folder: Path, on_one_host: list[float]
+    hosts: HostCluster, folder: Path, on_one_host: list[float]
 ) -> None:
     """2 x 1: auto takes it, and what the command ends with is what torchrun ends with."""
     said, codes = Torchrun(hosts, folder, 1, "torchrun").end()
@@ -102,7 +104,9 @@ def test_torchrun_trains_as_one_host_does(
 
 
 @pytest.mark.slow
-def test_four_processes_by_torchrun(hosts: Cluster, folder: Path, on_one_host: list[float]) -> None:
+def test_four_processes_by_torchrun(
+    hosts: HostCluster, folder: Path, on_one_host: list[float]
+) -> None:
     said, codes = Torchrun(hosts, folder, 2, "torchrun4").end()
     assert codes == [0, 0], said
     record = last_record(folder / "torchrun4")
@@ -111,7 +115,7 @@ def test_four_processes_by_torchrun(hosts: Cluster, folder: Path, on_one_host: l
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_is_refused(hosts: Cluster, folder: Path) -> None:
+def test_another_number_of_processes_is_refused(hosts: HostCluster, folder: Path) -> None:
     said, codes = Torchrun(hosts, folder, 1, "other", "4").end()
     assert codes == [1, 1], said  # torchrun's own, for a process that failed
     assert said.count("error: found 2 processes, started by torchrun; expected 4") == 1, said
@@ -119,7 +123,7 @@ def test_another_number_of_processes_is_refused(hosts: Cluster, folder: Path) ->
 
 
 @pytest.mark.slow
-def test_a_killed_training_process(hosts: Cluster, folder: Path) -> None:
+def test_a_killed_training_process(hosts: HostCluster, folder: Path) -> None:
     run = Torchrun(hosts, folder, 1, "torchrun-killed", *LONG)
     run.wait_for_iterations()
     failed = time.monotonic()
@@ -130,7 +134,7 @@ def test_a_killed_training_process(hosts: Cluster, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_command_beside_the_leading_one(hosts: Cluster, folder: Path) -> None:
+def test_a_killed_command_beside_the_leading_one(hosts: HostCluster, folder: Path) -> None:
     run = Torchrun(hosts, folder, 1, "torchrun-command", *LONG)
     run.wait_for_iterations()
     [command] = set(run.pids("n2", FRONT_DOOR)) - {run.agents["n2"].pid}
@@ -142,7 +146,7 @@ def test_a_killed_command_beside_the_leading_one(hosts: Cluster, folder: Path) -
 
 
 @pytest.mark.slow
-def test_a_host_of_torchrun_is_cut_off(hosts: Cluster, folder: Path) -> None:
+def test_a_host_of_torchrun_is_cut_off(hosts: HostCluster, folder: Path) -> None:
     run = Torchrun(hosts, folder, 1, "torchrun-cut", *LONG)
     run.wait_for_iterations()
     hosts.plug("n2", "down")
@@ -153,7 +157,7 @@ def test_a_host_of_torchrun_is_cut_off(hosts: Cluster, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_torchrun(hosts: Cluster, folder: Path) -> None:
+def test_ctrl_c_at_torchrun(hosts: HostCluster, folder: Path) -> None:
     run = Torchrun(hosts, folder, 1, "torchrun-interrupted", *LONG)
     run.wait_for_iterations()
     failed = time.monotonic()
@@ -165,7 +169,7 @@ def test_ctrl_c_at_torchrun(hosts: Cluster, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_mpirun_trains_as_one_host_does(
-    hosts: Cluster, folder: Path, on_one_host: list[float]
+    hosts: HostCluster, folder: Path, on_one_host: list[float]
 ) -> None:
     if shutil.which("mpirun") is None:
         pytest.skip("mpirun is not installed (scripts/install-test-tools.sh)")

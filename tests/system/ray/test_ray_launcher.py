@@ -32,7 +32,7 @@ from support.cluster_runs import (
 from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.hosts.sources import ray, ray_client
 from dsmoe.hosts.spaces import guardian
-from dsmoe.hosts.spaces.cluster import Cluster, unavailable
+from dsmoe.hosts.spaces.namespace_cluster import HostCluster, unavailable
 
 HEAD = "10.77.0.1"
 ADDRESS = f"{HEAD}:6399"
@@ -44,7 +44,7 @@ HOSTS = ("n1", "n2")
 class RayOnHosts:
     """A head on n1 and a node on n2, each with two CPUs for Ray to give away."""
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, cluster: HostCluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
         # sockets have short names only
         self._place = tempfile.TemporaryDirectory(prefix="ray")
@@ -100,7 +100,7 @@ class RayOnHosts:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[HostCluster]:
     """Two hosts without ssh: nothing here may need it."""
     if not ray.installed():
         pytest.skip("ray is not installed here (make test-ray)")
@@ -108,7 +108,7 @@ def cluster() -> Iterator[Cluster]:
     if reason:
         pytest.skip(reason)
     try:
-        made = Cluster(2, with_ssh=False)
+        made = HostCluster(2, with_ssh=False)
     except EnvironmentProblem as error:  # other tests of this process have theirs
         pytest.skip(f"{error} (make test-ray)")
     yield made
@@ -123,7 +123,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(cluster: Cluster, folder: Path) -> Iterator[RayOnHosts]:
+def running(cluster: HostCluster, folder: Path) -> Iterator[RayOnHosts]:
     made = RayOnHosts(cluster, folder)
     yield made
     made.close()
@@ -168,7 +168,7 @@ class Started:
 
 
 @pytest.fixture(scope="module")
-def on_one_host(cluster: Cluster, folder: Path) -> list[float]:
+def on_one_host(cluster: HostCluster, folder: Path) -> list[float]:
     """Losses of two processes on one host, by DeepSpeed's launcher."""
     command = [*COMMAND, *words(2, "--output", "one", "--launcher", "local")]
     done = cluster.run("n1", command, cwd=folder, env=environment(), timeout=START_SECONDS)

@@ -13,11 +13,11 @@ from support.commands import dsmoe
 from support.records import record
 
 from dsmoe.benchmark.cases.suites import find_case
-from dsmoe.benchmark.link.measure import Measured, Place, host_variables
+from dsmoe.benchmark.link.measure import LinkPlace, MeasuredLink, host_variables
 from dsmoe.benchmark.link.settings import Setting, combinations, common_batch
 from dsmoe.benchmark.link.table import megabytes, print_table
 from dsmoe.common.errors import UsageError
-from dsmoe.hosts.spaces import cluster
+from dsmoe.hosts.spaces import namespace_cluster
 from dsmoe.hosts.spaces.link import Link
 
 
@@ -45,7 +45,7 @@ def test_mistakes_are_one_line(arguments: str, words: str, capsys) -> None:
 
 
 def test_without_root_it_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(cluster.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(namespace_cluster.os, "geteuid", lambda: 1000)
     assert dsmoe("bench", "--hosts", "2") == 8
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --hosts: network namespaces need Linux and root")
@@ -88,11 +88,11 @@ def test_a_link_is_a_rate_and_a_delay() -> None:
             Link(wrong)
 
 
-def measured(words: tuple[str, ...], **fields: Any) -> Measured:
+def measured(words: tuple[str, ...], **fields: Any) -> MeasuredLink:
     case = find_case("smoke", 4)
     hosts: Any = SimpleNamespace(names=["n1", "n2"], link=Link("1gbit"))
     run = replace(record(), **fields)
-    return Measured(Setting(words, case), Place(hosts, 2, "cpu", Path("out")), run, None)
+    return MeasuredLink(Setting(words, case), LinkPlace(hosts, 2, "cpu", Path("out")), run, None)
 
 
 def test_the_table_fits_and_has_the_median_of_the_counters() -> None:

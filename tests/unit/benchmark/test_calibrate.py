@@ -12,9 +12,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from dsmoe.benchmark.calibrate import clock as clocks  # noqa: E402
-from dsmoe.benchmark.calibrate import work  # noqa: E402
+from dsmoe.benchmark.calibrate import device_rates  # noqa: E402
 from dsmoe.benchmark.calibrate.shapes import CPU  # noqa: E402
-from dsmoe.benchmark.calibrate.start import read_rows  # noqa: E402
+from dsmoe.benchmark.calibrate.start_processes import read_rows  # noqa: E402
 
 
 def clock_of(out: io.StringIO, seconds: float = 60) -> clocks.Clock:
@@ -56,11 +56,11 @@ def test_a_part_that_cannot_be_set_up_costs_its_own_rates(monkeypatch: pytest.Mo
 
     done = []
     for name in ("launches", "products", "attention", "passes", "gating", "copies"):
-        monkeypatch.setattr(work, name, lambda *a, name=name: done.append(name))
-    monkeypatch.setattr(work, "optimizer_passes", lambda *a: done.append("optimizer"))
-    monkeypatch.setattr(work, "sustained", lambda *a: done.append("sustained"))
-    monkeypatch.setattr(work, "launches", broken)
-    work.measure_device(clock_of(out), CPU)
+        monkeypatch.setattr(device_rates, name, lambda *a, name=name: done.append(name))
+    monkeypatch.setattr(device_rates, "optimizer_passes", lambda *a: done.append("optimizer"))
+    monkeypatch.setattr(device_rates, "sustained", lambda *a: done.append("sustained"))
+    monkeypatch.setattr(device_rates, "launches", broken)
+    device_rates.measure_device(clock_of(out), CPU)
     assert rows_of(out)[0]["error"] == "OSError: broken"
     assert {"products", "attention", "passes", "optimizer", "sustained"} <= set(done)
 
@@ -76,7 +76,7 @@ def test_every_part_gives_rows_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None
         clock.row(**what)
 
     monkeypatch.setattr(clock, "measure", once)
-    work.measure_device(clock, CPU)
+    device_rates.measure_device(clock, CPU)
     rows = rows_of(out)
     assert not [row for row in rows if "error" in row]
     kinds = {row["kind"] for row in rows}

@@ -8,7 +8,7 @@ import pytest
 from support.commands import cases_of
 
 from dsmoe.benchmark.cases.case import Case
-from dsmoe.benchmark.cases.choice import Changes, Wanted, check_device, chosen_cases
+from dsmoe.benchmark.cases.choice import Changes, WantedCases, check_device, chosen_cases
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.common.errors import UsageError
@@ -69,7 +69,7 @@ def test_all_cases_up_to_a_number_of_gpus() -> None:
     assert [case.parallel.processes for case in cases_of("8", "--all")] == [1, 4, 8]
     assert [case.iterations for case in cases_of("32", "--all")] == [5] * 5
     with pytest.raises(UsageError, match="suite paper has no case for 0 GPUs"):
-        chosen_cases(Wanted(0, "paper", every=True), "cuda")
+        chosen_cases(WantedCases(0, "paper", every=True), "cuda")
 
 
 def test_what_cannot_go_with_a_change_is_switched_off_unless_asked_for() -> None:
@@ -77,7 +77,7 @@ def test_what_cannot_go_with_a_change_is_switched_off_unless_asked_for() -> None
         return case.compiled, case.flat_gradients, case.cuda_graph
 
     def of(**changes: object) -> Case:
-        return chosen_cases(Wanted(1, "tuned", changes=Changes(**changes)), "cuda")[0]
+        return chosen_cases(WantedCases(1, "tuned", changes=Changes(**changes)), "cuda")[0]
 
     assert fast(of()) == (True, True, True)
     assert fast(of(zero_stage=0)) == (True, False, False)

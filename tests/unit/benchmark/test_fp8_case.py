@@ -10,7 +10,7 @@ import pytest
 from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.cases.suites import find_case
-from dsmoe.benchmark.predict.rates.choose import prediction_here
+from dsmoe.benchmark.predict.rates.choose_cluster import prediction_here
 from dsmoe.benchmark.predict.rates.cluster import load_cluster
 from dsmoe.benchmark.predict.time import predict
 from dsmoe.common.errors import UsageError

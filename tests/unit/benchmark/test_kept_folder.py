@@ -12,7 +12,14 @@ from support.commands import dsmoe
 from dsmoe.benchmark.cases.case import Parallel
 from dsmoe.benchmark.cases.suites import SUITES
 from dsmoe.common.errors import Busy, ResultsError, UsageError
-from dsmoe.model.folder import at_work, describe, read_kept, step_of, tag_of, tokenizer_to_go_on
+from dsmoe.model.checkpoint_folder import (
+    at_work,
+    describe,
+    read_kept,
+    step_of,
+    tag_of,
+    tokenizer_to_go_on,
+)
 from dsmoe.model.kept_run import Plan, check_plan
 
 CASE = SUITES["smoke"][0]

@@ -17,7 +17,7 @@ from dsmoe.common.arguments import utf8_text
 from dsmoe.common.errors import ResultsError
 from dsmoe.model import opened
 from dsmoe.model.checked import check_size, read_exported, reading
-from dsmoe.model.folder import describe, read_kept, step_of, tokenizer_to_go_on
+from dsmoe.model.checkpoint_folder import describe, read_kept, step_of, tokenizer_to_go_on
 from dsmoe.model.opened import names_of_others
 
 CASE = SUITES["smoke"][0]

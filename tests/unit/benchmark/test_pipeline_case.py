@@ -10,12 +10,12 @@ import pytest
 from support.commands import cases_of, dsmoe
 
 from dsmoe.benchmark.cases.case import PIPELINE_SCHEDULES, complete
-from dsmoe.benchmark.cases.choice import Changes, Wanted, chosen_cases, in_words
+from dsmoe.benchmark.cases.choice import Changes, WantedCases, chosen_cases, in_words
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.predict.fastest import fastest_for, needed
+from dsmoe.benchmark.predict.pipelines import predict_case
 from dsmoe.benchmark.predict.rates.cluster import load_cluster
 from dsmoe.benchmark.predict.search import USABLE
-from dsmoe.benchmark.predict.stages import predict_case
 from dsmoe.common.errors import UsageError
 
 
@@ -75,9 +75,9 @@ def test_what_a_pipeline_does_not_offer_is_refused(words: str, said: str) -> Non
 
 
 def test_more_stages_than_layers_are_refused() -> None:
-    wanted = Wanted(16, "tuned", changes=Changes(pipeline_parallel_size=16))
+    wanted = WantedCases(16, "tuned", changes=Changes(pipeline_parallel_size=16))
     assert chosen_cases(wanted, "cuda")[0].parallel.pipeline_parallel_size == 16
-    wanted = Wanted(32, "tuned", changes=Changes(pipeline_parallel_size=32))
+    wanted = WantedCases(32, "tuned", changes=Changes(pipeline_parallel_size=32))
     with pytest.raises(UsageError, match="32 pipeline stages for 16 layers; expected --pipeline"):
         chosen_cases(wanted, "cuda")
 
@@ -85,7 +85,9 @@ def test_more_stages_than_layers_are_refused() -> None:
 def test_a_stage_fills_hosts_or_a_host_stages() -> None:
     def case(processes: int, stages: int, devices: int):
         changes = Changes(pipeline_parallel_size=stages)
-        [found] = chosen_cases(Wanted(processes, "tuned", changes=changes), "cuda", None, devices)
+        [found] = chosen_cases(
+            WantedCases(processes, "tuned", changes=changes), "cuda", None, devices
+        )
         return found
 
     sizes = {
@@ -130,7 +132,7 @@ def test_a_refusal_is_one_line_before_anything_starts(
 def _auto(gpus: int, suite: str, cluster: str, devices: int = 8, memory: int | None = None, **more):
     changes = Changes(pipeline_parallel_size="auto", **more)
     [case] = chosen_cases(
-        Wanted(gpus, suite, changes=changes),
+        WantedCases(gpus, suite, changes=changes),
         "cuda",
         None,
         lambda processes: min(processes, devices),
@@ -159,7 +161,7 @@ def test_auto_is_the_fastest_that_fits(devices: int) -> None:
                 micro_batch_size=size,
                 pipeline_schedule=schedule if stages > 1 else None,
             )
-            wanted = Wanted(16, "tuned", changes=changes)
+            wanted = WantedCases(16, "tuned", changes=changes)
             [other] = chosen_cases(wanted, "cuda", None, lambda processes: devices)
             if needed(other, "cuda") <= USABLE * memory:
                 tried += 1
@@ -184,7 +186,7 @@ def test_auto_without_rates_or_memory_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DSMOE_HOME", str(tmp_path))  # nothing is calibrated there
-    wanted = Wanted(2, "smoke", changes=Changes(pipeline_parallel_size="auto"))
+    wanted = WantedCases(2, "smoke", changes=Changes(pipeline_parallel_size="auto"))
     with pytest.raises(UsageError, match="run dsmoe calibrate first"):
         chosen_cases(wanted, "cpu", fastest=fastest_for(None, "cpu", "x", None))
     with pytest.raises(UsageError, match="not known here; expected a number of stages"):

@@ -6,7 +6,7 @@ import pytest
 from support.commands import cases_of
 
 from dsmoe.benchmark.cases.case import Parallel
-from dsmoe.benchmark.cases.choice import Changes, Wanted, chosen_cases
+from dsmoe.benchmark.cases.choice import Changes, WantedCases, chosen_cases
 from dsmoe.benchmark.cases.placement import (
     auto_size,
     devices_of_a_host,
@@ -48,7 +48,7 @@ def test_groups_and_what_they_send_to_other_hosts() -> None:
 
 def test_suites_without_a_published_size_take_that_of_the_hosts() -> None:
     def size(suite: str, processes: int, **changes: object) -> int:
-        wanted = Wanted(processes, suite, changes=Changes(**changes))  # type: ignore[arg-type]
+        wanted = WantedCases(processes, suite, changes=Changes(**changes))  # type: ignore[arg-type]
         [case] = chosen_cases(wanted, "cuda", devices_of=lambda p: 2)
         return case.parallel.expert_parallel_size
 
@@ -58,7 +58,7 @@ def test_suites_without_a_published_size_take_that_of_the_hosts() -> None:
     assert size("tuned", 4, pipeline_parallel_size=2) == 1
     assert size("tuned", 4, pipeline_parallel_size=2, expert_parallel_size="auto") == 2
     assert size("tuned", 16, pipeline_parallel_size=8) == 2
-    [case] = chosen_cases(Wanted(4, "tuned"), "cuda", devices_of=lambda p: 4)
+    [case] = chosen_cases(WantedCases(4, "tuned"), "cuda", devices_of=lambda p: 4)
     assert case.parallel.expert_parallel_size == 1
     assert size("artifact", 4) == 4 and size("artifact", 4, expert_parallel_size="auto") == 2
     # 16 experts on 8 processes in hosts of 2: copies on one host need 4 to a group

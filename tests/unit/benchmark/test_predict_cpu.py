@@ -16,7 +16,7 @@ from dsmoe.benchmark.predict.amounts.traffic import Sent
 from dsmoe.benchmark.predict.amounts.work import Sizes, sizes_of
 from dsmoe.benchmark.predict.cpu import EXCHANGE, REDUCTIONS, CpuRows, stack_of
 from dsmoe.benchmark.predict.price import Prices
-from dsmoe.benchmark.predict.rates import choose
+from dsmoe.benchmark.predict.rates import choose_cluster
 from dsmoe.benchmark.predict.rates.cluster import (
     NOT_MEASURED,
     RATES,
@@ -134,9 +134,9 @@ def test_damaged_rates_cost_a_run_its_prediction_alone(
     values = {"schema": 1, "device": "cpu", "gpu": "", "gpus_per_host": 1, "memory_bytes": 1}
     file = tmp_path / "cluster.json"
     file.write_text(json.dumps({**values, "rates": rates, "rows": rows and [product, *rows]}))
-    monkeypatch.setattr(choose, "calibrated_file", lambda: file)
+    monkeypatch.setattr(choose_cluster, "calibrated_file", lambda: file)
     machine = SimpleNamespace(device="cpu", hardware={})
-    assert choose.prediction_here(find_case("smoke", 1), 1, machine) == {}
+    assert choose_cluster.prediction_here(find_case("smoke", 1), 1, machine) == {}
     [line] = capsys.readouterr().err.splitlines()
     assert str(file) in line and "make it again" in line
 

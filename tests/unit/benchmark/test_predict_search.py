@@ -12,9 +12,10 @@ import pytest
 
 from dsmoe.benchmark.cases.choice import Changes, case_of_model
 from dsmoe.benchmark.cases.suites import find_case
-from dsmoe.benchmark.predict.rates import choose
+from dsmoe.benchmark.predict.pipelines import stage_case
+from dsmoe.benchmark.predict.rates import choose_cluster
 from dsmoe.benchmark.predict.rates.cluster import FOLDER, load_cluster, parse
-from dsmoe.benchmark.predict.rates.measured import cluster_of
+from dsmoe.benchmark.predict.rates.from_calibration import cluster_of
 from dsmoe.benchmark.predict.search import (
     USABLE,
     NothingFits,
@@ -23,7 +24,6 @@ from dsmoe.benchmark.predict.search import (
     search,
     search_lines,
 )
-from dsmoe.benchmark.predict.stages import stage_case
 from dsmoe.common.errors import UsageError
 
 GIB = 1 << 30
@@ -181,9 +181,9 @@ def test_a_runs_prediction_needs_known_rates(
 ) -> None:
     monkeypatch.setenv("DSMOE_HOME", str(tmp_path))
     case = find_case("tuned", 1)
-    assert choose.prediction_here(case, 1, machine()) == {}
+    assert choose_cluster.prediction_here(case, 1, machine()) == {}
     made = cluster_of(machine(device_memory_bytes=GIB), 1, ROWS)
-    choose.calibrated_file().write_text(json.dumps(made), encoding="utf-8")
-    assert choose.prediction_here(case, 1, machine())["cluster"] == "box"
-    choose.calibrated_file().write_text("{}", encoding="utf-8")  # of another version
-    assert choose.prediction_here(case, 1, machine()) == {}
+    choose_cluster.calibrated_file().write_text(json.dumps(made), encoding="utf-8")
+    assert choose_cluster.prediction_here(case, 1, machine())["cluster"] == "box"
+    choose_cluster.calibrated_file().write_text("{}", encoding="utf-8")  # of another version
+    assert choose_cluster.prediction_here(case, 1, machine()) == {}

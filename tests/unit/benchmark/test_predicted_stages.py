@@ -12,9 +12,9 @@ from dsmoe.benchmark.cases.suites import SUITES, find_case
 from dsmoe.benchmark.predict.amounts.parameters import held, parts
 from dsmoe.benchmark.predict.amounts.traffic import Sent
 from dsmoe.benchmark.predict.memory import peak_bytes, pipeline_peak_bytes
-from dsmoe.benchmark.predict.process import Process
+from dsmoe.benchmark.predict.pipelines import predict_case, predict_pipeline, stage_case
+from dsmoe.benchmark.predict.process_time import Process
 from dsmoe.benchmark.predict.rates.cluster import load_cluster
-from dsmoe.benchmark.predict.stages import predict_case, predict_pipeline, stage_case
 from dsmoe.benchmark.predict.time import predict
 from dsmoe.common.errors import UsageError
 

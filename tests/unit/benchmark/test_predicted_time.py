@@ -18,11 +18,11 @@ from dsmoe.benchmark.cases.published import published
 from dsmoe.benchmark.cases.suites import SUITES, find_case
 from dsmoe.benchmark.predict.amounts import compiled, eager
 from dsmoe.benchmark.predict.amounts.parameters import held
-from dsmoe.benchmark.predict.amounts.traffic import Group, exchange, gather, reduction
+from dsmoe.benchmark.predict.amounts.traffic import TrafficGroup, exchange, gather, reduction
 from dsmoe.benchmark.predict.amounts.work import PARTS, Work, sizes_of, total
-from dsmoe.benchmark.predict.rates.choose import cluster_for, prediction_here
+from dsmoe.benchmark.predict.pipelines import predict_case
+from dsmoe.benchmark.predict.rates.choose_cluster import cluster_for, prediction_here
 from dsmoe.benchmark.predict.rates.cluster import Cluster, load_cluster, names
-from dsmoe.benchmark.predict.stages import predict_case
 from dsmoe.benchmark.predict.time import predict
 from dsmoe.benchmark.results.comparison import load_reference
 
@@ -144,13 +144,13 @@ def test_parameters_of_a_process_add_up_to_the_model() -> None:
 
 def test_messages_against_hand_made_numbers() -> None:
     # 4 processes on 2 hosts, one group: a ring moves 3/4 of 8 bytes through each process
-    assert Group(4, 2, 1).gathered(8.0).between == 4.0
-    assert Group(4, 2, 1).gathered(8.0).inside == 4.0
+    assert TrafficGroup(4, 2, 1).gathered(8.0).between == 4.0
+    assert TrafficGroup(4, 2, 1).gathered(8.0).inside == 4.0
     # two groups of one process of each host: each host sends half of what each group has
-    assert Group(2, 2, 2).gathered(8.0).between == 8.0
+    assert TrafficGroup(2, 2, 2).gathered(8.0).between == 8.0
     # one owner after the other: the link carries everything in turn
-    assert Group(2, 2, 2).owned(8.0, 1).serial == 16.0
-    assert Group(1, 1, 1).gathered(8.0).calls == 0
+    assert TrafficGroup(2, 2, 2).owned(8.0, 1).serial == 16.0
+    assert TrafficGroup(1, 1, 1).gathered(8.0).calls == 0
     case = find_case("artifact", 4)  # expert parallel 4, remat: six exchanges a layer
     s = sizes_of(case)
     sent = exchange(case, s, 4, 6)

@@ -14,9 +14,9 @@ from dsmoe.benchmark.preflight import probe
 SAYS = """
 import sys
 from pathlib import Path
-from dsmoe.benchmark.preflight import local, machine
+from dsmoe.benchmark.preflight import local_checks, machine
 machine.this_machine()
-local.quick(Path(sys.argv[1]))
+local_checks.quick(Path(sys.argv[1]))
 print("torch" in sys.modules)
 """
 

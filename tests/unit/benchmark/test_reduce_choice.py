@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from dsmoe.benchmark.cases.case import Case
-from dsmoe.benchmark.cases.choice import Changes, Wanted, case_of_model, chosen_cases, in_words
+from dsmoe.benchmark.cases.choice import Changes, WantedCases, case_of_model, chosen_cases, in_words
 from dsmoe.benchmark.cases.deepspeed_config import deepspeed_config
 from dsmoe.benchmark.cases.reduction import with_reduce
 from dsmoe.benchmark.cases.suites import find_case
@@ -18,7 +18,7 @@ from dsmoe.common.errors import UsageError
 def chosen(
     gpus: int, suite: str, per_host: int, memory: int | None = None, **changes: object
 ) -> Case:
-    wanted = Wanted(gpus, suite, changes=Changes(**changes))  # type: ignore[arg-type]
+    wanted = WantedCases(gpus, suite, changes=Changes(**changes))  # type: ignore[arg-type]
     [case] = chosen_cases(wanted, "cuda", memory, lambda processes: min(per_host, processes))
     return case
 

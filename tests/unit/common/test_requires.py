@@ -76,7 +76,7 @@ def test_the_oldest_python_that_works(monkeypatch: pytest.MonkeyPatch, capsys) -
 def test_an_older_torch_is_told_so(version: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """By a run before it does anything, and by the environment check."""
     from dsmoe import cli
-    from dsmoe.benchmark.preflight import local
+    from dsmoe.benchmark.preflight import local_checks
 
     cuda = types.SimpleNamespace(device_count=lambda: 0)
     old = types.SimpleNamespace(__version__=version, cuda=cuda)
@@ -84,7 +84,7 @@ def test_an_older_torch_is_told_so(version: str, monkeypatch: pytest.MonkeyPatch
     assert cli.main(["run", "1", "--suite", "smoke"]) == 8
     [line] = capsys.readouterr().err.splitlines()
     assert f"torch {version} is too old; expected 1.10 or later" in line
-    [check] = local.torch_checks()
+    [check] = local_checks.torch_checks()
     assert check.state == "FAIL" and "too old" in check.found
 
 

@@ -115,10 +115,10 @@ def test_no_two_modules_import_each_other(package: str) -> None:
 def test_command_lines_end_at_the_commands() -> None:
     """Options become a request in dsmoe/commands; no file below it knows argparse's Namespace.
 
-    dsmoe/common/arguments.py is the parser; process.py and there.py are programs with a few options
-    of their own, which other processes start.
+    dsmoe/common/arguments.py is the parser; training_process.py and there.py are programs with a
+    few options of their own, which other processes start.
     """
-    programs = {"dsmoe.benchmark.train.process", "dsmoe.defects.there"}
+    programs = {"dsmoe.benchmark.train.training_process", "dsmoe.defects.there"}
     parsers = {"dsmoe.cli", "dsmoe.common.arguments", *programs}
     for module, path in sources("dsmoe").items():
         if module.startswith("dsmoe.commands."):

@@ -9,7 +9,7 @@ import sys
 import pytest
 from support import ROOT
 
-from dsmoe.common import overlay
+from dsmoe.common import overlay_modules
 from dsmoe.hosts import host
 
 FILE = "deepspeed/launcher/host_grammar.py"
@@ -29,11 +29,11 @@ def test_it_imports_the_standard_library_alone() -> None:
 
 
 def test_it_is_loaded_once_and_is_the_one_in_use() -> None:
-    found = overlay.load(FILE)
-    assert found is overlay.load(FILE) is host.grammar
+    found = overlay_modules.load(FILE)
+    assert found is overlay_modules.load(FILE) is host.grammar
     assert found.__file__ == str(ROOT / "overlay" / FILE)
     with pytest.raises(FileNotFoundError):
-        overlay.load("deepspeed/launcher/absent.py")
+        overlay_modules.load("deepspeed/launcher/absent.py")
 
 
 def test_dsmoe_needs_no_deepspeed_for_it() -> None:

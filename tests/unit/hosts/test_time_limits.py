@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from support.commands import dsmoe
 
-from dsmoe.benchmark.cases.choice import Wanted, chosen_cases
+from dsmoe.benchmark.cases.choice import WantedCases, chosen_cases
 from dsmoe.benchmark.plan import estimate
-from dsmoe.benchmark.preflight import asking, hosts, local, probe
+from dsmoe.benchmark.preflight import asking, host_checks, local_checks, probe
 from dsmoe.common import programs
 from dsmoe.common.errors import ArchiveProblem, EnvironmentProblem, SourceProblem
 from dsmoe.defects import against
@@ -73,7 +73,7 @@ def test_ssh_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(asking, "HELLO_SECONDS", 0.5)
     with pytest.raises(EnvironmentProblem, match=r"^n2: ssh gave no answer within 0\.5 s"):
         way = asking.ssh_way(tmp_path / "hostfile")
-        hosts.head_facts(Host("n2", 1), way, tmp_path, tmp_path)
+        host_checks.head_facts(Host("n2", 1), way, tmp_path, tmp_path)
 
 
 def test_nvidia_smi_that_hangs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,16 +105,16 @@ def test_a_download_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_plan_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _hanging(tmp_path, "torch", monkeypatch)
     monkeypatch.setattr(estimate, "SIMULATION_SECONDS", 0.5)
-    [case] = chosen_cases(Wanted(1, "smoke"), "cpu")
+    [case] = chosen_cases(WantedCases(1, "smoke"), "cpu")
     with pytest.raises(EnvironmentProblem, match=r"the plan was not made within 0\.5 s"):
         estimate.estimate(case, "cpu", tmp_path)
 
 
 def test_an_import_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _hanging(tmp_path, "deepspeed", monkeypatch)
-    monkeypatch.setattr(local, "IMPORT_SECONDS", 0.5)
-    check = local.import_check(tmp_path)
-    assert check.state == local.FAIL
+    monkeypatch.setattr(local_checks, "IMPORT_SECONDS", 0.5)
+    check = local_checks.import_check(tmp_path)
+    assert check.state == local_checks.FAIL
     assert check.found == "importing it did not end within 0.5 s"
 
 

@@ -11,7 +11,7 @@ from support.patch_project import git
 
 from dsmoe.patchset.git import Git
 from dsmoe.patchset.patch_file import Patch, parse_diff
-from dsmoe.patchset.placing import Progress, apply_patch, occurrences, place
+from dsmoe.patchset.placing import PlacingProgress, apply_patch, occurrences, place
 
 LINES = st.lists(st.sampled_from([b"a\n", b"b\n", b"\n", b"a\r\n"]), max_size=8)
 
@@ -75,7 +75,7 @@ def test_a_shared_patch_lands_at_its_one_place(
     entry = ("100644", blob(repository, before))
     found = place(repository, patch, {"f": entry})
     assert found == (None if after is None else {"f": ("100644", blob(repository, after))})
-    progress = Progress({"f": entry})
+    progress = PlacingProgress({"f": entry})
     repository.run("read-tree", "--empty")
     repository.run("update-index", "--add", "--cacheinfo", f"100644,{entry[1]},f")
     problems = apply_patch(repository, patch, progress)
@@ -89,13 +89,13 @@ def test_a_patch_of_the_base_itself_does_not_move(repository: Git) -> None:
     oid = blob(repository, b"new\n" + HOME)
     repository.run("read-tree", "--empty")
     repository.run("update-index", "--add", "--cacheinfo", f"100644,{oid},f")
-    [problem] = apply_patch(repository, patch, Progress({"f": ("100644", oid)}))
+    [problem] = apply_patch(repository, patch, PlacingProgress({"f": ("100644", oid)}))
     assert f"made for blob {blob(repository, HOME)}, but there it is {oid}" in problem
 
 
 def test_a_shared_patch_needs_the_file(repository: Git) -> None:
     patch = patch_for(repository, "../home/x.patch")
     repository.run("read-tree", "--empty")
-    [problem] = apply_patch(repository, patch, Progress({}))
+    [problem] = apply_patch(repository, patch, PlacingProgress({}))
     assert "f: does not exist in index" in problem
     assert place(repository, patch, {"f": None}) is None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsmoe.common.overlay import load
+from dsmoe.common.overlay_modules import load
 
 partition = load("deepspeed/moe/pipeline/partition.py")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsmoe.benchmark.predict.turns import turns
-from dsmoe.common.overlay import load
+from dsmoe.common.overlay_modules import load
 
 schedule = load("deepspeed/moe/pipeline/schedule.py")
 FORWARD, BACKWARD = schedule.FORWARD, schedule.BACKWARD

@@ -6,7 +6,7 @@ write theirs at the products' rate.
 
 from __future__ import annotations
 
-from dsmoe.benchmark.predict.amounts.work import Pass, Sizes, Work
+from dsmoe.benchmark.predict.amounts.work import ModelPass, Sizes, Work
 
 #: GELU in the products' epilogues: passes over the feed-forward width that a product with it takes
 #: longer. Alone it is two passes forward and three backward. docs/lab/performance.md, cuBLASLt, one
@@ -29,7 +29,7 @@ def _epilogues(s: Sizes, wide: float, narrow: float) -> tuple[float, float]:
     return GELU_FORWARD * wide, GELU_BACKWARD * wide
 
 
-def dense(s: Sizes) -> Pass:
+def dense(s: Sizes) -> ModelPass:
     """Attention and a dense feed-forward layer."""
     attention_forward, attention_backward, attention_again = _attention(s)
     product = 2.0 * s.T * s.H * s.F
@@ -53,10 +53,10 @@ def dense(s: Sizes) -> Pass:
         Work("products", flop=product, slower=s.slow_product, launches=1, fp8=s.fp8),
         Work("elementwise", bytes=gelu),
     )
-    return Pass(forward, backward, again)
+    return ModelPass(forward, backward, again)
 
 
-def mixture(s: Sizes, filled: float = 1.0) -> Pass:
+def mixture(s: Sizes, filled: float = 1.0) -> ModelPass:
     """Attention, router, dispatch, experts, combine; the experts compute a share ``filled`` of
     their slots."""
     attention_forward, attention_backward, attention_again = _attention(s)
@@ -88,7 +88,7 @@ def mixture(s: Sizes, filled: float = 1.0) -> Pass:
         ),
         *attention_backward,
     )
-    return Pass(forward, backward, (*attention_again, *experts))
+    return ModelPass(forward, backward, (*attention_again, *experts))
 
 
 def _attention(s: Sizes) -> tuple[tuple[Work, ...], tuple[Work, ...], tuple[Work, ...]]:

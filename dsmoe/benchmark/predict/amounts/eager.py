@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Tuple
 
-from dsmoe.benchmark.predict.amounts.work import Pass, Sizes, Work
+from dsmoe.benchmark.predict.amounts.work import ModelPass, Sizes, Work
 
 Works = Tuple[Work, ...]
 
@@ -98,12 +98,12 @@ def feed_forward(s: Sizes, rows: float, parts: int = 1) -> tuple[Works, Works]:
     return forward, backward
 
 
-def dense(s: Sizes, kind: str) -> Pass:
+def dense(s: Sizes, kind: str) -> ModelPass:
     """Attention and a dense feed-forward layer."""
     return _layer(s, kind, feed_forward(s, s.T))
 
 
-def _layer(s: Sizes, kind: str, half: tuple[Works, Works]) -> Pass:
+def _layer(s: Sizes, kind: str, half: tuple[Works, Works]) -> ModelPass:
     """Attention, then the second norm, ``half`` and the residual."""
     hidden = float(s.T * s.H)
     first, first_back = attention(s, kind)
@@ -116,10 +116,10 @@ def _layer(s: Sizes, kind: str, half: tuple[Works, Works]) -> Pass:
         norm.append(_pass("dropout", hidden, 2 * s.e + 1))
         norm_back.append(_pass("dropout-backward", hidden, 2 * s.e + 1))
     forward = (*first, *norm, *half[0])
-    return Pass(forward, (*half[1], *norm_back, *first_back), forward)
+    return ModelPass(forward, (*half[1], *norm_back, *first_back), forward)
 
 
-def mixture(s: Sizes, kind: str, implementation: str, local_experts: int) -> Pass:
+def mixture(s: Sizes, kind: str, implementation: str, local_experts: int) -> ModelPass:
     """Attention, router, dispatch, experts, combine, by ``implementation``."""
     half = _index(s) if implementation == "index" else _one_hot(s, local_experts)
     return _layer(s, kind, half)

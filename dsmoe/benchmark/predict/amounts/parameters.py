@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, make_dataclass
 from typing import Any
 
 from dsmoe.benchmark.cases.case import UNCOUNTED, Case, ModelCase
-from dsmoe.common.overlay import load, model_sizes
+from dsmoe.common.overlay_modules import load, model_sizes
 
 
 @dataclass(frozen=True)

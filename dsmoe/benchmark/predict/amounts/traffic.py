@@ -45,7 +45,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Group:
+class TrafficGroup:
     """Processes that reduce together: ``members`` of ``hosts``, ``streams`` such groups a host."""
 
     members: int
@@ -68,19 +68,19 @@ class Group:
         return Sent(sent.inside, sent.between, serial, calls if self.members > 1 else 0.0)
 
 
-def groups_of(case: Case, per_host: int) -> tuple[Group, Group]:
+def groups_of(case: Case, per_host: int) -> tuple[TrafficGroup, TrafficGroup]:
     """The groups of the dense parameters and of the experts' copies, for hosts of ``per_host``."""
     parallel = case.parallel
     per_host = min(per_host, parallel.processes)
     hosts = parallel.processes // per_host
     size, copies = parallel.expert_parallel_size, parallel.copies
-    dense = Group(parallel.processes, hosts, 1)
+    dense = TrafficGroup(parallel.processes, hosts, 1)
     if parallel.expert_layout == "across":
         near = min(copies, per_host)
-        return dense, Group(copies, copies // near, max(1, per_host // near))
+        return dense, TrafficGroup(copies, copies // near, max(1, per_host // near))
     streams = min(size, per_host)
     near = max(1, per_host // size)
-    return dense, Group(copies, max(1, copies // near), streams)
+    return dense, TrafficGroup(copies, max(1, copies // near), streams)
 
 
 def exchanges(case: Case) -> int:

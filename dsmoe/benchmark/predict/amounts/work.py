@@ -127,7 +127,7 @@ def sizes_of(case: Case) -> Sizes:
 
 
 @dataclass(frozen=True)
-class Pass:
+class ModelPass:
     """A layer's work: forward, backward, and forward again with remat."""
 
     forward: tuple[Work, ...]

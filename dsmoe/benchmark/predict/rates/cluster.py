@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping
 
-from dsmoe.benchmark.predict.rates.rows import check_rows
+from dsmoe.benchmark.predict.rates.row_checks import check_rows
 from dsmoe.common.errors import UsageError
 from dsmoe.common.files import expanded, read_large
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dsmoe.benchmark.predict.rates.cluster import NOT_MEASURED, Cluster
-from dsmoe.benchmark.predict.rates.rows import absent
+from dsmoe.benchmark.predict.rates.row_checks import absent
 
 #: Share of measurements that may fail without a remark: there are some that a device cannot do.
 FEW = 0.2

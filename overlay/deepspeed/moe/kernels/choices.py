@@ -1,7 +1,7 @@
 """The values of ``DSMOE_KERNELS``: how many of the optional kernels a run may use.
 
 Imports nothing outside the standard library: dsmoe loads this file by its path
-(``dsmoe.common.overlay``) and checks the variable before any process imports torch.
+(``dsmoe.common.overlay_modules``) and checks the variable before any process imports torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The model sizes of the Alpa artifact (OSDI 2022), and the closed formula for their parameters.
 
 Imports nothing outside the standard library: dsmoe loads this file by its path
-(``dsmoe.common.overlay``), so that sizes and formula are written here alone.
+(``dsmoe.common.overlay_modules``), so that sizes and formula are written here alone.
 
 Sources: benchmark/alpa/suite_paper_manual_moe.py of alpa-projects/alpa at commit 8350d913, and
 the paper's figure for 690M, 70B and 140B.

@@ -1,7 +1,7 @@
 """Which layers a stage of a pipeline has: stages of about equal planned cost.
 
 Imports nothing outside the standard library: dsmoe loads this file by its path
-(``dsmoe.common.overlay``), so that a plan and a run cut in the same way.
+(``dsmoe.common.overlay_modules``), so that a plan and a run cut in the same way.
 
 The cost of a layer is its multiplications for one token, forward, with width M, sequence S, hidden
 width F, experts E and k experts a token. The backward pass costs twice as much, remat as much again

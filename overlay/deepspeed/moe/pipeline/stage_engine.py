@@ -19,7 +19,7 @@ from deepspeed.runtime.zero.flat_settings import FlatSettings, flat_settings
 from torch import Tensor
 
 from .checks import check_config, check_model, schedule_of
-from .messages.exchange import Messages
+from .messages.overlapped import Messages
 from .messages.transport import choose
 from .schedule import FORWARD, one_forward_one_backward
 from .stage_files import load_pipeline, save_pipeline

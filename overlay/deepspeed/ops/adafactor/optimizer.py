@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .exchange import Exchange
+from .packed_sums import PackedSums
 from .state import (
     ShardViews,
     cut_updates,
@@ -112,7 +112,7 @@ class Adafactor(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        exchange = Exchange()
+        sums = PackedSums()
         whole: dict[tuple[Any, ...], list[Block]] = {}
         copies: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
@@ -128,7 +128,7 @@ class Adafactor(torch.optim.Optimizer):
                 s = settings(group, state["step"])
                 if tag is not None:
                     blocks, updates = self._shards(param, grad.contiguous(), state, tag, s)
-                    exchange.add(tag, working_dtype(param), param.device, updates)
+                    sums.add(tag, working_dtype(param), param.device, updates)
                 else:
                     target = param.contiguous()
                     if target is not param:
@@ -138,11 +138,11 @@ class Adafactor(torch.optim.Optimizer):
                     cube = (block.param.shape[1:], block.param.dtype, block.grad.dtype)
                     key = (s, working_dtype(param), cube, param.device)
                     whole.setdefault(key, []).append(block)
-        exchange.start()
+        sums.start()
         for key, blocks in whole.items():
             for batch in _batches(blocks):
                 update_blocks(batch, key[0], key[1])
-        exchange.finish()
+        sums.finish()
         for param, target in copies:
             param.copy_(target)
         return loss

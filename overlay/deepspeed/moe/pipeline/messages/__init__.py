@@ -1,5 +1,5 @@
 """Hidden states and their gradients between stages.
 
-exchange.py has the messages of a step, transport.py what carries them, and host_transport.py the
+overlapped.py has the messages of a step, transport.py what carries them, and host_transport.py the
 transport between hosts with GPUs.
 """

@@ -17,7 +17,7 @@ from dsmoe.benchmark.predict.amounts.traffic import (
     reduction,
     reduction_kind,
 )
-from dsmoe.benchmark.predict.amounts.work import BYTES, PARTS, Pass, Work, sizes_of
+from dsmoe.benchmark.predict.amounts.work import BYTES, PARTS, ModelPass, Work, sizes_of
 from dsmoe.benchmark.predict.cpu import GATHER, REDUCTIONS
 from dsmoe.benchmark.predict.price import Prices
 from dsmoe.benchmark.predict.rates.cluster import Cluster
@@ -130,7 +130,7 @@ class Process:
             sent={"reduction": reduced, "gather": gathered},
         )
 
-    def _layers(self) -> tuple[Pass, Pass]:
+    def _layers(self) -> tuple[ModelPass, ModelPass]:
         """A dense layer and a mixture."""
         s, case = self.sizes, self.case
         if self.fused and case.moe_implementation == "index":
@@ -141,7 +141,7 @@ class Process:
         mixture = eager.mixture(s, case.attention, case.moe_implementation, local)
         return eager.dense(s, case.attention), mixture
 
-    def _priced(self, layer: Pass) -> Spent:
+    def _priced(self, layer: ModelPass) -> Spent:
         """Device and host time of a layer, in all directions."""
         spent = Spent()
         self._segment(spent, layer.forward, True)

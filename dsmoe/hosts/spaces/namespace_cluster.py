@@ -1,6 +1,6 @@
 """Hosts made of network and UTS namespaces on this machine, each with its own name and address.
 
-``Cluster(4)`` makes four hosts and a switch (a bridge in a namespace of its own), joined by veth
+``HostCluster(4)`` makes four hosts and a switch (a bridge in a namespace of its own), joined by veth
 pairs; nothing is made in the machine's own namespace. ``ip netns exec`` puts the files of
 /etc/netns/NAME over those of /etc: hosts, and ssh/ with keys made for this cluster alone.
 Commands reach other hosts by real ssh and pdsh where these are installed, else by entry.py.
@@ -49,7 +49,7 @@ def unavailable(tools: Sequence[str] = ()) -> str | None:
     return None
 
 
-class Cluster:
+class HostCluster:
     """``count`` hosts named ``n1``, ``n2``, … at 10.77.0.1, …; n1 is where commands run.
 
     ``environment``: variables of each host, by its name, for what is started there.

@@ -1,4 +1,4 @@
-"""One measuring process: ``python -m dsmoe.benchmark.calibrate.process``, for start.py alone.
+"""One measuring process, started as a module by start_processes.py alone.
 
 Its orders are one JSON object on standard input: ``device``, ``rank``, ``world``, ``seconds`` and
 ``file``, to which rows are added.
@@ -20,9 +20,9 @@ def main() -> None:
 
     from dsmoe.benchmark.calibrate.clock import Clock
     from dsmoe.benchmark.calibrate.collectives import measure_collectives
+    from dsmoe.benchmark.calibrate.device_rates import measure_device
     from dsmoe.benchmark.calibrate.layers import measure_layers
     from dsmoe.benchmark.calibrate.shapes import CPU, GPU
-    from dsmoe.benchmark.calibrate.work import measure_device
 
     cuda = orders["device"] == "cuda"
     rank, world = orders["rank"], orders["world"]

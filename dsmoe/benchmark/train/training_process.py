@@ -2,7 +2,7 @@
 
 Started by DeepSpeed's launcher, once a device::
 
-    deepspeed --num_gpus 2 dsmoe/benchmark/train/process.py --run-dir FOLDER
+    deepspeed --num_gpus 2 dsmoe/benchmark/train/training_process.py --run-dir FOLDER
 
 FOLDER holds ``case.json`` and ``deepspeed.json`` (run/folder.py); rank 0 writes an iteration a
 line and, at the end, ``outcome.json``. How the process ended is one line of its output (marks.py).

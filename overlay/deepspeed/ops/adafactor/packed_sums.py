@@ -61,7 +61,7 @@ class Channel:
         return dist.all_reduce(buffer, group=self.process_group, async_op=True)
 
 
-class Exchange:
+class PackedSums:
     """The channels of one step, in the order of the parameter groups."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import Sequence
 
 from dsmoe.benchmark.preflight.asking import Way
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
-from dsmoe.benchmark.preflight.hosts import check_hosts
+from dsmoe.benchmark.preflight.host_checks import check_hosts
 from dsmoe.benchmark.preflight.probe import torch_for_cpu
 from dsmoe.benchmark.results.store import LOCK, RECORDS, ROWS
 from dsmoe.common.errors import DsmoeError, EnvironmentProblem

@@ -101,7 +101,7 @@ def _phase(
             for words, environment in all_orders:
                 with stop.held():
                     process = subprocess.Popen(
-                        [sys.executable, "-m", "dsmoe.benchmark.calibrate.process"],
+                        [sys.executable, "-m", "dsmoe.benchmark.calibrate.measuring_process"],
                         stdin=subprocess.PIPE,
                         stdout=subprocess.DEVNULL,
                         stderr=said,

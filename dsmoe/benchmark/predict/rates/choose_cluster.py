@@ -79,7 +79,7 @@ def prediction_here(case: Any, devices: int, machine: Any) -> dict[str, Any]:
 
 
 def _prediction(case: Any, devices: int, machine: Any) -> dict[str, Any]:
-    from dsmoe.benchmark.predict.stages import predict_case
+    from dsmoe.benchmark.predict.pipelines import predict_case
 
     cluster = known_here(machine.device, str(machine.hardware.get("device_name", "")))
     if cluster is None or (case.precision == "fp8" and "product_fp8" not in cluster.rates):

@@ -15,7 +15,7 @@ from dsmoe.benchmark.cases.case import Case
 from dsmoe.benchmark.predict.amounts.parameters import parts
 from dsmoe.benchmark.predict.amounts.traffic import Sent, exchanges
 from dsmoe.benchmark.predict.amounts.work import PARTS, sizes_of
-from dsmoe.benchmark.predict.process import Process, Spent, Step
+from dsmoe.benchmark.predict.process_time import Process, Spent, Step
 from dsmoe.benchmark.predict.rates.cluster import Cluster
 from dsmoe.benchmark.predict.time import Prediction, predict
 from dsmoe.benchmark.predict.turns import turns
