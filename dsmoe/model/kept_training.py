@@ -8,6 +8,7 @@ batches are the same; random draws are then new ones.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def train_whole(folder: Path, stage: Stage) -> None:
                 curves.held_out(done, held_out)
                 if run.rank == 0 and held_out is not None and done != last:
                     say(run.rank, NOTE, f"held-out loss {held_out:.4f} after iteration {done}")
+                check_held_out(held_out, done)
         return asked
 
     outcome = train(run, report, first, ends_after)
@@ -65,6 +67,15 @@ def train_whole(folder: Path, stage: Stage) -> None:
         outcome.update(saved=saved, held_out_loss=held_out)
         write_json(folder / OUTCOME, outcome)
     stop(run)
+
+
+def check_held_out(loss: float | None, done: int) -> None:
+    """Raises TrainingFailed where iteration ``done`` left weights that give no finite loss."""
+    if loss is not None and not math.isfinite(loss):
+        raise TrainingFailed(
+            f"the held-out loss is {loss} after iteration {done}; expected a finite number: lower "
+            "the learning rate, and do not go on from this checkpoint"
+        )
 
 
 def _asked_to_stop(run: Run, folder: Path) -> bool:

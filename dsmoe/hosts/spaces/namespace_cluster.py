@@ -1,7 +1,7 @@
 """Hosts made of network and UTS namespaces on this machine, each with its own name and address.
 
-``HostCluster(4)`` makes four hosts and a switch (a bridge in a namespace of its own), joined by veth
-pairs; nothing is made in the machine's own namespace. ``ip netns exec`` puts the files of
+``HostCluster(4)`` makes four hosts and a switch (a bridge in a namespace of its own), joined by
+veth pairs; nothing is made in the machine's own namespace. ``ip netns exec`` puts the files of
 /etc/netns/NAME over those of /etc: hosts, and ssh/ with keys made for this cluster alone.
 Commands reach other hosts by real ssh and pdsh where these are installed, else by entry.py.
 """

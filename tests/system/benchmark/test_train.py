@@ -177,6 +177,21 @@ def test_evaluate_has_the_loss_of_the_trainings_own_sample(tmp_path: Path) -> No
     assert every["windows"] == 3 and abs(every["loss"] - loss) > 1e-4 * loss
 
 
+@pytest.mark.long
+def test_weights_without_a_finite_loss_are_no_success(tmp_path: Path) -> None:
+    """The last iteration's own loss is from before its update; the held-out loss is from after."""
+    data = tmp_path / "text"
+    data.mkdir()
+    for name in range(12):
+        (data / f"{name}.txt").write_text("".join(f"{name} for {n} times.\n" for n in range(300)))
+    words = ["1", "--data", str(data), "--save", str(tmp_path / "kept"), "--steps", "1"]
+    line = [sys.executable, "-m", "dsmoe", "train", *words, "--learning-rate", "1e30"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 25, done.stdout
+    assert "the held-out loss is nan after iteration 1" in done.stderr
+
+
 def test_too_little_text_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("Too little.")
     short = start(tmp_path, 1, "--save", tmp_path / "other", changes=PLAIN)
