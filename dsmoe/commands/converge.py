@@ -19,16 +19,16 @@ TEXT_BYTES = 200_000_000
 OUTPUT = "results/convergence"
 SIZES = (
     # option, setting, what it is
-    ("hidden", "hidden_size", "The model is so wide"),
-    ("layers", "num_layers", "The model has so many layers, every second one a mixture"),
-    ("heads", "num_heads", "Attention has so many heads"),
-    ("sequence", "sequence_length", "A sequence has so many tokens"),
-    ("experts", "num_experts", "A mixture layer has so many experts"),
-    ("batch", "global_batch_size", "A step has so many sequences"),
-    ("micro-batch", "micro_batch_size", "So many sequences go forward together and share capacity"),
-    ("steps", "steps", "The optimizer makes so many steps"),
-    ("eval-every", "eval_every", "So many steps lie between two evaluations"),
-    ("eval-windows", "eval_windows", "An evaluation takes so many held-out sequences"),
+    ("hidden-size", "hidden_size", "The model's layers have this width"),
+    ("num-layers", "num_layers", "The model has N layers, and every second one has experts"),
+    ("num-heads", "num_heads", "Attention has N heads"),
+    ("sequence-length", "sequence_length", "A sequence has N tokens"),
+    ("num-experts", "num_experts", "A mixture layer has N experts"),
+    ("global-batch", "global_batch_size", "An iteration has N sequences"),
+    ("micro-batch-size", "micro_batch_size", "A micro-batch has N sequences, which share capacity"),
+    ("steps", "steps", "A training has N iterations"),
+    ("eval-every", "eval_every", "The held-out loss is taken every N iterations"),
+    ("eval-windows", "eval_windows", "The held-out loss is taken over N sequences"),
 )
 
 EXAMPLES = """examples:
@@ -97,14 +97,14 @@ def make_parser(prog: str) -> OneLineParser:
     add(
         "--precision",
         choices=("fp32", "bf16", "fp8"),
-        help=f"Weights have it ({_both('precision')}).",
+        help=f"The training computes in this precision ({_both('precision')}).",
     )
     add(
-        "--second-choice",
-        dest="second_expert_policy",
+        "--second-expert-policy",
         choices=SECOND_EXPERT_POLICIES,
         default="sampling",
-        help="The second expert is chosen so in training (default: sampling, as DeepSpeed does).",
+        help="Training chooses a token's second expert by this policy (default: sampling, as "
+        "DeepSpeed does).",
     )
     add(
         "--capacity-factor",

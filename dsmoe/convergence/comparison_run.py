@@ -94,7 +94,7 @@ def check_size(info: text.TextInfo, sizes: ArmSetting) -> None:
         raise DataError(
             f"the held-out text makes {windows} sequences of {sizes.sequence_length}, expected at "
             f"least a micro-batch of {sizes.micro_batch_size}: name more text with --data, or a "
-            "smaller --micro-batch"
+            "smaller --micro-batch-size"
         )
 
 

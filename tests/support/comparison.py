@@ -10,7 +10,10 @@ from dsmoe.commands import converge
 from dsmoe.convergence import curve_files
 from dsmoe.convergence.arms import ARMS, ArmSetting
 
-TINY = "--hidden 16 --layers 2 --heads 2 --sequence 16 --experts 4 --batch 8 --micro-batch 4"
+TINY = (
+    "--hidden-size 16 --num-layers 2 --num-heads 2 --sequence-length 16 --num-experts 4 "
+    "--global-batch 8 --micro-batch-size 4"
+)
 SHORT = f"{TINY} --steps 6 --eval-every 4 --eval-windows 16".split()
 
 

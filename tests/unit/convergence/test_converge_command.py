@@ -50,9 +50,9 @@ def test_the_figure_is_drawn_from_the_files_alone(
     [
         (["--arms", "mole"], 2, "invalid choice: 'mole'"),
         (["--steps", "0"], 2, "'0' is not a whole number from 1"),
-        (["--no-plot", "--micro-batch", "3"], 2, "expected a divisor of it"),
-        (["--no-plot", "--experts", "1"], 2, "expected at least 2 for top-2"),
-        (["--no-plot", "--layers", "3"], 2, "expected an even number"),
+        (["--no-plot", "--micro-batch-size", "3"], 2, "expected a divisor of it"),
+        (["--no-plot", "--num-experts", "1"], 2, "expected at least 2 for top-2"),
+        (["--no-plot", "--num-layers", "3"], 2, "expected an even number"),
         (["--plot-only", "--no-plot"], 2, "give one of them"),
         (["--plot-only", "--output", "nothing-here"], 10, "no such file"),
         (["--no-plot", "--data", "one.txt", "--output", "out"], 9, "expected at least 2, one to"),
