@@ -139,5 +139,6 @@ def run_on_gpu(options: argparse.Namespace) -> int:
             done.append((rung.words, read_records(options.output / RECORDS)[-1]))
     print()
     print("\n".join(ladder.table(done)))
-    print(f"on {machine.instance}, torch {machine.versions['torch']}; times: against the first row")
+    print(f"on {machine.instance}, torch {machine.versions['torch']}")
+    print("times: against the first row; GiB: at the peak of a step; mJ: of a token")
     return code

@@ -38,7 +38,9 @@ def test_what_is_ranked_fits_and_is_in_order() -> None:
     assert all(one.peak <= USABLE * 80 * GIB for one in found)
     assert len({one.words for one in found}) == len(found)
     lines = search_lines(found, tried, 80 * GIB)
-    assert max(map(len, lines[:-1])) <= 80
+    assert max(map(len, lines)) <= 80
+    at = lines.index("options of the first:")
+    assert "".join(lines[at + 1 :]).replace(" \\", "").split() == found[0].words.split()
     words = explanation(found[0], found[1])
     assert found[1].words in words or "same time" in words
     other = next_best(found)
