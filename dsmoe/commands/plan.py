@@ -14,6 +14,7 @@ from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, add_json, count
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
+from dsmoe.common.output import teller
 from dsmoe.common.places import chosen_checkout
 from dsmoe.common.tables import wrapped
 
@@ -152,14 +153,11 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
         return _search(options, cases, cluster, on_hosts)
     # dsmoe run --plan has --deepspeed, dsmoe plan has not
     checkout, _ = chosen_checkout(getattr(options, "deepspeed", None))
-    if options.json:
-        patched_deepspeed.ensure(checkout, say=lambda text: None)
-    else:
-        patched_deepspeed.ensure(checkout)
+    say = teller(options.json)
+    patched_deepspeed.ensure(checkout, say)
     reports: list[dict[str, Any]] = []
     for case in cases:
-        if not options.json:
-            _print_lines([f"== counting the memory and traffic of {in_words(case)}"])
+        say("\n".join(wrapped(f"== counting the memory and traffic of {in_words(case)}")))
         plan = estimate(case, device, checkout)
         devices = on_hosts(case.parallel.processes)
         exchanged = plan["sent"].get("all-to-all", 0) * devices

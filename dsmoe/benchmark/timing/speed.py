@@ -118,8 +118,6 @@ def run(steps: int) -> list[Ratio]:
     """All sizes, in this process."""
     import logging
 
-    import torch
-
     from dsmoe.benchmark.launchers.deepspeed_runner import free_port
     from dsmoe.benchmark.run import patched_deepspeed
     from dsmoe.common.places import checkout_folder
@@ -130,7 +128,9 @@ def run(steps: int) -> list[Ratio]:
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({**alone, "MASTER_PORT": str(free_port())})
     logging.disable(logging.INFO)
+    print("== loading torch and DeepSpeed", flush=True)
     import deepspeed
+    import torch
     from deepspeed.moe.kernels.policy import notes
     from deepspeed.utils import groups  # type: ignore[attr-defined]
     from deepspeed.utils.neutral import backend
@@ -141,7 +141,8 @@ def run(steps: int) -> list[Ratio]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = []
     for name, case in sizes(device).items():
-        print(f"== {name}: {case.micro_batches} x {case.micro_batch_size} sequences", flush=True)
+        size = f"{case.micro_batches} x {case.micro_batch_size} sequences"
+        print(f"== {name}: {size}, {steps + 2} steps by either path", flush=True)
         found.append(measure(name, case, steps))
     for words in notes():
         print(f"note: {words}")

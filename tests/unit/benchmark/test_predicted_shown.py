@@ -108,6 +108,19 @@ def test_a_plan_has_80_columns(
     assert max(map(len, out)) <= 80
 
 
+def test_a_plan_as_json_says_meanwhile_what_it_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On standard error, before the seconds that it takes."""
+    counted = {"peak": 1, "sent": {}}
+    monkeypatch.setattr(estimate, "estimate", lambda *_: counted)
+    monkeypatch.setattr(patched_deepspeed, "ensure", lambda path, say: say("== building"))
+    assert cli.main(["plan", "1", "--suite", "tuned", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["peak"] == 1
+    assert err.startswith("== building\n== counting the memory and traffic of tuned 380M")
+
+
 def test_a_huge_number_of_gpus_a_host_ends_a_plan_soon(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
