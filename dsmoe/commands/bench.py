@@ -81,13 +81,15 @@ def run(options: argparse.Namespace) -> int:
         return bench_hosts.run(options)
     bench_hosts.refuse_without(options)
     options.output = options.output or Path(OUTPUT)
-    from dsmoe.benchmark.timing import speed
-
     if options.gpu or options.ladder:
         return run_on_gpu(options)
     if options.table:
-        speed.print_table(options.table)
+        from dsmoe.benchmark.results.markdown import print_table
+
+        print_table(options.table)
         return 0
+    from dsmoe.benchmark.timing import speed
+
     steps = options.steps or STEPS
     found = speed.run(steps)
     speed.print_ratios(found, steps)
@@ -139,5 +141,6 @@ def run_on_gpu(options: argparse.Namespace) -> int:
             done.append((rung.words, read_records(options.output / RECORDS)[-1]))
     print()
     print("\n".join(ladder.table(done)))
-    print(f"on {machine.instance}, torch {machine.versions['torch']}; times: against the first row")
+    print(f"on {machine.instance}, torch {machine.versions['torch']}")
+    print("times: against the first row; GiB: at the peak of a step; mJ: of a token")
     return code

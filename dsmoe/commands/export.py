@@ -39,9 +39,13 @@ def make_parser(prog: str) -> OneLineParser:
 
 def run(options: argparse.Namespace) -> int:
     """Export, and say what was written."""
+    from dsmoe.model.checked import is_exported
     from dsmoe.model.opened import export_model
 
     to = expanded(options.to)
+    older = is_exported(to)
     count = export_model(expanded(options.folder), to)
+    if older:
+        print(f"{to}: the older export that was there is replaced")
     print(f'{to}: {count:,} parameters; try: {program("generate")} {to} "def "')
     end_process(0)

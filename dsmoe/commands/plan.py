@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Any, Sequence
 
 from dsmoe.benchmark.launchers.names import AUTO
@@ -15,7 +14,9 @@ from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, add_json, count
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
+from dsmoe.common.output import teller
 from dsmoe.common.places import chosen_checkout
+from dsmoe.common.tables import wrapped
 
 if TYPE_CHECKING:
     from dsmoe.benchmark.launchers.interface import Launcher
@@ -152,14 +153,11 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
         return _search(options, cases, cluster, on_hosts)
     # dsmoe run --plan has --deepspeed, dsmoe plan has not
     checkout, _ = chosen_checkout(getattr(options, "deepspeed", None))
-    if options.json:
-        patched_deepspeed.ensure(checkout, say=lambda text: None)
-    else:
-        patched_deepspeed.ensure(checkout)
+    say = teller(options.json)
+    patched_deepspeed.ensure(checkout, say)
     reports: list[dict[str, Any]] = []
     for case in cases:
-        if not options.json:
-            print(f"== counting the memory and traffic of {in_words(case)}", flush=True)
+        say("\n".join(wrapped(f"== counting the memory and traffic of {in_words(case)}")))
         plan = estimate(case, device, checkout)
         devices = on_hosts(case.parallel.processes)
         exchanged = plan["sent"].get("all-to-all", 0) * devices
@@ -186,8 +184,8 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
         )
         if not options.json:
             print()
-            print("\n".join(plan_lines(case, plan, there, device)))
-            print("\n".join(time_lines(case, found, said)))
+            _print_lines(plan_lines(case, plan, there, device))
+            _print_lines(time_lines(case, found, said))
     if options.json:
         print(json.dumps(reports[0] if len(reports) == 1 else {"plans": reports}, indent=2))
     return FITS if all(report["fits"] for report in reports) else DOES_NOT_FIT
@@ -242,13 +240,18 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
         ]
         reports.append({"case": case.to_dict(), "tried": tried, "search": ranked, "why": why})
         if not options.json:
-            print(f"\n{in_words(case)}, on {here.name}")
+            print()
+            _print_lines([f"{in_words(case)}, on {here.name}"])
             print("\n".join(search_lines(found, tried, memory)))
             if why:
-                print(f"the first is the fastest: {why}")
+                _print_lines([f"the first is the fastest: {why}"])
     if options.json:
         print(json.dumps(reports[0] if len(reports) == 1 else {"plans": reports}, indent=2))
     return FITS
+
+
+def _print_lines(lines: Sequence[str]) -> None:
+    print("\n".join(piece for line in lines for piece in wrapped(line)), flush=True)
 
 
 def time_lines(case: Any, found: Any, said: Sequence[str]) -> list[str]:
@@ -260,11 +263,7 @@ def time_lines(case: Any, found: Any, said: Sequence[str]) -> list[str]:
             "  no time is predicted: this machine's rates are not known; run dsmoe calibrate, or "
             "name a cluster"
         ]
-    wrapped = [textwrap.wrap(f"note: {one}", 76) for one in said]
-    return [
-        *prediction_lines(case, found),
-        *("    " + line for one in wrapped for line in one),
-    ]
+    return [*prediction_lines(case, found), *(f"    note: {one}" for one in said)]
 
 
 def device_memory(

@@ -7,6 +7,7 @@ from typing import Any
 
 from dsmoe.common.arguments import OneLineParser, add_output, file_name
 from dsmoe.common.errors import ResultsError, UsageError, exit_code_lines
+from dsmoe.common.tables import wrapped
 
 NEEDS = ("filelock", "psutil", "matplotlib")
 
@@ -84,7 +85,8 @@ def run(options: argparse.Namespace) -> int:
         reference = load_reference()
         points = compare(rows, reference)
         print("\n".join(table_lines(points, reference)))
-        print(f"TFLOPS per GPU, artifact's formula. Reference: {reference.provenance}.")
+        legend = f"TFLOPS per GPU, artifact's formula. Reference: {reference.provenance}."
+        print("\n".join(wrapped(legend, further="")))
         cpu = sum(row.instance == "cpu" for row in rows)
         if cpu:
             print(f"{cpu} CPU run(s) are not drawn: they are no points of this figure (--cpu)")
@@ -106,8 +108,9 @@ def _predicted(options: argparse.Namespace) -> Any:
     rows = load_rows(options.results, print) if options.results else []
     points = paper_points(cluster)
     print("\n".join(predicted_lines(points, reference)))
-    print(
+    legend = (
         "TFLOPS per GPU, artifact's formula at the published settings. DeepSpeed, Alpa: published; "
         f"the rest: predicted for {cluster.name}."
     )
+    print("\n".join(wrapped(legend, further="")))
     return draw_predicted(points, reference, compare(rows, reference), cluster.name)

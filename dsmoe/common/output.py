@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Any, Iterator, NoReturn
+from typing import Any, Callable, Iterator, NoReturn
 
 # A pipe's end, a terminal's end, a full disk, a descriptor that is closed.
 _LOST = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EBADF)
@@ -90,6 +90,16 @@ def patient_output() -> Iterator[PatientOutput]:
             for stream in patient:
                 stream.flush()
             sys.stdout, sys.stderr = streams
+
+
+def teller(json: bool = False) -> Callable[[str], None]:
+    """What prints how far a command is, at once: with ``json`` to standard error, for standard
+    output is the result then."""
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr if json else sys.stdout, flush=True)
+
+    return say
 
 
 def escaped(text: str) -> str:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Sequence
+
+WIDTH = 80
+
+
+def wrapped(line: str, further: str = "    ") -> list[str]:
+    """``line`` in pieces of at most WIDTH columns, cut at blanks; those after the first begin with
+    the blanks of ``line`` and ``further``. A word that is longer stays whole."""
+    start = line[: len(line) - len(line.lstrip(" "))] + further
+    return textwrap.wrap(
+        line, WIDTH, subsequent_indent=start, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def columns(rows: Sequence[Sequence[str]], gap: str = "  ") -> list[str]:

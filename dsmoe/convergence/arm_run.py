@@ -112,8 +112,13 @@ def _train(
     with Progress(todo.case.iterations, todo.case.tokens_per_step) as progress:
 
         def seen(line: dict[str, Any]) -> None:
-            if line["iteration"]:  # the first evaluation is before any step
+            if line["iteration"]:
                 progress.iteration(line)
+            else:  # the first evaluation is before any step, and many steps follow in silence
+                progress.note(
+                    f"held-out loss {line['held_out_loss']:.3f} before training; the next after "
+                    f"{todo.sizes.eval_every} steps"
+                )
 
         try:
             outcome = launch.run(job, limits(time_out), seen, progress.note, stop)

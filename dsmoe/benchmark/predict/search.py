@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from dataclasses import dataclass
 from typing import Iterator
 
@@ -15,7 +16,7 @@ from dsmoe.benchmark.predict.memory import pipeline_peak_bytes
 from dsmoe.benchmark.predict.pipelines import predict_pipeline, stage_case
 from dsmoe.benchmark.predict.rates.cluster import Cluster
 from dsmoe.benchmark.predict.time import Prediction
-from dsmoe.common.tables import columns
+from dsmoe.common.tables import WIDTH, columns
 
 #: Share of a device's memory that a plan may use: the allocator's free blocks come on top.
 USABLE = 0.92
@@ -179,7 +180,8 @@ def _gib(size: int) -> str:
 
 
 def search_lines(found: list[SplitCandidate], tried: int, memory: int, shown: int = 8) -> list[str]:
-    """The fastest settings as lines of at most 80 columns, with the options of the first."""
+    """The fastest settings as lines of at most 80 columns, with the options of the first; they can
+    be pasted into a shell."""
     head = ("s", "GiB", "stages", "expert parallel", "ZeRO", "reduce", "micro-batch", "remat")
     rows = [
         (
@@ -195,4 +197,6 @@ def search_lines(found: list[SplitCandidate], tried: int, memory: int, shown: in
         for one in found[:shown]
     ]
     title = f"{len(found)} of {tried} settings fit into {_gib(memory)} a device; the fastest:"
-    return [title, *columns([head, *rows]), f"options of the first: {found[0].words}"]
+    options = textwrap.wrap(found[0].words, WIDTH - 4, break_on_hyphens=False)
+    pasted = " \\\n".join("  " + piece for piece in options).splitlines()
+    return [title, *columns([head, *rows]), "options of the first:", *pasted]

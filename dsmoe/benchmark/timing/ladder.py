@@ -83,8 +83,8 @@ def allowed(kernels: str) -> Iterator[None]:
 
 def table(done: Sequence[tuple[str, RunRecord]]) -> list[str]:
     """Seconds of an iteration, how many times as fast as the first row that finished, the memory
-    at its peak, and the energy of a token where the driver counts it."""
-    rows = [("", "s", "spread", "n", "tokens/s", "times", "GiB", "mJ/token")]
+    at its peak, and the energy of a token in mJ where the driver counts it."""
+    rows = [("", "s", "spread", "n", "tokens/s", "times", "GiB", "mJ")]
     first = next((r.median_seconds for _, r in done if r.median_seconds), None)
     for words, record in done:
         if record.median_seconds is None or first is None:

@@ -9,12 +9,13 @@ for both.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from dsmoe.benchmark.cases.case import Case
@@ -80,7 +81,6 @@ class _Trainer:
     def __init__(self, case: Case, tokens: Any, attention: str = "fused") -> None:
         import dataclasses
 
-        import deepspeed
         import torch
         from deepspeed.moe.lm import MoELM, param_groups
 
@@ -93,11 +93,7 @@ class _Trainer:
         model = MoELM(config, seed=case.seed)
         if case.compiled:
             compile_training(model)
-        self.engine, *_ = deepspeed.initialize(  # type: ignore[attr-defined]
-            model=model,
-            model_parameters=param_groups(model),
-            config=deepspeed_config(case, device),
-        )
+        self.engine = engine_of(model, param_groups(model), deepspeed_config(case, device))
         self.micro_batch = micro_batch_of(self.engine, case)
         self.tokens = tokens.to(device)
 
@@ -107,11 +103,20 @@ class _Trainer:
             self.engine.step()
 
 
+def engine_of(model: Any, parameters: Any, config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine of ``model``, without what ZeRO prints of its partitions."""
+    import deepspeed
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(  # type: ignore[attr-defined]
+            model=model, model_parameters=parameters, config=config
+        )
+    return engine
+
+
 def run(steps: int) -> list[Ratio]:
     """All sizes, in this process."""
     import logging
-
-    import torch
 
     from dsmoe.benchmark.launchers.deepspeed_runner import free_port
     from dsmoe.benchmark.run import patched_deepspeed
@@ -123,7 +128,9 @@ def run(steps: int) -> list[Ratio]:
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({**alone, "MASTER_PORT": str(free_port())})
     logging.disable(logging.INFO)
+    print("== loading torch and DeepSpeed", flush=True)
     import deepspeed
+    import torch
     from deepspeed.moe.kernels.policy import notes
     from deepspeed.utils import groups  # type: ignore[attr-defined]
     from deepspeed.utils.neutral import backend
@@ -134,7 +141,8 @@ def run(steps: int) -> list[Ratio]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = []
     for name, case in sizes(device).items():
-        print(f"== {name}: {case.micro_batches} x {case.micro_batch_size} sequences", flush=True)
+        size = f"{case.micro_batches} x {case.micro_batch_size} sequences"
+        print(f"== {name}: {size}, {steps + 2} steps by either path", flush=True)
         found.append(measure(name, case, steps))
     for words in notes():
         print(f"note: {words}")
@@ -152,49 +160,3 @@ def print_ratios(found: list[Ratio], steps: int) -> None:
         figures = (f"{row.reference:.4f}", f"{row.fast:.4f}", f"{row.ratio:.2f}")
         table.add_row(row.name, str(row.tokens_in_group), *figures)
     Console().print(table)
-
-
-def _settings(case: dict[str, Any]) -> dict[str, Any]:
-    """What tells the runs of a case apart, by its name in a row; a field may be missing."""
-    names = ("method", "precision", "moe_implementation", "optimizer", "remat", "compiled")
-    parallel = {name: case["parallel"].get(name) for name in ("expert_parallel_size", "zero_stage")}
-    found = {**parallel, **{name: case.get(name) for name in (*names, "flat_gradients", "reduce")}}
-    return {name.replace("_", " "): value for name, value in found.items()}
-
-
-def print_table(folder: Path) -> None:
-    """The records of a results folder, one row each, as Markdown; then what they ran
-    on: GPU, versions, and what a record says of kernels."""
-    from dsmoe.benchmark.results.store import RECORDS, some_records
-
-    records = some_records(folder / RECORDS)
-    print(
-        "| case | n | s, median | spread | tokens/s | useful TFLOPS a GPU | J a token | peak GiB "
-        "| first step |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    ran_on: dict[str, None] = {}  # in the order of the rows
-    settings = [_settings(record.case) for record in records]
-    other = [name for name in settings[0] if len({repr(one.get(name)) for one in settings}) > 1]
-    for record, own in zip(records, settings):
-        case: dict[str, Any] = record.case
-        processes, count = case["parallel"]["processes"], case["micro_batches"]
-        size = case["global_batch_size"] // (processes * count)
-        unit = "GPU" if record.device == "cuda" else "process"
-        words = f"{case['suite']} {case['model']['name']}, {processes} {unit}, {count} x {size}"
-        words += "".join(f", {name} {own[name]}" for name in other)
-        if record.status != "ok" or record.median_seconds is None:
-            print(f"| {words} | | {record.reason} | | | | | | |")
-            continue
-        hardware = record.hardware.get("device_name", record.instance)
-        words_of = {"on": hardware, **record.versions, **record.kernels}
-        ran_on[", ".join(f"{name} {value}" for name, value in words_of.items())] = None
-        peak = (record.peak_memory_bytes or 0) / 2**30
-        first, joules = record.first_step_seconds, record.joules_per_token
-        print(
-            f"| {words} | {len(record.step_seconds)} | {record.median_seconds:.3f} "
-            f"| {record.spread:.1%} | {record.tokens_per_second:,.0f} "
-            f"| {record.tflops['useful']:.3g} | {f'{joules:.3g}' if joules else ''} | {peak:.1f} "
-            f"| {f'{first:.0f} s' if first else ''} |"
-        )
-    print("\n".join(["", *ran_on]))

@@ -38,7 +38,7 @@ def test_two_arms_train_for_real(
     options = [*SHORT, "--data", str(SOURCES), "--no-plot", "--output", str(output)]
     code, out, err = command(capfd, *options, "--arms", "dense", "moe")
     assert (code, err) == (0, ""), out + err
-    assert out.count("== training") == 2
+    assert out.count("== training") == out.count("before training; the next after 4 steps") == 2
     summary = curve_files.read_summary(output)
     curves = curve_files.read_curves(output, summary)
     assert [curve.arm for curve in curves] == ["moe", "dense"]

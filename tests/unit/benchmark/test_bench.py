@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.commands import dsmoe
 from support.records import failure, record
 
 from dsmoe.benchmark.results import store
+from dsmoe.benchmark.timing import speed
 
 
 @pytest.mark.parametrize(
@@ -27,13 +30,23 @@ def test_mistakes_are_one_line(arguments: str, words: str, capsys) -> None:
     assert words in line
 
 
+def test_what_deepspeed_prints_of_its_partitions_is_not_shown(monkeypatch, capfd) -> None:
+    def initialize(**given):
+        print("Rank: 0 partition count [1, 1]")
+        return given["model"], None, None, None
+
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(initialize=initialize))
+    assert speed.engine_of("model", [], {}) == "model"
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_table_says_what_was_run_and_what_failed(tmp_path: Path, capsys) -> None:
     joules = {"energy_joules": 1536.0, "joules_per_token": 0.25}
     for run in (record(**joules), failure("out of memory")):
         store.append(tmp_path, run)
     assert dsmoe("bench", "--table", tmp_path) == 0
     _, _, good, bad, empty, ran_on = capsys.readouterr().out.splitlines()
-    assert re.match(r"\| smoke smoke, 2 process, \d+ x \d+ \|", good)
+    assert re.match(r"\| smoke smoke, 2 process, \d+ x \d+, 2021-", good)
     assert good.split(" | ")[6] == "0.25" and good.count("|") == bad.count("|") == 10
     assert "out of memory" in bad
     assert not empty
@@ -41,11 +54,25 @@ def test_the_table_says_what_was_run_and_what_failed(tmp_path: Path, capsys) -> 
 
 
 def test_the_table_tells_the_runs_of_a_case_apart(tmp_path: Path, capsys) -> None:
-    for precision in ("fp32", "bf16"):
-        store.append(tmp_path, replace(record(), case={**record().case, "precision": precision}))
+    """By any setting, kernels among them; the time where none differs; nothing where the case
+    does."""
+    runs = [
+        replace(record(), case={**record().case, "attention": "written", "remat": True}),
+        replace(record(), kernels={"products": "cublaslt"}),
+        record(),
+        replace(record(), time_stamp=1634066611.5),
+        record("smoke", 1),
+    ]
+    for run in runs:
+        store.append(tmp_path, run)
     assert dsmoe("bench", "--table", tmp_path) == 0
-    _, _, first, second, *_ = capsys.readouterr().out.splitlines()
-    assert ", precision fp32 |" in first and ", precision bf16 |" in second
+    rows = capsys.readouterr().out.splitlines()[2:7]
+    case, *other = (row.split(" | ")[0] for row in rows)
+    assert case.endswith("4, remat, attention written")
+    assert other[0].endswith("4, no remat, attention fused, products cublaslt")
+    assert other[1].endswith("4, no remat, attention fused, 2021-10-12 19:23:30 UTC")
+    assert other[2].endswith(" 19:23:31 UTC")
+    assert other[3] == "| smoke smoke, 1 process, 4 x 4"
 
 
 def test_a_folder_without_records_is_one_line(tmp_path: Path, capsys) -> None:

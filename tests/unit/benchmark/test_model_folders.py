@@ -13,8 +13,10 @@ import pytest
 from support.commands import dsmoe
 
 from dsmoe.benchmark.cases.suites import SUITES
+from dsmoe.commands import export
 from dsmoe.common.arguments import utf8_text
 from dsmoe.common.errors import ResultsError
+from dsmoe.common.output import ProcessEnd
 from dsmoe.model import opened
 from dsmoe.model.checked import check_size, read_exported, reading
 from dsmoe.model.checkpoint_folder import describe, read_kept, step_of, tokenizer_to_go_on
@@ -139,6 +141,19 @@ def test_an_export_keeps_files_of_others(
         (tmp_path / name).write_text("{}")
     assert names_of_others(tmp_path) == others
     assert names_of_others(exported(tmp_path)) == []
+
+
+def test_an_export_over_an_older_one_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(opened, "export_model", lambda source, to: exported(to) and 7)
+    options = export.make_parser("dsmoe export").parse_args(["kept", "--to", str(tmp_path / "to")])
+    for lines in (1, 2):
+        with pytest.raises(ProcessEnd):
+            export.run(options)
+        said = capsys.readouterr().out.splitlines()
+        assert len(said) == lines and "7 parameters" in said[-1]
+    assert said[0] == f"{tmp_path / 'to'}: the older export that was there is replaced"
 
 
 def test_a_failed_export_leaves_nothing(

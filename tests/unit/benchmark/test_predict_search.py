@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.commands import dsmoe
 
 from dsmoe.benchmark.cases.choice import Changes, case_of_model
 from dsmoe.benchmark.cases.suites import find_case
+from dsmoe.benchmark.predict.paper import paper_points
 from dsmoe.benchmark.predict.pipelines import stage_case
 from dsmoe.benchmark.predict.rates import choose_cluster
-from dsmoe.benchmark.predict.rates.cluster import FOLDER, load_cluster, parse
+from dsmoe.benchmark.predict.rates.cluster import FOLDER, RATES, load_cluster, parse
 from dsmoe.benchmark.predict.rates.from_calibration import cluster_of
+from dsmoe.benchmark.predict.rates.row_checks import LEAST, MOST
 from dsmoe.benchmark.predict.search import (
     USABLE,
     NothingFits,
@@ -38,7 +43,9 @@ def test_what_is_ranked_fits_and_is_in_order() -> None:
     assert all(one.peak <= USABLE * 80 * GIB for one in found)
     assert len({one.words for one in found}) == len(found)
     lines = search_lines(found, tried, 80 * GIB)
-    assert max(map(len, lines[:-1])) <= 80
+    assert max(map(len, lines)) <= 80
+    at = lines.index("options of the first:")
+    assert "".join(lines[at + 1 :]).replace(" \\", "").split() == found[0].words.split()
     words = explanation(found[0], found[1])
     assert found[1].words in words or "same time" in words
     other = next_best(found)
@@ -126,11 +133,32 @@ def test_a_damaged_cluster_is_one_line(change: dict[str, Any], words: str, tmp_p
         load_cluster(str(path))
 
 
-def test_a_rate_of_the_wrong_kind_is_named() -> None:
+@pytest.mark.parametrize(
+    "value", ["fast", None, True, math.nan, math.inf, 0, -1.5, 1e-320, 1e308, 10**400]
+)
+def test_a_rate_that_is_none_is_named_when_it_is_read(
+    value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also a number so small or large that the figure would be nan."""
     values = json.loads((FOLDER / "h100-400g.json").read_text(encoding="utf-8"))
-    values["rates"]["memory"]["value"] = "fast"
-    with pytest.raises(ValueError, match="the rate memory is 'fast'"):
+    values["rates"]["memory"]["value"] = value
+    file = tmp_path / "edited.json"
+    with pytest.raises(ValueError, match=re.escape(f"the rate memory is {value!r:.40}")):
         parse(values)
+    file.write_text(json.dumps(values), encoding="utf-8")
+    command = ["plot", "--predicted", "--cluster", file, "--output", tmp_path / "figure"]
+    assert dsmoe(*command) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize("edge", [LEAST, MOST])
+@pytest.mark.parametrize("rate", RATES)
+def test_the_figure_of_any_rate_in_range_is_finite(rate: str, edge: float) -> None:
+    cluster = load_cluster("p3.16xlarge")
+    points = paper_points(dataclasses.replace(cluster, rates={**cluster.rates, rate: edge}))
+    for point in points:
+        assert 0 < point.published < math.inf and 0 < point.dsmoe_pipeline < math.inf
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

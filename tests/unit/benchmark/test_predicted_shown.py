@@ -11,6 +11,7 @@ from support.records import record as ok_record
 
 from dsmoe import cli
 from dsmoe.benchmark.cases.suites import find_case
+from dsmoe.benchmark.plan import estimate
 from dsmoe.benchmark.plan.estimate import SENT, plan_lines
 from dsmoe.benchmark.predict.rates.cluster import FOLDER
 from dsmoe.benchmark.results.comparison import load_reference
@@ -18,6 +19,7 @@ from dsmoe.benchmark.results.page import page
 from dsmoe.benchmark.results.predicted import CURVES, load_alpa
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.terminal import report_lines
+from dsmoe.benchmark.run import patched_deepspeed
 from dsmoe.common.errors import ResultsError
 
 PARTS = {"products": {"exposed": 0.75, "hidden": 0.0}, "reduction": {"exposed": 0, "hidden": 0.5}}
@@ -54,7 +56,7 @@ def test_the_figure_has_every_published_point_and_a_line_for_each_remedy(
     assert cli.main(["plot", "--predicted", "--output", str(tmp_path / "scaling")]) == 0
     out = capsys.readouterr().out.splitlines()
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
-    assert max(map(len, out[:8])) <= 80
+    assert max(len(line) for line in out if not line.startswith("wrote")) <= 80
     rows = {line.split()[0]: line for line in out[1:8]}
     assert set(rows) == {str(gpus) for gpus in load_reference().tflops}
     assert "45.4" in rows["16"]
@@ -89,6 +91,34 @@ def test_a_plan_says_of_what_its_messages_are() -> None:
     plan = {"peak": 1, "kinds": {}, "most": {}, "dispatch": 0, "local_parameters": 1}
     lines = plan_lines(find_case("tuned", 1), {**plan, "sent": {"reduce": 2**20}}, None, "cpu")
     assert "    reduce, gradients to owners             1.000" in lines
+
+
+@pytest.mark.parametrize("search", [["--search", "--explain"], []])
+def test_a_plan_has_80_columns(
+    search: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the case, the best settings and the verdict are long."""
+    counted = {"peak": 2**37, "kinds": {}, "most": {}, "dispatch": 0, "local_parameters": 1}
+    monkeypatch.setattr(estimate, "estimate", lambda *_: {**counted, "sent": {}})
+    monkeypatch.setattr(patched_deepspeed, "ensure", lambda path, say=print: None)
+    command = ["plan", "64", "--model", "70B", "--cluster", "h100-400g", *search]
+    assert cli.main(command) == (0 if search else 1)
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) > 10
+    assert max(map(len, out)) <= 80
+
+
+def test_a_plan_as_json_says_meanwhile_what_it_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On standard error, before the seconds that it takes."""
+    counted = {"peak": 1, "sent": {}}
+    monkeypatch.setattr(estimate, "estimate", lambda *_: counted)
+    monkeypatch.setattr(patched_deepspeed, "ensure", lambda path, say: say("== building"))
+    assert cli.main(["plan", "1", "--suite", "tuned", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["peak"] == 1
+    assert err.startswith("== building\n== counting the memory and traffic of tuned 380M")
 
 
 def test_a_huge_number_of_gpus_a_host_ends_a_plan_soon(

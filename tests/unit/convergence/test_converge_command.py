@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from support.comparison import recorded, words
 
 from dsmoe.benchmark.preflight import machine
 from dsmoe.benchmark.run import patched_deepspeed
-from dsmoe.convergence import plot
+from dsmoe.convergence import plot, records, table
+from dsmoe.convergence.text import TextInfo
 
 
 @pytest.mark.long
@@ -42,7 +44,23 @@ def test_the_figure_is_drawn_from_the_files_alone(
     assert len(load.lines) == 4 * 3 + 1 and len(dropped.lines) == 4 * 3
     assert load.lines[2].get_ydata() == pytest.approx([1.5] * 10)
     assert dropped.lines[2].get_ydata() == pytest.approx([6.0] * 10)
-    assert "moe-artifact-adafactor-same-lr" in out and "failed: out of memory" in out
+    assert out.count("same-lr") == 4 and "failed: out of memory" in out
+
+
+def test_the_tables_have_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded(tmp_path)
+    summary = records.read_summary(tmp_path)
+    curves = records.read_curves(tmp_path, summary)
+    large = {"parameters": 123456789, "active_parameters": 123456789, "tokens_per_second": 1e6}
+    for curve in curves:
+        curve.figures.update(large)
+    summary["runs"]["moe-3"]["reason"] = "out of memory, " * 20
+    table.print_table(summary, [dataclasses.replace(one, seed=2**31) for one in curves])
+    info = TextInfo("x", "y", 10**9, 10**8, 10**6, 10**6, 10**6, 10**6, 10**6, 0.5)
+    print("\n".join(table.text_lines(info)))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out and out.count("123,456,789") == 2 * len(curves)
 
 
 @pytest.mark.parametrize(

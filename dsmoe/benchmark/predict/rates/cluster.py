@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping
 
-from dsmoe.benchmark.predict.rates.row_checks import check_rows
+from dsmoe.benchmark.predict.rates.row_checks import LEAST, MOST, check_rows
 from dsmoe.common.errors import UsageError
 from dsmoe.common.files import expanded, read_large
 
@@ -121,9 +120,11 @@ def parse(values: Any) -> Cluster:
     for name, rate in rates.items():
         value: Any = rate.get("value") if isinstance(rate, dict) else None
         if name in (*RATES, *FURTHER) and not (
-            type(value) in (int, float) and 0 < value < math.inf
+            type(value) in (int, float) and LEAST <= value <= MOST
         ):
-            raise ValueError(f"the rate {name} is {value!r}, expected a number above 0")
+            raise ValueError(
+                f"the rate {name} is {value!r:.40}, expected a number from {LEAST:g} to {MOST:g}"
+            )
     for name in ("gpus_per_host", "memory_bytes"):
         if not (type(values.get(name)) is int and values[name] >= 1):
             raise ValueError(f"{name} is {values.get(name)!r}, expected a count of at least 1")

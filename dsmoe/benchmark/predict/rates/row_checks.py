@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Mapping
 
+#: All figures of machines lie between these, and no prediction then leaves what floats hold.
+LEAST, MOST = 1e-12, 1e15
 #: Words in a row; all else are numbers.
 WORDS = {"kind", "name", "dtype", "backend", "shape"}
 #: Kind of a CPU's row that a prediction reads (cpu.py) -> its numbers above 0. Those of GPUs are
@@ -23,7 +24,7 @@ _NAMED = ("pass", "collective", "layers")
 
 def check_rows(rows: Any, device: str) -> None:
     """Raises ValueError, with the row's number, for rows that dsmoe calibrate does not write: no
-    kind, a figure below 0 or not finite, no field that a prediction for ``device`` needs."""
+    kind, a figure below 0 or over MOST, no field that a prediction for ``device`` needs."""
     if not isinstance(rows, list):
         raise ValueError(f"rows is a {type(rows).__name__}, expected a list")
     for number, row in enumerate(rows, 1):
@@ -33,8 +34,12 @@ def check_rows(rows: Any, device: str) -> None:
             continue
         for name in set(row) - WORDS:
             value: Any = row.get(name)
-            if type(value) not in (int, float) or not 0 <= value < math.inf:
-                raise ValueError(f"row {number}: {name} is {value!r:.40}, expected a number from 0")
+            known = type(value) in (int, float)
+            if not known or not (value == 0 or LEAST <= value <= MOST):
+                raise ValueError(
+                    f"row {number}: {name} is {value!r:.40}, expected 0, or a number from "
+                    f"{LEAST:g} to {MOST:g}"
+                )
         if device == "cpu":
             _check_needs(number, row)
 
