@@ -30,7 +30,9 @@ def version_file(folder: Path, text: str) -> None:
 def test_a_run_imports_torch_only_where_it_may_find_gpus(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     command = [sys.executable, "-c", SAYS, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
+    )
     built_with_gpus = torch.version.cuda or torch.version.hip
     assert done.stdout.split() == [str(bool(built_with_gpus))]
 

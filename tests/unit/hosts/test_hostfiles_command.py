@@ -169,4 +169,4 @@ def test_nvidia_smi_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     begin = time.monotonic()
     with pytest.raises(SourceProblem, match=r"nvidia-smi did not end within 0\.5 s") as refused:
         local.count_gpus()
-    assert time.monotonic() - begin < 10 and "\n" not in str(refused.value)
+    assert time.monotonic() - begin < 30 and "\n" not in str(refused.value)
