@@ -143,7 +143,7 @@ def test_processes_that_ignore_sigterm_or_lost_their_launcher_end(
 
 def test_a_missing_launcher_is_one_line(tmp_path: Path) -> None:
     job = Job(tmp_path / "none", tmp_path, Layout(("localhost",), 1), 1)
-    with pytest.raises(EnvironmentProblem, match=r"lean.py: no such file; .*run dsmoe apply"):
+    with pytest.raises(EnvironmentProblem, match=r"lean.py: no such file; .*run .*dsmoe apply"):
         launch.run(job, launch.Limits(1, 1), print, print, StopSignals())
     nowhere = processes.own_session(["nowhere"], {}, tmp_path / "log.txt")
     with pytest.raises(EnvironmentProblem, match="nowhere: cannot be started: No such file"):
