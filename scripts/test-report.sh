@@ -23,4 +23,4 @@ if ! cmp -s tests/support/axe/package-lock.json "$axe/installed"; then
     cp tests/support/axe/package-lock.json "$axe/installed"
 fi
 DSMOE_AXE=$PWD/$axe/node_modules/axe-core/axe.min.js exec "$python" -m pytest -q "$@" \
-    tests/unit/benchmark/test_report_browser.py
+    tests/system/benchmark/test_report_in_browser.py

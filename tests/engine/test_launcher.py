@@ -15,14 +15,14 @@ from support.launcher import lean_runner
 
 def launch(checkout: Path, script: Path, *options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(checkout / "bin" / "ds"), *options, str(script)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def launch_lean(script: Path) -> subprocess.CompletedProcess:
     """One process, by what needs no torch."""
     command = lean_runner("--num_gpus", "1", str(script))
     environment = {**os.environ, "DSMOE_DEVICES": "0"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 # One write a process: print would mix two processes' pieces.
@@ -92,7 +92,7 @@ def on_two_hosts(folder: Path, script: str) -> subprocess.CompletedProcess:
         env={**os.environ, **stand_in.install(folder), "HOME": str(folder)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -159,7 +159,7 @@ def test_the_runner_is_light_where_gpus_are_counted(
     asked = [] if counted is None and not gpus else ["--num_gpus", "1"]
     done = subprocess.run(
         [sys.executable, str(lean), "runner", *asked, str(script)],
-        env=env, capture_output=True, text=True, timeout=60, check=False,
+        env=env, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     if counted not in ("2", None):
         assert done.returncode == 2 and "Traceback" not in done.stderr

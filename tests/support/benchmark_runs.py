@@ -18,6 +18,8 @@ from dsmoe.benchmark.results.rows import read_rows
 from dsmoe.benchmark.results.store import RECORDS, ROWS, check_agreement, read_records
 from dsmoe.benchmark.run.processes import session_members
 
+# A machine under load takes its time to start and to train.
+START_SECONDS = 300
 # ``dsmoe run`` with a suite of tiny cases; the checkout is taken as it is (support/patched.py).
 # A shell starts background jobs with SIGINT ignored; the tests shall not depend on that.
 COMMAND = """
@@ -70,7 +72,7 @@ class StartedRun:
             start_new_session=True,
         )
 
-    def wait_for(self, found: Callable[[], Any], seconds: float = 90) -> Any:
+    def wait_for(self, found: Callable[[], Any], seconds: float = START_SECONDS) -> Any:
         """What ``found`` returns as soon as it is true; fails with the output if it never is."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -105,7 +107,7 @@ class StartedRun:
                 found[rank[0]] = pid
         return [found[key] for key in sorted(found)]
 
-    def end(self, seconds: float = 60) -> str:
+    def end(self, seconds: float = START_SECONDS) -> str:
         """Wait for the end; all that was printed."""
         try:
             out, err = self.process.communicate(timeout=seconds)

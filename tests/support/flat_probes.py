@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.host_levels import levels_of
 from deepspeed.utils import groups, timer
 
 from support.scenarios import (
@@ -14,6 +15,7 @@ from support.scenarios import (
     end,
     engine_config,
     full,
+    on_hosts,
     start_engine,
     train_steps,
     whole_weights,
@@ -145,18 +147,18 @@ def weights_behind_their_masters(scenario: dict[str, Any]) -> dict[str, Any]:
     engine = start_engine(scenario)
     zero, found = engine.optimizer, {"apart": [], "allowed": [], "equal": True}
     for step in range(scenario["steps"]):
-        before = [_partition(group).clone() for group in zero._gradients]
+        before = [_partition(*flat).clone() for flat in _flat_weights(zero)]
         train_steps(engine, scenario, step, step + 1)
         apart, allowed = 0.0, 0.0
-        for group, old, master in zip(
-            zero._gradients, before, zero.single_partition_of_fp32_groups
+        for (whole, group), old, master in zip(
+            _flat_weights(zero), before, zero.single_partition_of_fp32_groups
         ):
-            weights = _partition(group)
+            weights = _partition(whole, group)
             apart = max(apart, float((weights - master).abs().max()))
-            rounding = float(master.abs().max()) * torch.finfo(group.weights.dtype).eps
+            rounding = float(master.abs().max()) * torch.finfo(whole.dtype).eps
             allowed = max(allowed, float((master - old).abs().max()) / 254 + rounding)
-            every = [torch.empty_like(group.weights) for _ in range(group.processes)]
-            dist.all_gather(every, group.weights.detach(), group=group.process_group)
+            every = [torch.empty_like(whole) for _ in range(dist.get_world_size(group))]
+            dist.all_gather(every, whole, group=group)
             found["equal"] &= all(torch.equal(every[0], other) for other in every)
         found["apart"].append(apart)
         found["allowed"].append(allowed)
@@ -164,8 +166,17 @@ def weights_behind_their_masters(scenario: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _partition(group: Any) -> torch.Tensor:
-    return group.weights.detach()[group.rank * group.size :][: group.size].float()
+def _flat_weights(zero: Any) -> list[tuple[torch.Tensor, Any]]:
+    """The flat weights of each parameter group, and who shares them; either base's names."""
+    names = ("bit16_groups_flat", "fp16_groups_flat")
+    whole = next(getattr(zero, name) for name in names if hasattr(zero, name))
+    return [(flat.detach(), group) for flat, group in zip(whole, zero.real_dp_process_group)]
+
+
+def _partition(whole: torch.Tensor, group: Any) -> torch.Tensor:
+    """This process's part of ``whole``."""
+    size = whole.numel() // dist.get_world_size(group)
+    return whole[dist.get_rank(group) * size :][:size].float()
 
 
 def two_passes_before_a_step(scenario: dict[str, Any]) -> list[torch.Tensor]:
@@ -184,10 +195,12 @@ def two_passes_before_a_step(scenario: dict[str, Any]) -> list[torch.Tensor]:
 
 def levels(scenario: dict[str, Any]) -> list[dict[str, Any] | None]:
     """For each group of parameters how it lies on hosts; groups as the ranks of their members."""
-    engine = start_engine(full(scenario))
+    scenario = full(scenario)
+    engine = start_engine(scenario)
+    with on_hosts(scenario["hosts"]):
+        levels = levels_of(engine.optimizer.real_dp_process_group)
     found = []
-    for group in engine.optimizer._gradients:
-        at = group.levels
+    for at in levels:
         known = at and {
             "inside": at.inside and _ranks(at.inside),
             "between": _ranks(at.between),

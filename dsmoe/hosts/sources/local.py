@@ -34,7 +34,7 @@ def count_gpus() -> tuple[int, str]:
 
     Raises SourceProblem where torch sees none and nvidia-smi does not answer.
     """
-    by_torch, why = _count_by_torch()
+    by_torch, why = count_by_torch()
     if by_torch:
         return by_torch, "GPUs counted by torch"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -49,7 +49,7 @@ def count_gpus() -> tuple[int, str]:
     return 0, "no GPU by torch or nvidia-smi"
 
 
-def _count_by_torch() -> tuple[int, str]:
+def count_by_torch() -> tuple[int, str]:
     """GPUs as torch sees them; where it sees none, why, for the report."""
     if importlib.util.find_spec("torch") is None:
         return 0, "there is no torch here"

@@ -82,7 +82,7 @@ def test_an_unknown_choice_is_refused(
 def test_libraries_found_ahead_are_those_used(
     hopper: None, new_policy: policy.KernelPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy.find_ahead().join(timeout=60)
+    policy.find_ahead().join(timeout=300)
     monkeypatch.setenv(choices.VARIABLE, "fast")  # a search from here on would fail
     assert len(new_policy.libraries().notes) == 2
 

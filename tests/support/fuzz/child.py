@@ -170,13 +170,9 @@ def wrong(case: Case, end: End) -> str | None:
 
 def stand_ins() -> list[tuple[str, str, Callable[..., Any]]]:
     """What a case must not do: train, plan for minutes, reach the network, patch this Python."""
-    from dsmoe.common.errors import ArchiveProblem
 
     def reached(*_: object, **__: object) -> None:
         raise Reached
-
-    def offline(*_: object, **__: object) -> None:
-        raise ArchiveProblem("the fuzzer fetches nothing; expected a case without a network")
 
     return [
         ("dsmoe.benchmark.run.every_case", "run_cases", reached),
@@ -191,8 +187,8 @@ def stand_ins() -> list[tuple[str, str, Callable[..., Any]]]:
         ("dsmoe.defects.against", "run_proofs", reached),
         ("dsmoe.defects.page", "page", reached),
         ("dsmoe.hosts.spaces.namespace_cluster", "HostCluster", reached),
-        ("dsmoe.hosts.sources.local", "_count_by_torch", lambda: (0, "no torch in the fuzzer")),
-        ("dsmoe.patchset.sources.archive", "_pip_download", offline),
+        ("dsmoe.hosts.sources.local", "count_by_torch", lambda: (0, "no torch in the fuzzer")),
+        ("dsmoe.patchset.sources.archive", "importable", lambda name: False),  # so no pip
         ("dsmoe.patchset.sources.installed", "apply", reached),
         ("dsmoe.patchset.sources.installed", "revert", reached),
         ("dsmoe.benchmark.preflight.local_checks", "import_check", reached),

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -69,9 +68,7 @@ def hosts(kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.long
 def test_hosts_one_by_one(checkout: Path, hosts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    start = time.monotonic()
     assert dsmoe("check", "--hostfile", hosts, "--json") == 8
-    assert time.monotonic() - start < 60
     said = json.loads(capsys.readouterr().out)
     assert said["ok"] is False
     found = {(c["host"], c["what"]): c for c in said["checks"]}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from dsmoe.benchmark.run.marks import STARTED, WHERE, Mark
 from dsmoe.benchmark.run.processes import session_members
 from dsmoe.benchmark.run.reasons import hung
 
-END_SECONDS = 30
+END_SECONDS = 60  # only a hang comes near, on busy cores too
 # Two stages of one process each, four micro-batches.
 PIPED = ("2", "--pipeline", "2", "--micro-batches", "4")
 pytestmark = pytest.mark.usefixtures("checkout")
@@ -25,10 +24,10 @@ pytestmark = pytest.mark.usefixtures("checkout")
 def test_a_dead_stage_ends_all(tmp_path: Path) -> None:
     run = StartedRun(tmp_path / "out", *PIPED, changes={"iterations": 10**6})
     run.wait_for_iterations()
-    launcher, start = run.launcher(), time.monotonic()
+    launcher = run.launcher()
     os.kill(run.ranks()[1], signal.SIGKILL)
     said = run.end(END_SECONDS)
-    assert time.monotonic() - start < END_SECONDS and session_members(launcher) == []
+    assert session_members(launcher) == []
     assert run.code == 1 and run.failure().startswith("training process 1 "), said
 
 

@@ -199,12 +199,13 @@ def test_nothing_is_left_of_a_run_that_was_ended(
                 break
         spaces = [name for name in left_of(started.pid) if name.endswith(("n1", "n2"))]
         assert spaces
-        time.sleep(3)
-        inside = [pid for name in set(spaces) for pid, _ in guardian.processes(name)]
-        assert inside
+        deadline = time.monotonic() + SECONDS
+        while not (inside := [p for name in set(spaces) for p, _ in guardian.processes(name)]):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
         started.send_signal(number)
-        started.communicate(timeout=60)
-        deadline = time.monotonic() + 60
+        started.communicate(timeout=SECONDS)
+        deadline = time.monotonic() + SECONDS
         while left_of(started.pid) or any(Path(f"/proc/{pid}").exists() for pid in inside):
             assert time.monotonic() < deadline, left_of(started.pid)
             time.sleep(0.2)

@@ -61,7 +61,7 @@ def run(folder: Path, count: int, victim: int, how: str) -> subprocess.Completed
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -97,7 +97,7 @@ def test_the_rank_is_that_of_the_whole_run(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     why = reason(done.returncode, [], done.stdout.splitlines(), tmp_path / "log.txt")
     assert why.startswith("training process 1 was killed by signal 9 (SIGKILL)"), done.stdout

@@ -9,11 +9,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import stand_in
+from support.drawn_hosts import HOSTS
 from support.launcher import lean_launch
 
 from dsmoe.common.errors import HostProblem
-from dsmoe.hosts.hostfile import parse_hostfile, read_hostfile
+from dsmoe.hosts.host import Host
+from dsmoe.hosts.hostfile import format_hostfile, parse_hostfile, read_hostfile
 
 FILES = [
     b"n1 slots=4\n",
@@ -74,7 +78,20 @@ def test_same_rules_as_dsmoe_hosts(data: bytes, tmp_path: Path) -> None:
         assert list(fetch_hostfile(str(path)).items()) == expected
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.long
+@settings(max_examples=60, deadline=None)
+@given(hosts=HOSTS, end=st.sampled_from([b"\n", b"\r\n\n"]))
+def test_all_that_dsmoe_hosts_writes_is_read(
+    tmp_path_factory: pytest.TempPathFactory, hosts: list[Host], end: bytes
+) -> None:
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    path = tmp_path_factory.getbasetemp() / "drawn_hosts"
+    path.write_bytes(format_hostfile(hosts).replace(b"\n", end))
+    assert [Host(*pair) for pair in fetch_hostfile(str(path)).items()] == hosts
+
+
+@pytest.mark.timeout(300)
 def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     """A FIFO would wait for a writer, and /dev/zero never ends."""
     from deepspeed.launcher.errors import LaunchError

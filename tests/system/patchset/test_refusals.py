@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -176,7 +175,7 @@ def test_two_appliers_at_once(template: Project, checkout: Path) -> None:
         subprocess.Popen(template.command(checkout), stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    texts = [process.communicate(timeout=60)[0] for process in both]
+    texts = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted("already applied" in text for text in texts) == [False, True]
 
@@ -190,9 +189,7 @@ def test_a_lock_that_is_held_too_long(template: Project, checkout: Path, monkeyp
     (checkout / ".git/dsmoe").mkdir()
     with (checkout / ".git/dsmoe/lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        start = time.monotonic()
-        refused(template, checkout, 14, "another applier")
-        assert time.monotonic() - start < 10
+        refused(template, checkout, 14, "another applier", "after 0.2 s")
     assert read_files(checkout) == BASE_FILES
 
 

@@ -123,7 +123,7 @@ def test_a_variable_that_matplotlib_ends_at_changes_no_figure(folder: Path, vari
     name, _, value = variable.partition("=")
     command = [sys.executable, "-m", "dsmoe", "report", folder, "--output", folder / "r.html"]
     env = {**os.environ, name: value, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "Traceback" not in done.stderr
     assert (folder / "r.html").read_text(encoding="utf-8").count("<svg") > 2
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,18 +13,26 @@ from dsmoe.benchmark.cases.suites import find_case
 from dsmoe.benchmark.run.folder import CASE, write_json
 from dsmoe.benchmark.train import kernels_ahead
 
+AHEAD = "deepspeed/moe/kernels/ahead.py"
+STAND_IN = """
+def start(*given):
+    with open({asked!r}, "a") as file:
+        print(given, file=file)
+"""
 TUNED = find_case("tuned", 1)
 
 
 def started(
     case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch, local_rank: int = 0
 ) -> list[tuple[str, int, bool]]:
-    asked: list[tuple[str, int, bool]] = []
-    worker = SimpleNamespace(start=lambda *given: asked.append(given))
-    monkeypatch.setattr(kernels_ahead, "_by_path", lambda name: worker)
+    """What DeepSpeed's module for it, here a stand-in, was asked to compile."""
+    (folder / AHEAD).parent.mkdir(parents=True, exist_ok=True)
+    (folder / AHEAD).write_text(STAND_IN.format(asked=str(folder / "asked")))
+    monkeypatch.syspath_prepend(str(folder))
     write_json(folder / CASE, {"case": case.to_dict()})
+    (folder / "asked").write_text("")
     kernels_ahead.start_kernels(folder, local_rank)
-    return asked
+    return [ast.literal_eval(line) for line in (folder / "asked").read_text().splitlines()]
 
 
 def test_one_process_a_host_starts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

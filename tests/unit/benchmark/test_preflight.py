@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import hanging
 from support.commands import dsmoe
 
-from dsmoe.benchmark.preflight import host_checks, local_checks
+from dsmoe.benchmark.preflight import asking, host_checks, local_checks
 from dsmoe.benchmark.preflight.asking import ssh_way
 from dsmoe.benchmark.preflight.check import FAIL, NOTE, OK, Check
 from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.common.packages import dependencies
+from dsmoe.hosts.host import Host
 
 
 def test_a_busy_gpu_and_a_wrong_clock_are_warnings(tmp_path: Path, monkeypatch) -> None:
@@ -90,3 +92,19 @@ def test_files_of_the_results_that_are_none_are_found_before_a_run(
     os.mkfifo(tmp_path / name)
     check = local_checks.disk_check(tmp_path)
     assert (check.state, check.found) == (FAIL, f"{tmp_path / name} is not a regular file")
+
+
+def test_ssh_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging.program(tmp_path, "ssh", hanging.HANGS, monkeypatch)
+    monkeypatch.setattr(asking, "HELLO_SECONDS", 0.5)
+    with pytest.raises(EnvironmentProblem, match=r"^n2: ssh gave no answer within 0\.5 s"):
+        way = ssh_way(tmp_path / "hostfile")
+        host_checks.head_facts(Host("n2", 1), way, tmp_path, tmp_path)
+
+
+def test_an_import_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging.package(tmp_path, "deepspeed", monkeypatch)
+    monkeypatch.setattr(local_checks, "IMPORT_SECONDS", 0.5)
+    check = local_checks.import_check(tmp_path)
+    assert check.state == local_checks.FAIL
+    assert check.found == "importing it did not end within 0.5 s"

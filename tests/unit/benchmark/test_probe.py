@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, hanging
 
 from dsmoe.benchmark.preflight import probe
 
@@ -30,7 +31,9 @@ def version_file(folder: Path, text: str) -> None:
 def test_a_run_imports_torch_only_where_it_may_find_gpus(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     command = [sys.executable, "-c", SAYS, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
+    )
     built_with_gpus = torch.version.cuda or torch.version.hip
     assert done.stdout.split() == [str(bool(built_with_gpus))]
 
@@ -58,3 +61,12 @@ def test_a_torch_for_the_cpu_says_so_in_its_own_file(
         assert (facts["torch"], facts["gpus"]) == (version, 0) and facts["cores"] >= 1
     else:  # imported, and what that says is told
         assert facts == {"torch": None, "torch_error": "planted"}
+
+
+def test_nvidia_smi_that_hangs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging.program(tmp_path, "nvidia-smi", hanging.CHILD_HANGS, monkeypatch)
+    monkeypatch.setattr(probe, "NVIDIA_SMI_SECONDS", 0.5)
+    begin = time.monotonic()
+    facts = probe.free_gpus()
+    assert facts == {"free_gpus": None, "gpu_error": "nvidia-smi gave no answer within 0.5 s"}
+    assert time.monotonic() - begin < 30  # its child, which has the output, is not waited for

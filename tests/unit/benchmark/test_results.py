@@ -202,11 +202,11 @@ import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[2])
 from support.records import record
 from dsmoe.benchmark.results import store as results
-real = results._append_line
-def write(path, line):
-    if path.name == results.ROWS: os.kill(os.getpid(), signal.SIGKILL)
-    real(path, line)
-results._append_line = write
+def kill(event, given):
+    written = event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR)
+    if written and str(given[0]).endswith(results.ROWS):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(kill)  # it sees a file before it is opened
 results.append(pathlib.Path(sys.argv[1]), record(time_stamp=5.0))
 """
 

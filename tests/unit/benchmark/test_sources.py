@@ -41,7 +41,7 @@ def test_a_file_that_is_met_twice_counts_once_and_a_hard_link_is_a_file(tmp_path
     assert [source.name for source in found] == ["a.txt", "hard.txt"]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_links_to_folders_are_counted_and_not_entered(tmp_path: Path) -> None:
     """Two links of a folder to itself have 2^40 paths, which glob.glob goes through."""
     (tmp_path / "a" / "b").mkdir(parents=True)

@@ -55,7 +55,7 @@ def _run(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProce
 
 
 @needs_ray
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(600)
 def test_a_real_cluster(cluster: Any, tmp_path: Path) -> None:
     from ray.util import get_node_ip_address
 
@@ -76,7 +76,7 @@ def test_a_real_cluster(cluster: Any, tmp_path: Path) -> None:
     assert (tmp_path / "hostfile_2node").read_text() == want
     assert (tmp_path / "hostfile_1node").read_text() == f"{here} slots=4\n"
 
-    found = ray.find(cluster.address, 30, "test", any_device=False)
+    found = ray.find(cluster.address, 120, "test", any_device=False)
     try:
         found.recheck()
         # Two raylets at one address cannot be two hosts (here, or after a restart).
@@ -89,7 +89,7 @@ def test_a_real_cluster(cluster: Any, tmp_path: Path) -> None:
 
         # Killed, not stopped: the node vanishes between the listing and the writing.
         cluster.remove_node(second, allow_graceful=False)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         with pytest.raises(HostGone, match=r"127\.0\.0\.3 left"):
             while time.monotonic() < end:
                 found.recheck()
@@ -106,7 +106,7 @@ def test_a_real_cluster(cluster: Any, tmp_path: Path) -> None:
 
 
 @needs_ray
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_auto_never_starts_a_cluster(tmp_path: Path) -> None:
     # A folder of its own for Ray's state, so that no other cluster of this machine is found.
     env = {"RAY_TMPDIR": str(tmp_path)}
@@ -135,7 +135,7 @@ def test_addresses_that_refuse_or_hang() -> None:
         start = time.monotonic()
         with pytest.raises(SourceProblem, match=r"did not answer within 2 s"):
             ray.find(address, 2, "test", any_device=False)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 60
 
 
 # Prints as Ray does when a node dies: between answers, from C and from Python, without a line end.

@@ -23,7 +23,7 @@ from dsmoe.benchmark.launchers.kept.keeper import PROCESS
 from dsmoe.benchmark.run.layout import Layout
 from dsmoe.benchmark.run.reasons import reason
 
-SECONDS = 60
+SECONDS = 120
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 HEAD = f"import json, os, sys, time\nown = {{n: os.environ.get(n) for n in {NAMES}}}\n"
 
@@ -153,7 +153,7 @@ def test_a_keeper_that_falls_silent_is_lost(
 ) -> None:
     kept = start("print('up', flush=True); time.sleep(600)")
     kept.wait(lambda: kept.said("up"))
-    monkeypatch.setattr(wire, "SILENT_SECONDS", 3.0)
+    monkeypatch.setattr(wire, "SILENT_SECONDS", 8.0)  # the other one is heard every 2 s
     os.kill(kept.keepers[1].pid, signal.SIGSTOP)
     try:
         deadline = time.monotonic() + SECONDS
@@ -164,7 +164,7 @@ def test_a_keeper_that_falls_silent_is_lost(
         os.kill(kept.keepers[1].pid, signal.SIGCONT)
     kept.close()
     tail = kept.run.output.tail
-    assert "rank 1: no message for 3 s" in reason(1, kept.run.output.marks, tail, kept.log)
+    assert "rank 1: no message for 8 s" in reason(1, kept.run.output.marks, tail, kept.log)
 
 
 def test_processes_end_with_the_command(start: Callable[[str], Kept]) -> None:

@@ -25,8 +25,8 @@ GPUS = {**JOB, "SLURM_TASKS_PER_NODE": "1(x2)", "SLURM_GPUS_PER_NODE": "h100:8"}
 
 @pytest.fixture(autouse=True)
 def srun_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(srun.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(srun.source, "_ask_scontrol", lambda nodelist: ([], ""))
+    found = {"srun": "/usr/bin/srun"}  # and no scontrol, which would ask this machine's Slurm
+    monkeypatch.setattr(srun.shutil, "which", found.get)
     monkeypatch.setattr(machine, "this_machine", lambda: NO_GPU)
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, hanging
 
 from dsmoe.common.errors import ArchiveProblem, EnvironmentProblem
 from dsmoe.patchset.base import load_bases
@@ -22,7 +22,7 @@ def test_asking_for_pip_leaves_setuptools_importable() -> None:
         "import setuptools, sys\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
 
@@ -54,3 +54,12 @@ def test_a_place_that_takes_no_checkout_is_named_as_it_was(
     monkeypatch.setattr(release, "check_archive", lambda base, source: None)
     with pytest.raises(EnvironmentProblem, match=f"^{name}: no DeepSpeed checkout can be built"):
         release.build_checkout(Path(name), load_bases()[0], tmp_path, lambda text: None)
+
+
+def test_a_download_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging.package(tmp_path / "first", "pip", monkeypatch)
+    monkeypatch.setattr(archive, "PIP_SECONDS", 0.5)
+    monkeypatch.setattr(archive, "importable", lambda name: True)
+    with pytest.raises(ArchiveProblem, match=r"pip did not download deepspeed==\S+ within 0\.5 s"):
+        archive.fetch_archive(load_bases()[0], tmp_path / "cache", lambda text: None)
+    assert not list((tmp_path / "cache").glob("*"))

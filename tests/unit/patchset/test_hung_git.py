@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
 import time
 from pathlib import Path
 
 import pytest
+from support import hanging
+from support.commands import dsmoe
 
 from dsmoe.common.errors import EnvironmentProblem
 from dsmoe.patchset import git as ours
 
 
 def _hung_git(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    program = folder / "git"
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    program = hanging.program(folder, "git", hanging.HANGS, monkeypatch)
     monkeypatch.setattr(ours, "QUICK_SECONDS", 0.5)
     return str(program)
 
@@ -52,3 +51,13 @@ def test_what_git_started_is_not_waited_for(
     with pytest.raises(EnvironmentProblem, match=r"git rev-parse did not end within 0\.5 s"):
         ours.Git(tmp_path).run("rev-parse", "HEAD")
     assert time.monotonic() - begin < 30
+
+
+def test_the_command_says_it_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _hung_git(tmp_path, monkeypatch)
+    assert dsmoe("apply", tmp_path, "--status") == EnvironmentProblem.exit_code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.search(r"git\S* (rev-parse )?did not end within 0\.5 s", said)
