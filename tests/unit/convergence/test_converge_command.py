@@ -12,7 +12,7 @@ from support.comparison import recorded, words
 
 from dsmoe.benchmark.preflight import machine
 from dsmoe.benchmark.run import patched_deepspeed
-from dsmoe.convergence import plot, records, table
+from dsmoe.convergence import curve_files, plot, table
 from dsmoe.convergence.text import TextInfo
 
 
@@ -49,8 +49,8 @@ def test_the_figure_is_drawn_from_the_files_alone(
 
 def test_the_tables_have_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorded(tmp_path)
-    summary = records.read_summary(tmp_path)
-    curves = records.read_curves(tmp_path, summary)
+    summary = curve_files.read_summary(tmp_path)
+    curves = curve_files.read_curves(tmp_path, summary)
     large = {"parameters": 123456789, "active_parameters": 123456789, "tokens_per_second": 1e6}
     for curve in curves:
         curve.figures.update(large)
