@@ -114,7 +114,7 @@ def _train(
         def seen(line: dict[str, Any]) -> None:
             if line["iteration"]:
                 progress.iteration(line)
-            else:  # the first evaluation is before any step, and many steps follow in silence
+            else:  # the first evaluation is before any step, and many steps follow without a line
                 progress.note(
                     f"held-out loss {line['held_out_loss']:.3f} before training; the next after "
                     f"{todo.sizes.eval_every} steps"
