@@ -15,7 +15,7 @@ from dsmoe.common.arguments import OneLineParser, count, whole
 from dsmoe.common.errors import EnvironmentProblem, UsageError
 from dsmoe.common.files import expanded
 from dsmoe.common.interrupts import StopSignals
-from dsmoe.common.output import teller
+from dsmoe.common.output import line_printer
 from dsmoe.common.places import checkout_folder
 
 if TYPE_CHECKING:  # importing these takes time and packages that --help does not need
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     from dsmoe.hosts.spaces.link import Link
     from dsmoe.hosts.spaces.namespace_cluster import HostCluster, unavailable
 
-    say = teller(options.json)
+    say = line_printer(options.json)
     if options.at_least:
         raise UsageError("--at-least is not for --hosts; leave one out")
     link = Link(options.rate, options.delay)

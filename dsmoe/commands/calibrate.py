@@ -14,7 +14,7 @@ from dsmoe.common.arguments import OneLineParser, add_json, count, file_name
 from dsmoe.common.errors import EnvironmentProblem, ResultsError, exit_code_lines
 from dsmoe.common.files import expanded, refuse_output, write_output
 from dsmoe.common.interrupts import StopSignals
-from dsmoe.common.output import teller
+from dsmoe.common.output import line_printer
 
 NEEDS = ("torch", "numpy", "psutil")
 
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         raise EnvironmentProblem(
             f"--processes {processes}: this machine has {machine.gpus} GPUs; name at most that many"
         )
-    say = teller(options.json)
+    say = line_printer(options.json)
     checkout = checkout_folder()
     if machine.device == "cpu":  # whose layers are measured as a whole
         patched_deepspeed.ensure(checkout, say=say)

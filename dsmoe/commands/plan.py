@@ -14,7 +14,7 @@ from dsmoe.commands import options as shared
 from dsmoe.common.arguments import OneLineParser, add_json, count
 from dsmoe.common.errors import UsageError, exit_code_lines
 from dsmoe.common.kernel_choice import check_kernels
-from dsmoe.common.output import teller
+from dsmoe.common.output import line_printer
 from dsmoe.common.places import chosen_checkout
 from dsmoe.common.tables import wrapped
 
@@ -153,7 +153,7 @@ def _plan(options: argparse.Namespace, launcher: Launcher | None) -> int:
         return _search(options, cases, cluster, on_hosts)
     # dsmoe run --plan has --deepspeed, dsmoe plan has not
     checkout, _ = chosen_checkout(getattr(options, "deepspeed", None))
-    say = teller(options.json)
+    say = line_printer(options.json)
     patched_deepspeed.ensure(checkout, say)
     reports: list[dict[str, Any]] = []
     for case in cases:

@@ -92,7 +92,7 @@ def patient_output() -> Iterator[PatientOutput]:
             sys.stdout, sys.stderr = streams
 
 
-def teller(json: bool = False) -> Callable[[str], None]:
+def line_printer(json: bool = False) -> Callable[[str], None]:
     """What prints how far a command is, at once: with ``json`` to standard error, for standard
     output is the result then."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable
 
 from dsmoe.common.files import write_atomically
-from dsmoe.common.output import teller
+from dsmoe.common.output import line_printer
 from dsmoe.common.places import base_name, project_root
 from dsmoe.patchset.base import load_bases
 from dsmoe.patchset.checkout import actions
@@ -29,7 +29,7 @@ class Trees:
     result: dict[str, str] = field(default_factory=dict)
 
 
-def ensure(path: Path, say: Callable[[str], None] = teller()) -> None:
+def ensure(path: Path, say: Callable[[str], None] = line_printer()) -> None:
     """Build the checkout at ``path`` if nothing is there, and apply the series if it is not.
 
     A checkout with the series applied is not written to, so that a read-only one will do. Raises
