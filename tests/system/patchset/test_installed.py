@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +42,21 @@ for _ in range(8):
     engine.backward(loss); engine.step()
     print("LOSS", loss.item(), deepspeed.__file__, deepspeed.__version__)
 os._exit(0)
+"""
+
+
+# A program that is killed at the first thing it does after a file came or went.
+KILLED = """
+import os, runpy, signal, sys
+target = sys.argv[1]
+there = os.path.exists(target)
+def kill(event, given):
+    if event.startswith(("open", "os.", "subprocess.")) and os.path.exists(target) != there:
+        signal.raise_signal(signal.SIGKILL)
+sys.addaudithook(kill)
+sys.argv = sys.argv[2:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -172,18 +186,10 @@ def test_a_killed_run_is_finished_or_taken_back(action: str, site: Path) -> None
     if action == "revert":
         assert tool(site).returncode == 0
     for way in ("finish", "back"):
-        command = [sys.executable, str(ROOT / "apply_patch.py"), "--installed"]
-        started = subprocess.Popen(
-            command + (["--revert"] if action == "revert" else []),
-            env=environment(site),
-            stdout=subprocess.DEVNULL,
-        )
-        there = target.exists()
-        while started.poll() is None and target.exists() == there:
-            time.sleep(0.0005)
-        started.send_signal(signal.SIGKILL)
-        started.wait()
-        assert started.returncode == -signal.SIGKILL and record.exists()
+        command = [sys.executable, "-c", KILLED, str(target), str(ROOT / "apply_patch.py")]
+        options = ["--installed", *(["--revert"] if action == "revert" else [])]
+        killed = subprocess.run(command + options, env=environment(site), stdout=subprocess.DEVNULL)
+        assert killed.returncode == -signal.SIGKILL and record.exists()
         assert status(site) == 23
         assert tool(site, *(["--revert"] if way == "back" else [])).returncode == 0
         if way == "back":
