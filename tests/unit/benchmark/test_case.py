@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.records import failure, record
 
@@ -97,6 +97,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
+@settings(deadline=None)
 @given(cases())
 def test_a_case_comes_back_from_json(case: Case) -> None:
     written = json.loads(json.dumps(case.to_dict()))

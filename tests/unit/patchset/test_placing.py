@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.patch_project import git
 
@@ -16,6 +16,7 @@ from dsmoe.patchset.placing import PlacingProgress, apply_patch, occurrences, pl
 LINES = st.lists(st.sampled_from([b"a\n", b"b\n", b"\n", b"a\r\n"]), max_size=8)
 
 
+@settings(deadline=None)
 @given(LINES, LINES.filter(bool))
 def test_occurrences_are_those_of_the_list_of_lines(content, wanted) -> None:
     places = range(len(content) - len(wanted) + 1)
