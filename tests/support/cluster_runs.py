@@ -22,9 +22,8 @@ FRONT_DOOR = "-m dsmoe run"  # in a command line
 MARK = "train/training_process.py"
 # Sums of floats in another order: 4 processes against 2, fp32.
 TOLERANCE = 1e-4
-# From the failure to the end of everything. The limit is 30 s, of which 16 s are ssh's:
-# free cores keep it, and busy ones take longer. What is not ended runs on and on.
-END_SECONDS = 60
+# From the failure to the end of everything, as the guide promises; busy cores keep it too.
+END_SECONDS = 30
 
 
 def environment() -> dict[str, str]:

@@ -14,7 +14,7 @@ from dsmoe.benchmark.run.marks import STARTED, WHERE, Mark
 from dsmoe.benchmark.run.processes import session_members
 from dsmoe.benchmark.run.reasons import hung
 
-END_SECONDS = 60  # only a hang comes near, on busy cores too
+END_SECONDS = 30  # only a hang comes near, on busy cores too
 # Two stages of one process each, four micro-batches.
 PIPED = ("2", "--pipeline", "2", "--micro-batches", "4")
 pytestmark = pytest.mark.usefixtures("checkout")

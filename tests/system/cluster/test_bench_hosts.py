@@ -224,9 +224,9 @@ def test_a_launcher_in_each_namespace_where_ssh_is_not_there(tmp_path: Path) -> 
     (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=1\n")
     script = f"""
 import sys
-from dsmoe.hosts.spaces.namespace_cluster import Cluster
+from dsmoe.hosts.spaces.namespace_cluster import HostCluster
 names = {{name: {{"NCCL_HOSTID": "id-" + name}} for name in ("n1", "n2")}}
-cluster = Cluster(2, environment=names, with_ssh=False)
+cluster = HostCluster(2, environment=names, with_ssh=False)
 try:
     words = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", "hosts", "say.py"]
     done = cluster.run("n1", words, cwd={str(tmp_path)!r}, timeout=200)
@@ -250,8 +250,8 @@ sys.exit(done.returncode)
 
 LOGIN = """
 import sys
-from dsmoe.hosts.spaces.namespace_cluster import Cluster
-made = Cluster(1, environment={"n1": {"HOME": sys.argv[1]}}, with_ssh=True)
+from dsmoe.hosts.spaces.namespace_cluster import HostCluster
+made = HostCluster(1, environment={"n1": {"HOME": sys.argv[1]}}, with_ssh=True)
 try:
     done = made.run("n1", ["ssh", "-o", "BatchMode=yes", "n1", "echo in $HOME"])
     print(done.stdout, done.stderr)
