@@ -106,7 +106,8 @@ def run(options: argparse.Namespace) -> int:
         cluster = HostCluster(options.hosts, link, variables)
         try:
             how = "ssh and pdsh" if cluster.with_ssh else "a launcher in each namespace, no ssh"
-            say(f"== {options.hosts} hosts x {per_host}, link: {link.words} ({how})")
+            hosts = "1 host" if options.hosts == 1 else f"{options.hosts} hosts"
+            say(f"== {hosts} x {per_host}, link: {link.words} ({how})")
             output = options.output or Path(OUTPUT)
             place = measure.LinkPlace(cluster, per_host, machine.device, expanded(output), words)
             for number, setting in enumerate(settings, 1):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NEEDS = ("filelock", "git", "numpy", "psutil")
 FITS, DOES_NOT_FIT = 0, 1
+MOST_GIB = 1 << 20  # of one device; a typing error is more
 
 EXAMPLES = """examples:
   dsmoe plan 8                                   # the artifact's case for 8 GPUs
@@ -204,27 +205,28 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
     )
 
     if cluster is None or cluster.device == "cpu":
-        known = "no rates" if cluster is None else f"those of {cluster.name}, a CPU"
+        known = "no rates" if cluster is None else f"the rates of {cluster.name}, a CPU"
         raise UsageError(
             f"--search is for GPUs: found {known}; name a suite or model of GPUs, and "
             "--cluster with one that plan --help lists"
         )
     reports: list[dict[str, Any]] = []
+    fits = True
     for case in cases:
         if case.method == "published":
             raise UsageError(
                 "--search has nothing to choose with the published method, whose settings are the "
                 "paper's; leave it out, or name another suite"
             )
-        memory = int(
-            options.device_memory * 2**30 if options.device_memory else cluster.memory_bytes
-        )
+        memory = device_memory(options.device_memory, {}, "cuda", 1) or cluster.memory_bytes
         here = cluster.with_hosts_of(on_hosts(case.parallel.processes))
         try:
             found, tried = search(case, here, memory, STAGES, shared.changes_of(options))
         except NothingFits as nothing:
             print(f"does not fit: {nothing}", file=sys.stderr)
-            return DOES_NOT_FIT
+            reports.append({"case": case.to_dict(), "search": [], "why": str(nothing)})
+            fits = False
+            continue
         why = (
             explanation(found[0], next_best(found)) if options.explain and len(found) > 1 else None
         )
@@ -247,7 +249,7 @@ def _search(options: argparse.Namespace, cases: list[Any], cluster: Any, on_host
                 _print_lines([f"the first is the fastest: {why}"])
     if options.json:
         print(json.dumps(reports[0] if len(reports) == 1 else {"plans": reports}, indent=2))
-    return FITS
+    return FITS if fits else DOES_NOT_FIT
 
 
 def _print_lines(lines: Sequence[str]) -> None:
@@ -269,8 +271,15 @@ def time_lines(case: Any, found: Any, said: Sequence[str]) -> list[str]:
 def device_memory(
     stated: float | None, hardware: dict[str, Any], device: str, processes: int
 ) -> int | None:
-    """Bytes for one process: ``stated`` in GiB, the GPU's, or a share of this machine's."""
+    """Bytes for one process: ``stated`` in GiB, the GPU's, or a share of this machine's.
+
+    Raises UsageError for more than any device has.
+    """
     if stated:
+        if stated > MOST_GIB:
+            raise UsageError(
+                f"--device-memory {stated:g}: expected GiB of one GPU, at most {MOST_GIB:,}"
+            )
         return int(stated * 2**30)
     if device == "cuda":
         known: int | None = hardware.get("device_memory_bytes")

@@ -10,6 +10,8 @@ from dsmoe.common.errors import ResultsError, UsageError, exit_code_lines
 from dsmoe.common.tables import wrapped
 
 NEEDS = ("filelock", "psutil", "matplotlib")
+#: GPUs a host, with which each of the paper's points is whole hosts.
+HOSTS_OF = (8, 16, 32, 64)
 
 EXAMPLES = """examples:
   dsmoe plot results                      # figure.png, figure.pdf and the table
@@ -104,6 +106,12 @@ def _predicted(options: argparse.Namespace) -> Any:
     from dsmoe.benchmark.results.predicted import draw_predicted, predicted_lines
 
     cluster = load_cluster(options.cluster or "p3.16xlarge")
+    if cluster.device == "cpu" or cluster.gpus_per_host not in HOSTS_OF:
+        found = "a CPU" if cluster.device == "cpu" else f"hosts of {cluster.gpus_per_host}"
+        raise UsageError(
+            f"--cluster {options.cluster}: found {found}; the paper's experts are spread over 8 "
+            "GPUs of a host: expected a file with gpus_per_host 8, 16, 32 or 64"
+        )
     reference = load_reference()
     rows = load_rows(options.results, print) if options.results else []
     points = paper_points(cluster)

@@ -146,9 +146,9 @@ class Parallel:
         )
         _require(
             self.zero_stage in (0, 1, 2),
-            f"ZeRO stage {self.zero_stage} cannot train a mixture of experts: stage 3 of this "
-            "DeepSpeed cuts every parameter over all processes, the experts of single processes "
-            "too; take --zero-stage 2",
+            f"ZeRO stage {self.zero_stage} cannot train a mixture of experts; expected 0, 1 or 2: "
+            "stage 3 of this DeepSpeed cuts every parameter over all processes, the experts of "
+            "single processes too; take --zero-stage 2",
         )
         _require(
             stages == 1 or self.zero_stage < 2,

@@ -85,7 +85,7 @@ def search(
         raise NothingFits("no setting of the search has the options that are given; leave some out")
     if not found:
         raise NothingFits(
-            f"none of {tried} settings fits into {memory / 2**30:.1f} GiB a device; take more GPUs"
+            f"none of {tried} settings fits into {memory / 2**30:.3g} GiB a device; take more GPUs"
         )
     # of equal times the one that takes less memory
     found.sort(key=lambda one: (one.found.seconds, one.peak))

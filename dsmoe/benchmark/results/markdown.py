@@ -8,6 +8,7 @@ from typing import Any, Sequence
 
 from dsmoe.benchmark.results.record import RunRecord
 from dsmoe.benchmark.results.store import RECORDS, some_records
+from dsmoe.common.errors import ResultsError
 
 #: Fields of a case that make no run another one, or that stand by themselves.
 LEFT_OUT = ("parallel", "source", "reduce_reason", "warmup", "iterations")
@@ -16,6 +17,8 @@ LEFT_OUT = ("parallel", "source", "reduce_reason", "warmup", "iterations")
 def print_table(folder: Path) -> None:
     """One row for each record; then what they ran on: GPU, versions, and what a record says of
     kernels. Raises ResultsError."""
+    if folder.is_file():
+        raise ResultsError(f"{folder}: is a file; expected a folder of dsmoe run --output")
     records = some_records(folder / RECORDS)
     print(
         "| case | n | s, median | spread | tokens/s | useful TFLOPS a GPU | J a token | peak GiB "

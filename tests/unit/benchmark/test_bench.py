@@ -75,6 +75,12 @@ def test_the_table_tells_the_runs_of_a_case_apart(tmp_path: Path, capsys) -> Non
     assert other[3] == "| smoke smoke, 1 process, 4 x 4"
 
 
+def test_a_file_in_place_of_the_folder_is_one_line(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    assert dsmoe("bench", "--table", tmp_path / "file") == 10
+    assert f"{tmp_path}/file: is a file; expected a folder" in capsys.readouterr().err
+
+
 def test_a_folder_without_records_is_one_line(tmp_path: Path, capsys) -> None:
     assert dsmoe("bench", "--table", tmp_path) == 10
     [line] = capsys.readouterr().err.splitlines()

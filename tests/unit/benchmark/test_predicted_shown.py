@@ -76,6 +76,10 @@ def test_the_figure_has_every_published_point_and_a_line_for_each_remedy(
         (["plan", "1", "--cluster", "none"], "no such cluster"),
         (["plan", "1", "--suite", "smoke", "--search"], "--search is for GPUs"),
         (["plan", "8", "--suite", "published", "--search"], "published method"),
+        (
+            ["plan", "8", "--suite", "tuned", "--search", "--device-memory", "1e308"],
+            "at most 1,048",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_one_line(
@@ -83,6 +87,29 @@ def test_what_does_not_go_together_is_one_line(
 ) -> None:
     assert cli.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [({"gpus_per_host": 4}, "hosts of 4"), ({"gpus_per_host": 6}, "hosts of 6"),
+     ({"device": "cpu"}, "a CPU")],
+)  # fmt: skip
+def test_the_papers_figure_needs_whole_hosts(
+    change: dict[str, object], found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = json.loads((FOLDER / "p3.16xlarge.json").read_text(encoding="utf-8"))
+    path = tmp_path / "cluster.json"
+    path.write_text(json.dumps({**values, **change}), encoding="utf-8")
+    assert cli.main(["plot", "--predicted", "--cluster", str(path), "--output", "x"]) == 2
+    assert f"found {found}; the paper's experts are" in capsys.readouterr().err
+
+
+def test_a_search_in_which_nothing_fits_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--suite", "tuned", "--search", "--device-memory", "0.1", "--cluster", "h100-400g"]
+    assert cli.main(["plan", "8", *words, "--json"]) == 1
+    out, err = capsys.readouterr()
+    said = json.loads(out)
+    assert said["search"] == [] and said["why"] in err and "fits into 0.1 GiB" in err
 
 
 def test_a_plan_says_of_what_its_messages_are() -> None:
