@@ -73,8 +73,8 @@ def check_held_out(loss: float | None, done: int) -> None:
     """Raises TrainingFailed where iteration ``done`` left weights that give no finite loss."""
     if loss is not None and not math.isfinite(loss):
         raise TrainingFailed(
-            f"the held-out loss is {loss} after iteration {done}; expected a finite number: lower "
-            "the learning rate, and do not go on from this checkpoint"
+            f"the held-out loss is {loss} after iteration {done}; expected a finite number; its "
+            "checkpoint is of no use: lower the learning rate, and train into another --save"
         )
 
 

@@ -77,7 +77,7 @@ def test_the_figure_has_every_published_point_and_a_line_for_each_remedy(
         (["plan", "1", "--suite", "smoke", "--search"], "--search is for GPUs"),
         (["plan", "8", "--suite", "published", "--search"], "published method"),
         (
-            ["plan", "8", "--suite", "tuned", "--search", "--device-memory", "1e308"],
+            ["plan", "8", "--search", "--device-memory", "1e308", "--cluster", "h100-400g"],
             "at most 1,048",
         ),
     ],
