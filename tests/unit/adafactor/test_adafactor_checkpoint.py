@@ -72,6 +72,7 @@ orders = st.permutations(range(len(SHAPES)))
 hops = st.lists(st.tuples(st.integers(1, 9), orders, st.integers(0, 4)), min_size=1, max_size=3)
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None)
 @given(hops, st.randoms(use_true_random=False))
 def test_state_survives_any_chain_of_process_counts_and_orders(hops, random):

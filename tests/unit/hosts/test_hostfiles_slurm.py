@@ -79,6 +79,7 @@ def _item(draw: st.DrawFn) -> tuple[str, list[str]]:
 ITEMS = st.lists(_item(), min_size=1, max_size=4)
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(items=ITEMS)
 def test_expansion_by_brute_force(items: list[tuple[str, list[str]]]) -> None:
