@@ -148,46 +148,55 @@ def test_curves_have_one_axis(whole: Path) -> None:
         assert [event.step for event in events.Scalars(tag)] == [1, 2, 3, 4], tag
 
 
+def small_text(folder: Path) -> Path:
+    """``folder`` with twelve files, enough for a small training and its held-out sample."""
+    folder.mkdir()
+    for name in range(12):
+        lines = (f"{name} for {n} times.\n" for n in range(300))
+        (folder / f"{name}.txt").write_text("".join(lines))
+    return folder
+
+
+def dsmoe(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """``dsmoe WORDS`` run in ``folder``, with the real suites."""
+    return subprocess.run(
+        [sys.executable, "-m", "dsmoe", *map(str, words)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
 @pytest.mark.slow
 def test_evaluate_has_the_loss_of_the_trainings_own_sample(tmp_path: Path) -> None:
     """By default: the held-out text of the training, the same sequences in the same batches."""
-    data = tmp_path / "text"
-    data.mkdir()
-    for name in range(12):
-        (data / f"{name}.txt").write_text("".join(f"{name} for {n} times.\n" for n in range(300)))
+    data = small_text(tmp_path / "text")
     kept = tmp_path / "kept"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def dsmoe(*words: object) -> str:
-        line = [sys.executable, "-m", "dsmoe", *map(str, words)]
-        done = subprocess.run(
-            line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-        )
+    def said(*words: object) -> str:
+        done = dsmoe(tmp_path, *words)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    dsmoe("train", 2, "--steps", 2, "--data", data, "--save", kept)
+    said("train", 2, "--steps", 2, "--data", data, "--save", kept)
     [outcome] = kept.glob("runs/*/outcome.json")
-    found = json.loads(dsmoe("evaluate", kept, "--json"))
+    found = json.loads(said("evaluate", kept, "--json"))
     loss = json.loads(outcome.read_text())["held_out_loss"]
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
     assert found["text"] == f"held out of {data}, as in training"
     # another sample is another figure
-    every = json.loads(dsmoe("evaluate", kept, "--windows", 3, "--json"))
+    every = json.loads(said("evaluate", kept, "--windows", 3, "--json"))
     assert every["windows"] == 3 and abs(every["loss"] - loss) > 1e-4 * loss
 
 
 @pytest.mark.long
 def test_weights_without_a_finite_loss_are_no_success(tmp_path: Path) -> None:
     """The last iteration's own loss is from before its update; the held-out loss is from after."""
-    data = tmp_path / "text"
-    data.mkdir()
-    for name in range(12):
-        (data / f"{name}.txt").write_text("".join(f"{name} for {n} times.\n" for n in range(300)))
-    words = ["1", "--data", str(data), "--save", str(tmp_path / "kept"), "--steps", "1"]
-    line = [sys.executable, "-m", "dsmoe", "train", *words, "--learning-rate", "1e30"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
+    data = small_text(tmp_path / "text")
+    words = ("--data", data, "--save", tmp_path / "kept", "--steps", 1, "--learning-rate", 1e30)
+    done = dsmoe(tmp_path, "train", 1, *words)
     assert done.returncode == 25, done.stdout
     assert "the held-out loss is nan after iteration 1" in done.stderr
 
